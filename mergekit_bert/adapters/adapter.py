@@ -1,0 +1,111 @@
+"""Adapters in memory: what training gave one task, and what an adapter type is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.registry import Registry
+
+Size = tuple[int, int]
+"""(out_features, in_features) of a site."""
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AdapterType:
+    """One way of adapting a linear layer.
+
+    ``shapes`` names the tensors of a site; ``init`` makes them (given basis rows for ``A``, or None); ``change`` is
+    what they add to the site's output; ``delta`` is the same as a change of its weight. ``lr`` and
+    ``head_lr`` are the peak learning rates it recommends. A type without sites is a head alone.
+    """
+
+    name: str
+    description: str
+    source: str
+    shapes: Callable[[AdapterConfig, Size], dict[str, tuple[int, ...]]]
+    init: Callable[[AdapterConfig, Size, Tensor | None, torch.Generator], dict[str, Tensor]]
+    change: Callable[[Float[Tensor, "... in"], Tensors, AdapterConfig], Float[Tensor, "... out"]]
+    delta: Callable[[Tensors, AdapterConfig], Delta]
+    lr: float
+    head_lr: float
+    has_sites: bool = True
+
+
+TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType)
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which encoder an adapter belongs to: a name for people, fingerprints for certainty."""
+
+    name: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "Base":
+        """The identity of ``encoder``."""
+        return cls(encoder.name, encoder.fingerprint, encoder.tokenizer_fingerprint)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What it takes to answer one task: Deltas by site, shifts of other parameters by name, and a head."""
+
+    task: Task
+    max_length: int
+    deltas: Mapping[str, Delta]
+    shifts: Tensors
+    head: Tensors
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter.
+
+    ``sites`` maps a site to its size, ``tensors`` a site to the type's tensors. ``shifts`` are changes of biases and
+    LayerNorm parameters, by name. ``training`` is provenance (examples, epochs, seed, data fingerprint, versions …),
+    ``scores`` what was measured on the rows held out from train.
+    """
+
+    type: str
+    config: AdapterConfig
+    task: Task
+    base: Base
+    max_length: int
+    sites: Mapping[str, Size]
+    tensors: Mapping[str, Tensors]
+    shifts: Tensors
+    head: Tensors
+    basis: BasisRows | None
+    training: Mapping[str, Any]
+    scores: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """Adapters are known by their task."""
+        return self.task.name
+
+    def deltas(self) -> dict[str, Delta]:
+        """The Delta of every site."""
+        kind = TYPES.get(self.type)
+        return {site: kind.delta(tensors, self.config) for site, tensors in self.tensors.items()}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks it answers: its own."""
+        return (self.task,)
+
+    def part(self, task: str) -> Part:
+        """What it takes to answer ``task`` (its own, which is checked by the caller)."""
+        return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head)

@@ -1,0 +1,126 @@
+"""Attaching: the only code that edits a module tree. It always edits a tree of the caller's own.
+
+``attach`` puts trainable adapters beside the sites, for training. ``fold`` adds finished Deltas to the weights, for
+everything else: a folded model costs what the bare encoder costs.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mergekit_bert.adapters.adapter import TYPES, Tensors
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.delta import Delta, apply
+from mergekit_bert.encoder.heads import Classifier
+
+
+class SeededDropout(nn.Module):
+    """Dropout from a generator of its own, so that runs repeat and threads do not disturb each other."""
+
+    def __init__(self, p: float, source: torch.Generator) -> None:
+        """Drop each entry with probability ``p``."""
+        super().__init__()
+        self.p, self.source = p, source
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """``x`` with entries dropped and the rest scaled by 1/(1−p), while training."""
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.source)
+        return x * keep / (1 - self.p)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer and an adapter beside it."""
+
+    def __init__(self, linear: nn.Linear, kind: str, tensors: Tensors, frozen: frozenset[str], config: AdapterConfig,
+                 source: torch.Generator) -> None:
+        """``tensors`` are the type's; those in ``frozen`` are not trained."""
+        super().__init__()
+        self.linear, self.config, self.change = linear, config, TYPES.get(kind).change
+        self.tensors = nn.ParameterDict(
+            {name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
+             for name, tensor in tensors.items()}
+        )
+        self.dropout = SeededDropout(config.dropout, source)
+
+    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        """``x Wᵀ + b`` plus the adapter's change."""
+        out: Tensor = self.linear(x)
+        return out + self.change(self.dropout(x), self.tensors, self.config)
+
+
+def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(tree.get_submodule(parent), child, module)
+
+
+def attach(model: Classifier, kind: str, tensors: Mapping[str, Tensors], frozen: frozenset[str],
+           config: AdapterConfig, source: torch.Generator) -> dict[str, dict[str, nn.Parameter]]:
+    """Put an adapter beside every site of ``tensors``; returns the parameters in the same shape."""
+    placed = {}
+    for site, values in tensors.items():
+        linear = model.encoder.get_submodule(site)
+        assert isinstance(linear, nn.Linear)
+        adapted = AdaptedLinear(linear, kind, values, frozen, config, source)
+        _replace(model.encoder, site, adapted)
+        placed[site] = dict(adapted.tensors.items())
+    return placed
+
+
+def unfreeze(tree: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
+    """Give ``tree`` trainable copies of the named parameters, its own and no longer shared."""
+    fresh = {}
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        owner = tree.get_submodule(parent)
+        fresh[name] = nn.Parameter(getattr(owner, child).detach().clone())
+        setattr(owner, child, fresh[name])
+    return fresh
+
+
+def set_head_dropout(model: Classifier, p: float, source: torch.Generator) -> None:
+    """Replace the head's own dropout by a seeded one."""
+    prefix = f"{model.shell.base_model_prefix}."
+    for name, module in list(model.shell.named_modules()):
+        if isinstance(module, nn.Dropout) and not name.startswith(prefix):
+            _replace(model.shell, name, SeededDropout(p, source))
+
+
+def dropout_on(model: nn.Module, on: bool) -> None:
+    """Switch the seeded dropouts; the encoder itself always runs as at inference."""
+    for module in model.modules():
+        if isinstance(module, SeededDropout):
+            module.train(on)
+
+
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep copies of the frozen parameters in ``dtype``; what is trained stays as it is."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad and parameter.dtype != dtype:
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+
+
+def fold(model: Classifier, deltas: Mapping[str, Delta], shifts: Tensors) -> Classifier:
+    """Add Deltas to the sites' weights and shifts to the other parameters, in float32; returns ``model``."""
+    weights = {f"{site}.weight": delta for site, delta in deltas.items()}
+    for name in [*weights, *shifts]:
+        old = model.encoder.get_parameter(name)
+        value = apply(old, weights[name]) if name in weights else old + shifts[name].to(old.device)
+        parent, _, child = name.rpartition(".")
+        setattr(model.encoder.get_submodule(parent), child, nn.Parameter(value, requires_grad=False))
+    return model
+
+
+def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:
+    """The parameters that ``--train-bias`` (biases of linear layers) and ``--train-layernorm`` train."""
+    names = []
+    for name, module in tree.named_modules():
+        if bias and isinstance(module, nn.Linear) and module.bias is not None:
+            names.append(f"{name}.bias")
+        if layernorm and "norm" in type(module).__name__.lower():
+            names += [f"{name}.{child}" for child, _ in module.named_parameters(recurse=False)]
+    return names

@@ -1,0 +1,97 @@
+"""Deltas: the change of one site's weight, ``W' = W + Δ``, low-rank or dense. All merging stands on this algebra.
+
+A low-rank Delta is ``B @ A``; a scale or a weight is multiplied into ``B`` once, so that no sign is lost and no factor
+counts twice. Everything stays in factors until someone truly needs the dense matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``Δ = B @ A``."""
+
+    B: Float[Tensor, "out r"]
+    A: Float[Tensor, "r in"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of ``B``: an upper bound of the matrix's rank."""
+        return self.B.shape[1]
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        """The matrix."""
+        return self.B @ self.A
+
+    def scaled(self, weight: float) -> "LowRank":
+        """``weight · Δ``."""
+        return LowRank(weight * self.B, self.A)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``Δ`` as it is."""
+
+    matrix: Float[Tensor, "out in"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        """The matrix."""
+        return self.matrix
+
+    def scaled(self, weight: float) -> "Dense":
+        """``weight · Δ``."""
+        return Dense(weight * self.matrix)
+
+
+Delta = LowRank | Dense
+
+
+def add(deltas: Sequence[Delta]) -> Delta:
+    """``Σ Δi``, exactly: low-rank factors are put side by side, never averaged apart.
+
+    Factors wider than the matrix is are compressed without loss; a dense part makes the sum dense.
+    """
+    low = [delta for delta in deltas if isinstance(delta, LowRank)]
+    if len(low) < len(deltas):
+        return Dense(torch.stack([delta.dense() for delta in deltas]).sum(0))
+    total = LowRank(torch.cat([delta.B for delta in low], 1), torch.cat([delta.A for delta in low], 0))
+    return compress(total, min(total.shape))[0] if total.rank > min(total.shape) else total
+
+
+def compress(delta: Delta, rank: int) -> tuple[LowRank, float]:
+    """The best approximation of ``Δ`` of at most ``rank``, and the share of ``‖Δ‖²`` that it loses.
+
+    For factors: QR of both sides and an SVD of the small core (Eckart & Young 1936), in float64.
+    """
+    if isinstance(delta, LowRank):
+        left, core_left = torch.linalg.qr(delta.B.double())
+        right, core_right = torch.linalg.qr(delta.A.double().T)
+        u, values, vh = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
+        u, vh = left @ u, vh @ right.T
+    else:
+        u, values, vh = torch.linalg.svd(delta.matrix.double(), full_matrices=False)
+    energy = values.square()
+    lost = float(energy[rank:].sum() / energy.sum()) if float(energy.sum()) > 0 else 0.0
+    dtype = delta.B.dtype if isinstance(delta, LowRank) else delta.matrix.dtype
+    return LowRank((u[:, :rank] * values[:rank]).to(dtype), vh[:rank].to(dtype)), lost
+
+
+def apply(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "out in"]:
+    """``W + Δ``, added in float32 or wider."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(wide) + delta.dense().to(weight.device, wide)

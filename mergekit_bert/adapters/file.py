@@ -1,0 +1,180 @@
+"""The adapter file: one safetensors file, whole in itself, written deterministically and read strictly.
+
+Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``; the metadata says what they
+mean. Factors that are rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.heads import head_shapes
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import linear_layers
+from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.files import read_tensors, write_tensors
+
+FORMAT = 1
+_REWRITE = "write the file again with this version of mbert"
+
+
+def write_adapter(path: Path, adapter: Adapter) -> None:
+    """Write ``adapter``; the same adapter gives the same bytes."""
+    tensors, record = pack(adapter)
+    write_tensors(path, tensors, {"format": FORMAT, "kind": "adapter", "adapter": record})
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read an adapter file; raises ModelFileError for anything that is not exactly one."""
+    tensors, metadata = read_tensors(path)
+    kind = check_format(str(path), metadata)
+    if kind != "adapter":
+        raise ModelFileError(str(path), f"a file of kind {kind!r}", "an adapter", "give the adapters it was made from")
+    with strict(str(path)):
+        return unpack(str(path), tensors, metadata["adapter"])
+
+
+class strict:  # noqa: N801 (reads as a statement)
+    """Turn what broken metadata raises into a ModelFileError that names the file."""
+
+    def __init__(self, where: str) -> None:
+        """``where`` is the file."""
+        self.where = where
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate the error."""
+        if isinstance(error, ModelFileError):
+            return
+        if isinstance(error, KeyError | TypeError | ValueError | AttributeError | MbertError):
+            told = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ModelFileError(self.where, f"broken metadata ({told})", "metadata as mbert writes it", _REWRITE
+                                 ) from error
+
+
+def check_format(where: str, metadata: Any) -> str:
+    """The file's kind; raises ModelFileError for another format version."""
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else metadata
+        raise ModelFileError(where, f"format version {found!r}", f"version {FORMAT}", "use the mbert that wrote it")
+    return str(metadata.get("kind"))
+
+
+def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, record) of an adapter."""
+    rebuilt = {"A"} if adapter.basis else set()
+    tensors = {
+        f"site.{site}.{name}": tensor
+        for site, values in adapter.tensors.items()
+        for name, tensor in values.items()
+        if name not in rebuilt
+    }
+    tensors |= {f"shift.{name}": tensor for name, tensor in adapter.shifts.items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in adapter.head.items()}
+    record = {
+        "type": adapter.type,
+        "config": dataclasses.asdict(adapter.config),
+        "task": adapter.task.to_json(),
+        "base": dataclasses.asdict(adapter.base),
+        "max_length": adapter.max_length,
+        "sites": {site: list(size) for site, size in adapter.sites.items()},
+        "shifts": {name: list(tensor.shape) for name, tensor in adapter.shifts.items()},
+        "head": {name: list(tensor.shape) for name, tensor in adapter.head.items()},
+        "basis": adapter.basis.to_json() if adapter.basis else None,
+        "training": dict(adapter.training),
+        "scores": dict(adapter.scores),
+    }
+    return tensors, record
+
+
+def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Adapter:
+    """The inverse of :func:`pack`; every name and shape is checked."""
+    known = {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}
+    if set(record) != known:
+        odd = ", ".join(sorted(set(record) ^ known))
+        raise ModelFileError(where, f"missing or extra metadata: {odd}", f"{', '.join(sorted(known))}", _REWRITE)
+    kind, config = TYPES.get(record["type"]), AdapterConfig(**record["config"])
+    sites = {site: (int(size[0]), int(size[1])) for site, size in record["sites"].items()}
+    basis = BasisRows(**record["basis"]) if record["basis"] else None
+    expected = {
+        f"site.{site}.{name}": shape
+        for site, size in sites.items()
+        for name, shape in kind.shapes(config, size).items()
+        if not (basis and name == "A")
+    }
+    expected |= {f"{part}.{name}": tuple(shape) for part, key in (("shift", "shifts"), ("head", "head"))
+                 for name, shape in record[key].items()}
+    check_tensors(where, tensors, expected)
+    by_site: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
+    for site, size in sites.items():
+        for name in kind.shapes(config, size):
+            built = basis.matrix(site, size[1]) if basis and name == "A" else tensors[f"site.{site}.{name}"]
+            by_site[site][name] = built
+    return Adapter(
+        type=record["type"],
+        config=config,
+        task=Task.from_json(record["task"]),
+        base=Base(**record["base"]),
+        max_length=int(record["max_length"]),
+        sites=sites,
+        tensors=by_site,
+        shifts={name: tensors[f"shift.{name}"] for name in record["shifts"]},
+        head={name: tensors[f"head.{name}"] for name in record["head"]},
+        basis=basis,
+        training=dict(record["training"]),
+        scores={name: float(value) for name, value in record["scores"].items()},
+    )
+
+
+def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelFileError unless the file holds exactly the expected tensors, in float32."""
+    for name in sorted(set(expected) - set(tensors)):
+        raise ModelFileError(where, f"tensor {name!r} is missing", f"{len(expected)} tensors", _REWRITE)
+    for name in sorted(set(tensors) - set(expected)):
+        raise ModelFileError(where, f"an extra tensor {name!r}", f"{len(expected)} tensors", _REWRITE)
+    for name, shape in expected.items():
+        found = tensors[name]
+        if tuple(found.shape) != shape or str(found.dtype) != "torch.float32":
+            raise ModelFileError(where, f"tensor {name!r} is {tuple(found.shape)} {found.dtype}",
+                                 f"{shape} torch.float32", _REWRITE)
+
+
+def check_base(where: str, base: Base, encoder: Encoder) -> None:
+    """Raise ModelFileError unless ``encoder`` is the base that the file was made for."""
+    if base.fingerprint != encoder.fingerprint:
+        raise ModelFileError(where, f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
+                             f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
+                             "give the --base it was trained on")
+    if base.tokenizer_fingerprint != encoder.tokenizer_fingerprint:
+        raise ModelFileError(where, f"made with another tokenizer ({base.tokenizer_fingerprint[:12]})",
+                             f"the tokenizer of {encoder.name!r} ({encoder.tokenizer_fingerprint[:12]})",
+                             "restore the tokenizer it was trained with")
+
+
+def check_part(where: str, part: Part, encoder: Encoder) -> None:
+    """Raise ModelFileError unless the part's sites, shifts and head fit ``encoder``."""
+    layers = linear_layers(encoder)
+    parameters = {name: tuple(p.shape) for name, p in encoder.model.named_parameters()}
+    found: dict[str, tuple[int, ...]] = {f"site {site}": delta.shape for site, delta in part.deltas.items()}
+    expected: dict[str, tuple[int, ...]] = {f"site {site}": size for site, size in layers.items()}
+    found |= {f"shift {name}": tuple(tensor.shape) for name, tensor in part.shifts.items()}
+    expected |= {f"shift {name}": shape for name, shape in parameters.items()}
+    head = {f"head {name}": shape for name, shape in head_shapes(encoder, part.task).items()}
+    found |= {f"head {name}": tuple(tensor.shape) for name, tensor in part.head.items()}
+    for name in head:
+        if name not in found:
+            raise ModelFileError(where, f"no {name}", f"a head of {encoder.config.model_type}", _REWRITE)
+    expected |= head
+    for name, shape in found.items():
+        if expected.get(name) != shape:
+            raise ModelFileError(where, f"{name} has shape {shape}", f"{expected.get(name, 'nothing there')}",
+                                 "give the base it was trained on")

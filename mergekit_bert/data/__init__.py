@@ -1,0 +1,1 @@
+"""Text in: tasks, rows, batches, metrics."""

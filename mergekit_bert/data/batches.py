@@ -1,0 +1,97 @@
+"""Batches: tokenised rows, grouped by length so that little padding is computed, in a reproducible order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.hardware import generator
+
+_WINDOW = 16
+"""Training batches are sorted by length within this many shuffled batches."""
+
+Tokenizer = Callable[..., dict[str, list[list[int]]]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, padded to the longest: model inputs of shape (rows, tokens), and where the rows came from."""
+
+    inputs: dict[str, Int[Tensor, "rows tokens"]]
+    labels: Float[Tensor, "rows"] | Int[Tensor, "rows"] | None
+    index: list[int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised rows; ``truncated`` of them were longer than ``max_length`` tokens."""
+
+    columns: dict[str, list[list[int]]]
+    labels: tuple[float, ...] | None
+    truncated: int
+    padding: dict[str, int]
+    task: Task
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def length(self, row: int) -> int:
+        """Tokens of one row."""
+        return len(self.columns["input_ids"][row])
+
+    def batch(self, index: list[int]) -> Batch:
+        """The rows at ``index`` as one batch; regression labels are scaled to 0…1 by the task's range."""
+        width = max(map(self.length, index))
+        inputs = {}
+        for name, column in self.columns.items():
+            pad = self.padding[name]
+            inputs[name] = torch.tensor([column[i] + [pad] * (width - len(column[i])) for i in index])
+        return Batch(inputs, self._labels(index), index)
+
+    def _labels(self, index: list[int]) -> Tensor | None:
+        if self.labels is None:
+            return None
+        chosen = [self.labels[i] for i in index]
+        if self.task.range is None:
+            return torch.tensor(chosen, dtype=torch.long)
+        low, high = self.task.range
+        return (torch.tensor(chosen, dtype=torch.float32) - low) / (high - low)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All rows once, the longest first (so that memory is known at once)."""
+        order = sorted(range(len(self)), key=lambda i: (-self.length(i), i))
+        for start in range(0, len(order), batch_size):
+            yield self.batch(order[start : start + batch_size])
+
+    def shuffled(self, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """The row indices of an epoch's training batches: a function of (seed, epoch) alone."""
+        source = generator(seed, epoch, 13)
+        order = torch.randperm(len(self), generator=source).tolist()
+        window = _WINDOW * batch_size
+        batches = []
+        for start in range(0, len(order), window):
+            near = sorted(order[start : start + window], key=lambda i: (self.length(i), i))
+            batches += [near[at : at + batch_size] for at in range(0, len(near), batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+
+
+def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_token: int) -> Tokens:
+    """Tokenise ``rows``, two texts of a row together as a pair; longer rows are cut to ``max_length`` and counted."""
+    columns = _encode(rows, tokenizer, truncation=False)
+    long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
+    if long:
+        cut = _encode(rows.take(long), tokenizer, truncation="longest_first", max_length=max_length)
+        for name, column in columns.items():
+            for place, i in enumerate(long):
+                column[i] = cut[name][place]
+    padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
+    return Tokens(columns, rows.labels, len(long), padding, task)
+
+
+def _encode(rows: Rows, tokenizer: Tokenizer, **options: object) -> dict[str, list[list[int]]]:
+    texts = [list(column) for column in zip(*rows.texts, strict=True)]
+    return dict(tokenizer(*texts, verbose=False, **options))

@@ -1,0 +1,212 @@
+"""Rows: texts and labels, read from TSV, CSV, JSON lines or Parquet, and checked line by line."""
+
+import csv
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergekit_bert.data.task import Task
+from mergekit_bert.errors import DataError, MissingExtraError
+from mergekit_bert.hardware import generator
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts (one or two a row) and labels: an index into the task's labels, or a value in its range."""
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[float, ...] | None
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int]) -> "Rows":
+        """The rows at ``indices``, in that order."""
+        chosen = list(indices)
+        labels = None if self.labels is None else tuple(self.labels[i] for i in chosen)
+        return Rows(tuple(self.texts[i] for i in chosen), labels, self.where)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of texts and labels."""
+        digest = hashlib.sha256()
+        for number, texts in enumerate(self.texts):
+            label = None if self.labels is None else self.labels[number]
+            digest.update(json.dumps([texts, label]).encode())
+        return digest.hexdigest()
+
+    def label_column(self) -> np.ndarray:
+        """Labels as int64 indices of a classification or float64 values of a regression."""
+        assert self.labels is not None
+        return np.asarray(self.labels)
+
+
+def hold_out(rows: Rows, share: float, limit: int, seed: int) -> tuple[Rows, Rows]:
+    """Split off ``share`` of the rows (at most ``limit``) by a seeded shuffle: (the rest, the held-out)."""
+    count = min(round(len(rows) * share), limit)
+    if count < 1 or count >= len(rows):
+        raise DataError(rows.where, f"{len(rows)} rows", f"enough rows to hold out {share:.0%} of them",
+                        "give more rows")
+    order = torch.randperm(len(rows), generator=generator(seed, 11)).tolist()
+    return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
+
+
+def find_file(folder: Path, split: str) -> Path | None:
+    """``folder/split`` with one of the known suffixes; two of them are an error."""
+    found = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise DataError(str(folder), f"{names}", f"one file for the split {split!r}", "remove all but one")
+    return found[0] if found else None
+
+
+def read_rows(path: Path, task: Task, labelled: bool = True) -> Rows:
+    """The rows of a file, checked; raises :class:`DataError` naming the line. Without labels if not ``labelled``."""
+    columns = [*task.text, task.label] if labelled else [*task.text]
+    return parse_rows(str(path), read_records(path, columns), task, labelled)
+
+
+def parse_rows(where: str, records: Iterable[tuple[str, dict[str, Any]]], task: Task, labelled: bool) -> Rows:
+    """Rows from (place, record) pairs, e.g. ``("line 7", {"sentence": …, "label": …})``."""
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    for place, record in records:
+        spot = f"{where}, {place}"
+        texts.append(tuple(_text(spot, column, record[column]) for column in task.text))
+        if labelled:
+            labels.append(parse_label(spot, task, record[task.label]))
+    if not texts:
+        raise DataError(where, "no rows", "at least one row", "check the file")
+    return Rows(tuple(texts), tuple(labels) if labelled else None, where)
+
+
+def _text(spot: str, column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        found = "nothing" if value is None else repr(value)
+        raise DataError(spot, f"{found} in column {column!r}", "text", "correct the line")
+    return value
+
+
+def parse_label(spot: str, task: Task, value: Any) -> float:
+    """A label as it stands in the data, as an index or a value; raises :class:`DataError`."""
+    if task.kind == "classify":
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # Parquet and JSON keep whole labels as 1.0
+        if str(value) not in task.labels:
+            raise DataError(spot, f"label {value!r}", f"one of {', '.join(task.labels)}", "correct the line")
+        return task.labels.index(str(value))
+    assert task.range is not None
+    low, high = task.range
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high:
+        raise DataError(spot, f"label {value!r}", f"a number from {low:g} to {high:g}", "correct the line")
+    return number
+
+
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) for each row of a file that has ``columns``; raises :class:`DataError`."""
+    readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise DataError(str(path), f"suffix {path.suffix!r}", f"one of {', '.join(readers)}", "rename or convert it")
+    if not path.is_file():
+        raise DataError(str(path), "no such file", "a data file", "check the path")
+    return readers[path.suffix](path, columns)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for line in file:
+                number += 1
+                yield line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, after line {number}", f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text",
+                        "save the file as UTF-8") from error
+
+
+def missing_column(where: str, column: str, found: Iterable[str], columns: Sequence[str]) -> DataError:
+    """The error for a file that lacks ``column``."""
+    return DataError(where, f"no column {column!r} (found: {', '.join(found) or 'none'})",
+                     f"columns {', '.join(columns)}", "rename the column, or name it in a task's YAML")
+
+
+def read_delimited(where: str, lines: Iterable[str], columns: Sequence[str], delimiter: str
+                   ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) for each row of delimited text with a header, quoted the way the csv module quotes."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = reader.fieldnames
+        if header is None:
+            raise DataError(where, "it is empty", "a header line and rows", "check the file")
+        for column in columns:
+            if column not in header:
+                raise missing_column(where, column, header, columns)
+        for record in reader:
+            if None in record or None in record.values():
+                count = len(header) + len(record.get(None) or []) - sum(v is None for v in record.values())
+                raise DataError(f"{where}, line {reader.line_num}", f"{count} cells", f"{len(header)} cells",
+                                "correct the line (an open quote swallows the lines after it)")
+            yield f"line {reader.line_num}", record
+    except csv.Error as error:
+        raise DataError(f"{where}, line {reader.line_num}", f"a bad line ({error})", "well-quoted text",
+                        "correct the line") from error
+
+
+def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return read_delimited(str(path), _lines(path), columns, "\t")
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return read_delimited(str(path), _lines(path), columns, ",")
+
+
+def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        spot = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(spot, f"not JSON ({error})", "one JSON object a line", "correct the line") from error
+        if not isinstance(record, dict):
+            raise DataError(spot, f"a {type(record).__name__}", "a JSON object", "correct the line")
+        for column in columns:
+            if column not in record:
+                raise missing_column(spot, column, record, columns)
+        yield f"line {number}", record
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError(str(path), "the package pyarrow is not installed", "pyarrow for Parquet files",
+                                "install mbert[parquet]") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for column in columns:
+                if column not in names:
+                    raise missing_column(str(path), column, names, columns)
+            records = file.read(columns=list(columns)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(str(path), f"not readable as Parquet ({error})", "a Parquet file", "write it again") from error
+    for number, record in enumerate(records, start=1):
+        yield f"row {number}", record

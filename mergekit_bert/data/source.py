@@ -1,0 +1,107 @@
+"""Where rows come from: ``--data DIR``, ``--data sample``, the folder ``data/``, or the Hugging Face Hub.
+
+It never falls back silently to the generated sample.
+"""
+
+from pathlib import Path
+
+from mergekit_bert.data import sample
+from mergekit_bert.data.rows import Rows, find_file, parse_rows, read_rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.errors import DataError, MissingExtraError
+
+SAMPLE = "sample"
+DEFAULT_FOLDER = Path("data")
+SPLITS = ("train", "dev")
+_THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
+
+
+def load_rows(task: Task, split: str, data: str | Path | None = None) -> Rows:
+    """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError."""
+    named = dict(task.files).get(split)
+    if named is not None:
+        return read_rows(Path(named), task)
+    if data is not None and str(data) == SAMPLE:
+        return _sample_rows(task, split)
+    if data is not None:
+        return _folder_rows(task, split, Path(data))
+    if (DEFAULT_FOLDER / task.name).is_dir():
+        return _folder_rows(task, split, DEFAULT_FOLDER)
+    return _hub_rows(task, split)
+
+
+def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:
+    """Whether there is such a split at all (a Hub task is taken to have both)."""
+    if split in dict(task.files):
+        return True
+    if data is not None and str(data) == SAMPLE:
+        return task.name in sample.SAMPLE_TASKS
+    folder = Path(data) if data is not None else DEFAULT_FOLDER
+    if data is not None or (folder / task.name).is_dir():
+        return find_file(folder / task.name, split) is not None
+    return task.hub is not None and not task.files
+
+
+def _folder_rows(task: Task, split: str, folder: Path) -> Rows:
+    if not folder.is_dir():
+        raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check --data")
+    path = find_file(folder / task.name, split)
+    if path is None:
+        raise DataError(str(folder / task.name), f"no file for the split {split!r}",
+                        f"{split}.tsv, .csv, .jsonl or .parquet", "add it, or name another folder")
+    return read_rows(path, task)
+
+
+def _sample_rows(task: Task, split: str) -> Rows:
+    if task.name not in sample.SAMPLE_TASKS:
+        raise DataError("--data sample", f"no rows for the task {task.name!r}",
+                        f"one of {', '.join(sample.SAMPLE_TASKS)}", "give --data DIR for this task")
+    records = (
+        (f"row {number}", {**dict(zip(task.text, texts, strict=True)), task.label: label})
+        for number, (texts, label) in enumerate(sample.generate(task.name, split), start=1)
+    )
+    return parse_rows(f"sample {task.name} {split}", records, task, labelled=True)
+
+
+def _hub_rows(task: Task, split: str) -> Rows:
+    where = f"data for the task {task.name!r}"
+    if task.hub is None:
+        raise DataError(where, f"no folder {DEFAULT_FOLDER}/{task.name} and no place on the Hub",
+                        f"{task.name}/{split}.tsv", "give --data DIR")
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(where, f"no folder {DEFAULT_FOLDER}/{task.name} and no package datasets",
+                                "rows from somewhere", _THREE_WAYS) from error
+    try:
+        table = datasets.load_dataset(task.hub.path, task.hub.config, split=task.hub.splits[split])
+    except Exception as error:  # the Hub's client raises errors of many libraries
+        found = " ".join(str(error).split())[:160]
+        raise DataError(where, f"no folder {DEFAULT_FOLDER}/{task.name}, and the Hub's {task.hub.path} gave: {found}",
+                        "rows from somewhere", _THREE_WAYS) from error
+    table = table.rename_columns(task.hub.columns)
+    records = ((f"row {number}", record) for number, record in enumerate(table, start=1))
+    return parse_rows(f"{task.hub.path} {task.hub.config or ''} {split}", records, task, labelled=True)
+
+
+def write_sample(folder: Path) -> list[Path]:
+    """Write the generated corpus as ``folder/<task>/<split>.tsv``; returns the paths."""
+    import csv
+    import io
+
+    from mergekit_bert.data.task import get_task
+    from mergekit_bert.files import refuse_existing, write_atomic
+
+    paths = []
+    for name in sample.SAMPLE_TASKS:
+        task = get_task(name)
+        for split in SPLITS:
+            text = io.StringIO()
+            writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+            writer.writerow([*task.text, task.label])
+            writer.writerows([*texts, label] for texts, label in sample.generate(name, split))
+            path = folder / name / f"{split}.tsv"
+            refuse_existing(path, force=False)
+            write_atomic(path, text.getvalue().encode())
+            paths.append(path)
+    return paths

@@ -1,0 +1,97 @@
+"""Plain Hugging Face folders: a whole model for one task, which ``AutoModelForSequenceClassification`` loads as it is.
+
+Beside transformers' files lies ``mbert.json``: the task, the base and the provenance, so that mbert can score it too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.heads import Classifier, last_linear
+from mergekit_bert.encoder.load import Encoder, quiet_transformers
+from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.files import atomic_folder, sweep_parts, write_json
+
+RECORD = "mbert.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """A model folder as read: ``record`` is its ``mbert.json``."""
+
+    path: Path
+    task: Task
+    max_length: int
+    base: Mapping[str, str]
+    record: Mapping[str, Any]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The one task it answers."""
+        return (self.task,)
+
+
+def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
+    """Write ``model`` whole, its weights in float32.
+
+    A regression's range goes into the last layer, so that the folder's output is the value itself.
+    """
+    sweep_parts(path)
+    with atomic_folder(path) as part, quiet_transformers():
+        scale_head(model, task)
+        model.shell.save_pretrained(part)
+        encoder.tokenizer.save_pretrained(part)
+        write_json(part / RECORD, {"format": _FORMAT, "task": task.to_json(), **record})
+
+
+def scale_head(model: Classifier, task: Task) -> None:
+    """Turn a regression head's 0…1 into the task's range, in place."""
+    if task.range is None:
+        return
+    low, high = task.range
+    layer = last_linear(model)
+    with torch.no_grad():
+        layer.weight.mul_(high - low)
+        layer.bias.mul_(high - low).add_(low)
+
+
+def read_folder(path: Path) -> FullModel:
+    """The folder's record; raises ModelFileError."""
+    where = str(path / RECORD)
+    remedy = "give a folder written by `mbert finetune` or `mbert merge --dense`"
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != _FORMAT:
+            raise ValueError(f"format version {record['format']!r}")
+        base = {key: str(record["base"][key]) for key in ("name", "fingerprint", "tokenizer_fingerprint")}
+        return FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
+    except OSError as error:
+        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
+    except (ValueError, KeyError, TypeError, MbertError) as error:
+        raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
+
+
+def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
+    """The model and its tokenizer; outputs are logits, or values in the task's range."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            shell, info = AutoModelForSequenceClassification.from_pretrained(
+                str(folder.path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder.path))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        found = " ".join(str(error).split())[:160]
+        raise ModelFileError(str(folder.path), f"it cannot be loaded ({found})", "a whole model folder",
+                             "write it again") from error
+    if info["missing_keys"]:
+        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
+    return Classifier(shell).eval().requires_grad_(False), tokenizer

@@ -1,0 +1,150 @@
+"""Files on disk: atomic writes, refusal to overwrite, fingerprints, and the one strict safetensors container.
+
+Only this module opens weight files. It knows nothing of adapters: what the tensors mean is for
+:mod:`mergekit_bert.adapters.file` and :mod:`mergekit_bert.composing.file`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit_bert.errors import ModelFileError, OutputError
+
+Json = Any
+METADATA_KEY = "mbert"
+
+
+def canonical_json(value: Json) -> str:
+    """``value`` as JSON that is the same for equal values: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Json) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of every safetensors file of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise :class:`OutputError` when ``path`` exists and ``force`` was not given."""
+    if path.exists() and not force:
+        raise OutputError(str(path), "it exists already", "a new path", "choose another --out or give --force")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(str(path), reason.lower(), "a place that can be written", "free space or choose another path"
+                          ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: a killed process leaves the old file or none, never half of one."""
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write ``value`` atomically as indented JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield part
+            part.chmod(0o755)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+                os.replace(path, old / "old")
+                os.replace(part, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def sweep_parts(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
+    """Write torch ``tensors`` and ``metadata`` as one safetensors file; equal inputs give equal bytes."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sweep_parts(path)
+    write_atomic(path, save(contiguous, metadata={METADATA_KEY: canonical_json(metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
+    """Read what :func:`write_tensors` wrote: CPU torch tensors and the metadata.
+
+    Raises :class:`ModelFileError` for a file that is missing, cut short, foreign, or holds a non-finite value.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    remedy = "write the file again, or name another"
+    if not path.is_file():
+        found = "it is a folder" if path.is_dir() else "no such file"
+        raise ModelFileError(str(path), found, "a .safetensors file written by mbert", "check the path")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(str(path), f"not readable as safetensors ({error})", "a whole safetensors file", remedy
+                             ) from error
+    if METADATA_KEY not in header:
+        raise ModelFileError(str(path), f"a foreign header (metadata keys: {', '.join(sorted(header)) or 'none'})",
+                             f"the metadata key {METADATA_KEY!r}", "give a file written by mbert")
+    try:
+        metadata = json.loads(header[METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", remedy) from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelFileError(str(path), f"tensor {name!r} holds NaN or infinity", "finite values", remedy)
+    return tensors, metadata

@@ -1,0 +1,91 @@
+"""The run log: JSON lines, optional TensorBoard, and a progress bar. Figures only; it decides nothing."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mergekit_bert.errors import MissingExtraError, OutputError
+
+LOG = "log.jsonl"
+
+
+class Writer(Protocol):
+    """The part of TensorBoard's SummaryWriter that is used."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Record one figure."""
+
+    def close(self) -> None:
+        """Flush and close."""
+
+
+class RunLog:
+    """Writes each event as one JSON line, and its numbers to TensorBoard where asked."""
+
+    def __init__(self, folder: Path, keep_bytes: int, tensorboard: bool, step: int) -> None:
+        """Go on after the first ``keep_bytes`` of an earlier log (0: a new one)."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / LOG).open("ab")
+            self._file.truncate(keep_bytes)
+        except OSError as error:
+            raise OutputError(str(folder), (error.strerror or str(error)).lower(), "a folder that can be written",
+                              "choose another --out") from error
+        self._board = _tensorboard(folder, step) if tensorboard else None
+
+    def write(self, event: dict[str, Any]) -> int:
+        """Append ``event``; returns the log's length in bytes."""
+        self._file.write((json.dumps(event, sort_keys=True) + "\n").encode())
+        self._file.flush()
+        if self._board is not None:
+            for name, value in event.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, event["step"])
+        return self.bytes()
+
+    def bytes(self) -> int:
+        """The log's length so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path, step: int) -> Writer:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("--tensorboard", "the package tensorboard is not installed", "tensorboard",
+                                "install mbert[tensorboard]") from error
+    writer: Writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+    return writer
+
+
+class Bar(Protocol):
+    """A progress bar in use."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show ``done`` of the total, and a note."""
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, show: bool) -> Iterator[Bar]:
+    """A progress bar on standard error; nothing where it is not wanted or not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bars:
+        task = bars.add_task(title, total=total, note="")
+
+        def update(done: int, note: str = "") -> None:
+            bars.update(task, completed=done, **({"note": note} if note else {}))
+
+        yield update

@@ -1,0 +1,183 @@
+"""The one training loop: AdamW, warm-up and linear decay, the best epoch by held-out rows, early stopping, resume.
+
+It knows nothing of adapters: it moves named parameters of a model. Everything it does is a function of its inputs and
+of ``Progress``, so that a killed run ends in the same bits.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergekit_bert.adapters.attach import cast_frozen, dropout_on
+from mergekit_bert.data.batches import Tokens
+from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.forward import forward_rows, scaled, to_device
+from mergekit_bert.errors import TrainingError
+from mergekit_bert.hardware import autocast
+from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.log import RunLog, progress_bar
+from mergekit_bert.training.resume import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
+from mergekit_bert.training.trainable import Trainable
+
+_LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: its rows, its options, its folder, and the description that a checkpoint must match."""
+
+    task: Task
+    train: Tokens
+    held_out: Tokens
+    config: TrainConfig
+    lr: float
+    head_lr: float
+    dtype: torch.dtype
+    folder: Path
+    run: dict[str, Any]
+    tensorboard: bool = False
+    show: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop found: the best epoch's parameters, and how it went."""
+
+    best: dict[str, Tensor]
+    progress: Progress
+
+
+def fit(work: Trainable, setting: Setting) -> Outcome:
+    """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
+    optimizer = _optimizer(work, setting)
+    cast_frozen(work.model, setting.dtype)
+    progress, best = Progress(), dict[str, Tensor]()
+    if (setting.folder / CHECKPOINT).exists():
+        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer)
+    log = RunLog(setting.folder, progress.log_bytes, setting.tensorboard, progress.step)
+    total = setting.config.epochs * math.ceil(len(setting.train) / setting.config.batch_size)
+    saved = time.monotonic()
+    try:
+        with progress_bar(f"train {setting.task.name}", total, setting.show) as bar:
+            for _ in _steps(work, optimizer, setting, progress, total, log):
+                if progress.batch == 0:  # an epoch has ended
+                    best = _end_epoch(work, setting, progress, best, log)
+                bar(progress.step, _note(setting.task, progress))
+                if progress.batch == 0 or time.monotonic() - saved > setting.config.checkpoint_seconds:
+                    progress.log_bytes = log.bytes()
+                    save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+                    saved = time.monotonic()
+    finally:
+        log.close()
+    return Outcome(best, progress)
+
+
+def _optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
+    groups = []
+    for is_head in (False, True):
+        for decays in (True, False):  # biases and norms are not decayed
+            chosen = [p for name, p in work.parameters.items()
+                      if name.startswith("head.") == is_head and (p.dim() > 1) == decays]
+            groups.append({"params": chosen, "peak": setting.head_lr if is_head else setting.lr,
+                           "weight_decay": setting.config.weight_decay if decays else 0.0})
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def _steps(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, progress: Progress, total: int, log: RunLog
+           ) -> Iterator[None]:
+    """Run the steps that are left, yielding after each; ``progress`` tells where it stands."""
+    config = setting.config
+    while progress.epoch < config.epochs and not _stopped(progress, config.patience):
+        batches = setting.train.shuffled(config.batch_size, config.seed, progress.epoch)
+        while progress.batch < len(batches):
+            start = time.monotonic()
+            rate = _rate(progress.step, total, round(config.warmup * total))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["peak"]
+            loss = _step(work, optimizer, setting, batches[progress.batch])
+            progress.batch, progress.step = progress.batch + 1, progress.step + 1
+            progress.loss_sum += loss
+            progress.seconds += time.monotonic() - start
+            if progress.step % _LOG_EVERY == 0:
+                log.write({"step": progress.step, "epoch": progress.epoch, "loss": loss, "lr": rate * setting.lr,
+                           "seconds": round(progress.seconds, 3)})
+            if progress.batch < len(batches):
+                yield
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        yield
+
+
+def _stopped(progress: Progress, patience: int) -> bool:
+    return progress.epoch - 1 - progress.best_epoch >= patience and progress.epoch > 0
+
+
+def _rate(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate: linear up over ``warmup`` steps, linear down to zero at ``total``."""
+    return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
+
+
+def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index: list[int]) -> float:
+    device = next(work.model.parameters()).device
+    batch = setting.train.batch(index)
+    assert batch.labels is not None
+    dropout_on(work.model, True)
+    with autocast(setting.dtype, device):
+        outputs = work.model(**to_device(batch, device))
+    loss = task_loss(setting.task, outputs.float(), batch.labels.to(device))
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(f"training {setting.task.name}", "a loss that is not finite", "a finite loss",
+                            "use a smaller --lr or --precision fp32")
+    return value
+
+
+def task_loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Shaped[Tensor, "rows"]) -> Float[Tensor, ""]:
+    """Cross entropy of a classification, mean squared error on 0…1 of a regression."""
+    if task.kind == "classify":
+        return functional.cross_entropy(outputs, labels)
+    return functional.mse_loss(outputs[:, 0], labels)
+
+
+def _end_epoch(work: Trainable, setting: Setting, progress: Progress, best: dict[str, Tensor], log: RunLog
+               ) -> dict[str, Tensor]:
+    """Score the held-out rows; returns the best parameters so far."""
+    start = time.monotonic()
+    score = held_out_score(work, setting)
+    progress.seconds += time.monotonic() - start
+    steps = math.ceil(len(setting.train) / setting.config.batch_size)
+    event = {"step": progress.step, "epoch": progress.epoch - 1, "train_loss": progress.loss_sum / steps,
+             f"held_out_{setting.task.metric}": score}
+    progress.history.append(event)
+    progress.loss_sum = 0.0
+    log.write(event)
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_epoch = score, progress.epoch - 1
+        return work.values()
+    return best
+
+
+def held_out_score(work: Trainable, setting: Setting) -> float:
+    """The task's main metric on the held-out rows."""
+    dropout_on(work.model, False)
+    outputs = scaled(forward_rows(work.model, setting.held_out, setting.dtype), setting.task.range)
+    true = torch.tensor(setting.held_out.labels).numpy()
+    return metric(setting.task.metric).value(true, predicted_column(setting.task.kind, outputs))
+
+
+def _note(task: Task, progress: Progress) -> str:
+    if progress.best_score is None:
+        return ""
+    return f"held-out {task.metric} {progress.best_score:.3f} (epoch {progress.best_epoch + 1})"

@@ -1,0 +1,301 @@
+"""Training runs: from rows to a finished adapter file or model folder, with a manifest, resumable at any moment.
+
+Beside the output ``X`` lies the folder ``X.run`` with the log, the manifest and, while unfinished, a checkpoint.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Size
+from mergekit_bert.adapters.attach import attach, fold
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.file import read_adapter, write_adapter
+from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel, load_folder, read_folder, write_folder
+from mergekit_bert.encoder.forward import forward_rows
+from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import find_sites
+from mergekit_bert.errors import MbertWarning, ModelFileError, TrainingError
+from mergekit_bert.files import file_fingerprint, refuse_existing, write_json
+from mergekit_bert.hardware import default_device, generator, gpu_meter, peak_memory_bytes, pick_precision, threads
+from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.loop import Outcome, Setting, fit
+from mergekit_bert.training.resume import CHECKPOINT
+from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
+
+MANIFEST = "manifest.json"
+_RUN = "run.json"
+_FULL_LR, _FULL_HEAD_LR = 5e-5, 5e-4
+_PACKAGES = ("mbert", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+_CHECKED_ROWS = 8
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a run meets what lies at its output already, and how it is watched."""
+
+    resume: bool = False
+    force: bool = False
+    tensorboard: bool = False
+    show: bool = True
+
+
+def run_folder(out: Path) -> Path:
+    """Where the log, the manifest and the checkpoint of the run that makes ``out`` lie."""
+    return out.parent / f"{out.name.removesuffix('.safetensors')}.run"
+
+
+def train_adapter(encoder: Encoder, task: Task, rows: Rows, out: Path, kind: str = "lora",
+                  adapter: AdapterConfig | None = None, train: TrainConfig | None = None,
+                  control: Control | None = None) -> Adapter:
+    """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``.
+
+    Raises TrainingError, BasisError, OutputError or DataError before any long work.
+    """
+    adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
+    record = TYPES.get(kind)
+    sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
+    folder = run_folder(out)
+    finished = _claim(out, folder, control)
+    basis = _basis_rows(encoder, out, adapter, sites)
+    described = {"type": kind, "adapter": dataclasses.asdict(adapter), "basis": basis.to_json() if basis else None}
+    setting = _setting(encoder, task, rows, train, control, folder, described, (record.lr, record.head_lr))
+    if finished:
+        _check_same(folder, setting.run)
+        return read_adapter(out)
+    work = adapter_trainable(encoder, task, kind, adapter, sites, basis, train)
+    with gpu_meter(default_device()) as meter:
+        outcome = fit(work, setting)
+    values = _split(outcome.best)
+    trained = Adapter(
+        type=kind,
+        config=adapter,
+        task=task,
+        base=Base.of(encoder),
+        max_length=_max_length(encoder, train),
+        sites=sites,
+        tensors=_site_tensors(values["site"], sites, basis),
+        shifts={name: (value - encoder.model.get_parameter(name)).cpu() for name, value in values["shift"].items()},
+        head=values["head"],
+        basis=basis,
+        training=_provenance(setting, outcome),
+        scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
+    )
+    write_adapter(out, trained)
+    _check_reload(out, trained, encoder, setting)
+    _finish(out, folder, setting, outcome, work, (meter.average_bytes, meter.maximum_bytes))
+    return trained
+
+
+def finetune(encoder: Encoder, task: Task, rows: Rows, out: Path, train: TrainConfig | None = None,
+             control: Control | None = None) -> FullModel:
+    """Train every weight on ``rows`` and write a plain Hugging Face folder to ``out``: the reference for adapters."""
+    train, control = train or TrainConfig(), control or Control()
+    folder = run_folder(out)
+    finished = _claim(out, folder, control)
+    setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, (_FULL_LR, _FULL_HEAD_LR))
+    if finished:
+        _check_same(folder, setting.run)
+        return read_folder(out)
+    work = full_trainable(encoder, task, train)
+    with gpu_meter(default_device()) as meter:
+        outcome = fit(work, setting)
+    with torch.no_grad():
+        for name, parameter in work.parameters.items():
+            parameter.copy_(outcome.best[name])
+    record = {
+        "kind": "full",
+        "base": dataclasses.asdict(Base.of(encoder)),
+        "max_length": _max_length(encoder, train),
+        "training": _provenance(setting, outcome),
+        "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
+    }
+    write_folder(out, work.model, encoder, task, record)
+    model = read_folder(out)
+    _compare(out, work.model, load_folder(model)[0], setting.held_out)
+    _finish(out, folder, setting, outcome, work, (meter.average_bytes, meter.maximum_bytes))
+    return model
+
+
+def _claim(out: Path, folder: Path, control: Control) -> bool:
+    """Whether the run is finished already; raises when something lies in its way."""
+    unfinished = (folder / CHECKPOINT).exists()
+    if control.resume:
+        return out.exists() and not unfinished
+    refuse_existing(out, control.force)
+    if unfinished and not control.force:
+        raise TrainingError(str(folder), "an unfinished run", "a new place, or a decision about it",
+                            "give --resume to go on or --force to start over")
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
+    """Raise TrainingError unless the finished run of ``folder`` was this one."""
+    path = folder / MANIFEST
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(str(path), "the output exists, but no manifest says how it was made", "a run to resume",
+                            "choose another --out or give --force") from error
+    differing = sorted(key for key in run if earlier.get(key) != json.loads(json.dumps(run[key])))
+    if differing:
+        raise TrainingError(str(path), f"a finished run with other {', '.join(differing)}", "the same command",
+                            "choose another --out or give --force")
+
+
+def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
+    if adapter.basis == "random" or not sites:
+        return None
+    width = min(in_features for _, in_features in sites.values())
+    return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)
+
+
+def _setting(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig, control: Control, folder: Path,
+             described: dict[str, Any], rates: tuple[float, float]) -> Setting:
+    """Hold rows out, tokenise, and describe the run so that a checkpoint can be told from another run's."""
+    if train.threads is not None and train.threads != threads():
+        raise TrainingError("threads", f"torch uses {threads()}", f"{train.threads}",
+                            "call mergekit_bert.hardware.set_threads first")
+    kept, held = hold_out(rows, train.hold_out, train.hold_out_limit, train.seed)
+    length = _max_length(encoder, train)
+    tokens, held_tokens = (tokenise(part, task, encoder.tokenizer, length, encoder.pad_token) for part in (kept, held))
+    _tell_truncated(task, tokens, held_tokens, length)
+    run = described | {
+        "task": task.to_json(),
+        "base": encoder.fingerprint,
+        "tokenizer": encoder.tokenizer_fingerprint,
+        "data": rows.fingerprint(),
+        "train": {key: value for key, value in dataclasses.asdict(train).items()
+                  if key not in ("checkpoint_seconds", "precision", "threads")},
+        "threads": threads(),
+        "precision": _precision(train, folder, control.resume),
+        "lr": train.lr or rates[0],
+        "head_lr": train.head_lr or rates[1],
+    }
+    run = json.loads(json.dumps(run))
+    write_json(folder / _RUN, run)
+    return Setting(task, tokens, held_tokens, train, run["lr"], run["head_lr"], getattr(torch, run["precision"]),
+                   folder, run, control.tensorboard, control.show)
+
+
+def _precision(train: TrainConfig, folder: Path, resume: bool) -> str:
+    """The precision, which ``auto`` finds out once: a resumed run keeps what it began with."""
+    if resume and train.precision == "auto" and (folder / _RUN).exists():
+        return str(json.loads((folder / _RUN).read_text(encoding="utf-8"))["precision"])
+    return str(pick_precision(train.precision, default_device())).removeprefix("torch.")
+
+
+def _max_length(encoder: Encoder, train: TrainConfig) -> int:
+    return min(train.max_length, encoder.max_length)
+
+
+def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> None:
+    count = tokens.truncated + held.truncated
+    if count:
+        warnings.warn(f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
+                      "are cut (--max-length)", MbertWarning, stacklevel=4)
+
+
+def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Parameters by what they belong to, on the CPU."""
+    parts: dict[str, dict[str, Tensor]] = {"site": {}, "shift": {}, "head": {}}
+    for name, value in values.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value.cpu()
+    return parts
+
+
+def _site_tensors(values: Mapping[str, Tensor], sites: Mapping[str, Size], basis: BasisRows | None
+                  ) -> dict[str, dict[str, Tensor]]:
+    tensors: dict[str, dict[str, Tensor]] = {
+        site: {"A": basis.matrix(site, size[1])} if basis else {} for site, size in sites.items()
+    }
+    for name, value in values.items():
+        site, _, tensor = name.rpartition(".")
+        tensors[site][tensor] = value
+    return tensors
+
+
+def _provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
+    """What the model file says about its training: nothing that differs between equal runs."""
+    return {
+        "examples": len(setting.train),
+        "held_out": len(setting.held_out),
+        "truncated": setting.train.truncated + setting.held_out.truncated,
+        "epochs": outcome.progress.epoch,
+        "best_epoch": outcome.progress.best_epoch + 1,
+        "steps": outcome.progress.step,
+        "optimizer": "AdamW",
+        **{key: setting.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
+        **setting.run["train"],
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
+    """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
+    beside = classifier(encoder, trained.task, trained.head)
+    attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
+    fold(beside, {}, trained.shifts)
+    part = read_adapter(out).part(trained.name)
+    _compare(out, beside, fold(classifier(encoder, part.task, part.head), part.deltas, part.shifts), setting.held_out)
+
+
+def _compare(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
+    few = dataclasses.replace(tokens, labels=None,
+                              columns={name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()})
+    one, two = forward_rows(before, few), forward_rows(after, few)
+    worst = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
+    if worst > _TOLERANCE:
+        raise ModelFileError(str(out), f"after reloading its outputs differ by {worst:.2g}",
+                             f"at most {_TOLERANCE:g}", "report this as a bug; the file must not be used")
+
+
+def _finish(out: Path, folder: Path, setting: Setting, outcome: Outcome, work: Trainable,
+            gpu: tuple[int | None, int | None]) -> None:
+    """Write the manifest and drop the checkpoint."""
+    trainable = sum(p.numel() for p in work.parameters.values())
+    total = sum(p.numel() for p in work.model.parameters())
+    write_json(folder / MANIFEST, {
+        "output": out.name,
+        "sha256": file_fingerprint(out),
+        "run": setting.run,
+        "training": _provenance(setting, outcome),
+        "history": outcome.progress.history,
+        "parameters": {"trainable": trainable, "total": total,
+                       "reduction_percent": round(100 * (1 - trainable / total), 3)},
+        "wall_seconds": round(outcome.progress.seconds, 2),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "gpu_memory_bytes": {"average": gpu[0], "maximum": gpu[1]},
+        "device": str(default_device()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    })
+    for name in (CHECKPOINT, _RUN):
+        (folder / name).unlink(missing_ok=True)

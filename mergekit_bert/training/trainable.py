@@ -1,0 +1,74 @@
+"""What is trained: an adapter, a head alone, or everything. Each is a model and its named parameters, for one loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_bert.adapters.adapter import TYPES, Size
+from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.hardware import generator
+from mergekit_bert.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model in training.
+
+    ``parameters`` are named ``site.<site>.<tensor>``, ``shift.<parameter>`` (whole values; their change is taken
+    at the end), ``encoder.<parameter>`` and ``head.<tensor>``. ``source`` is the generator of every dropout.
+    """
+
+    model: Classifier
+    parameters: Mapping[str, nn.Parameter]
+    source: torch.Generator
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of the parameters."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+
+def adapter_trainable(encoder: Encoder, task: Task, kind: str, config: AdapterConfig, sites: Mapping[str, Size],
+                      basis: BasisRows | None, train: TrainConfig) -> Trainable:
+    """An adapter of type ``kind`` at ``sites``, and a head."""
+    model, source = _fresh(encoder, task, train)
+    shifts = unfreeze(model.encoder, shift_names(model.encoder, config.train_bias, config.train_layernorm))
+    values = {
+        site: TYPES.get(kind).init(config, size, basis.matrix(site, size[1]) if basis else None,
+                                   generator(train.seed, 2, place))
+        for place, (site, size) in enumerate(sites.items())
+    }
+    frozen = frozenset({"A"} if basis else ())
+    placed = attach(model, kind, values, frozen, config, source)
+    parameters = {f"site.{site}.{name}": parameter for site, found in placed.items()
+                  for name, parameter in found.items() if name not in frozen}
+    parameters |= {f"shift.{name}": parameter for name, parameter in shifts.items()}
+    return _finish(model, parameters, source)
+
+
+def full_trainable(encoder: Encoder, task: Task, train: TrainConfig) -> Trainable:
+    """Every weight of the encoder, and a head."""
+    model, source = _fresh(encoder, task, train)
+    names = [name for name, _ in model.encoder.named_parameters()]
+    parameters = {f"encoder.{name}": p for name, p in unfreeze(model.encoder, names).items()}
+    return _finish(model, parameters, source)
+
+
+def _fresh(encoder: Encoder, task: Task, train: TrainConfig) -> tuple[Classifier, torch.Generator]:
+    model = classifier(encoder, task, generator(train.seed, 1))
+    source = generator(train.seed, 3, device=next(encoder.model.parameters()).device)
+    set_head_dropout(model, train.head_dropout, source)
+    return model, source
+
+
+def _finish(model: Classifier, parameters: dict[str, nn.Parameter], source: torch.Generator) -> Trainable:
+    head = model.head()
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    return Trainable(model, parameters | {f"head.{name}": p for name, p in head.items()}, source)
