@@ -1,1 +1,81 @@
-"""placeholder"""
+"""mbert: train one small adapter per task on a frozen BERT-like encoder, compose them, and know what it costs.
+
+Names are imported when they are first used, so that ``import mergekit_bert`` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mergekit_bert.adapters.adapter import Adapter
+    from mergekit_bert.adapters.config import AdapterConfig
+    from mergekit_bert.api import (
+        encoder,
+        evaluate,
+        export,
+        finetune,
+        load,
+        merge,
+        predictor,
+        save,
+        train_adapter,
+    )
+    from mergekit_bert.composing.composition import Ensemble, Merged
+    from mergekit_bert.composing.prediction import Prediction, Predictor
+    from mergekit_bert.data.source import load_rows, write_sample
+    from mergekit_bert.data.task import Task, get_task
+    from mergekit_bert.encoder.folder import FullModel
+    from mergekit_bert.encoder.load import Encoder
+    from mergekit_bert.errors import MbertError, MbertWarning
+    from mergekit_bert.evaluation.evaluate import Evaluation
+    from mergekit_bert.training.config import TrainConfig
+
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "Encoder",
+    "Ensemble",
+    "Evaluation",
+    "FullModel",
+    "MbertError",
+    "MbertWarning",
+    "Merged",
+    "Prediction",
+    "Predictor",
+    "Task",
+    "TrainConfig",
+    "encoder",
+    "evaluate",
+    "export",
+    "finetune",
+    "get_task",
+    "load",
+    "load_rows",
+    "merge",
+    "predictor",
+    "save",
+    "train_adapter",
+    "write_sample",
+]
+
+_HOMES = {
+    "adapters.adapter": ("Adapter",),
+    "adapters.config": ("AdapterConfig",),
+    "composing.composition": ("Ensemble", "Merged"),
+    "composing.prediction": ("Prediction", "Predictor"),
+    "data.source": ("load_rows", "write_sample"),
+    "data.task": ("Task", "get_task"),
+    "encoder.folder": ("FullModel",),
+    "encoder.load": ("Encoder",),
+    "errors": ("MbertError", "MbertWarning"),
+    "evaluation.evaluate": ("Evaluation",),
+    "training.config": ("TrainConfig",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mergekit_bert' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mergekit_bert.{_HOME.get(name, 'api')}"), name)

@@ -1,15 +1,15 @@
 """The exception tree. Every error a user can cause is one line: where, what was found, what was expected, what to do.
 
-    MbertError
-    ├── UnknownNameError   a task, base, method, type or metric that nothing is registered under
-    ├── DataError          rows that cannot be read: a file, a column, a label, a line
-    ├── EncoderError       a base model that cannot be loaded or has no such sites
-    ├── BasisError         rows of an orthogonal basis that collide or have run out
-    ├── ModelFileError     an adapter, merged or ensemble file that is not what it claims to be
-    ├── CompositionError   adapters that cannot be composed as asked
-    ├── TrainingError      a run that cannot start or go on
-    ├── OutputError        a result that cannot be written
-    └── MissingExtraError  an optional package that is not installed
+MbertError
+├── UnknownNameError   a task, base, method, type or metric that nothing is registered under
+├── DataError          rows that cannot be read: a file, a column, a label, a line
+├── EncoderError       a base model that cannot be loaded or has no such sites
+├── BasisError         rows of an orthogonal basis that collide or have run out
+├── ModelFileError     an adapter, merged or ensemble file that is not what it claims to be
+├── CompositionError   adapters that cannot be composed as asked
+├── TrainingError      a run that cannot start or go on
+├── OutputError        a result that cannot be written
+└── MissingExtraError  an optional package that is not installed
 """
 
 

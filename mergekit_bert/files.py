@@ -31,12 +31,11 @@ def fingerprint(value: Json) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of every safetensors file of a folder in the order of their names."""
-    digest = hashlib.sha256()
-    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    """SHA-256 (hex) of a file, or of the digests of all safetensors files of a folder, in the order of their names."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors"))])
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -51,8 +50,9 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(str(path), reason.lower(), "a place that can be written", "free space or choose another path"
-                          ) from error
+        raise OutputError(
+            str(path), reason.lower(), "a place that can be written", "free space or choose another path"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -109,13 +109,19 @@ def sweep_parts(path: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
-    """Write torch ``tensors`` and ``metadata`` as one safetensors file; equal inputs give equal bytes."""
+def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
+    """Torch ``tensors`` and ``metadata`` in the safetensors format; equal inputs give equal bytes."""
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data: bytes = save(contiguous, metadata={METADATA_KEY: canonical_json(metadata)})
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
+    """Write ``tensors`` and ``metadata`` atomically as one safetensors file."""
     sweep_parts(path)
-    write_atomic(path, save(contiguous, metadata={METADATA_KEY: canonical_json(metadata)}))
+    write_atomic(path, tensor_bytes(tensors, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
@@ -135,11 +141,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(str(path), f"not readable as safetensors ({error})", "a whole safetensors file", remedy
-                             ) from error
+        raise ModelFileError(
+            str(path), f"not readable as safetensors ({error})", "a whole safetensors file", remedy
+        ) from error
     if METADATA_KEY not in header:
-        raise ModelFileError(str(path), f"a foreign header (metadata keys: {', '.join(sorted(header)) or 'none'})",
-                             f"the metadata key {METADATA_KEY!r}", "give a file written by mbert")
+        raise ModelFileError(
+            str(path),
+            f"a foreign header (metadata keys: {', '.join(sorted(header)) or 'none'})",
+            f"the metadata key {METADATA_KEY!r}",
+            "give a file written by mbert",
+        )
     try:
         metadata = json.loads(header[METADATA_KEY])
     except json.JSONDecodeError as error:

@@ -31,6 +31,12 @@ def unknown(noun: str, name: str, names: list[str]) -> UnknownNameError:
     return UnknownNameError(noun, f"{name!r}", f"one of {', '.join(names)}", remedy)
 
 
+def names_in(package: str) -> list[str]:
+    """The names of a package's plug-ins, sorted, without importing one."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path))
+
+
 class Registry(Generic[R]):
     """The plug-ins of one package, e.g. ``mergekit_bert.composing.methods``."""
 
@@ -40,8 +46,7 @@ class Registry(Generic[R]):
 
     def names(self) -> list[str]:
         """All names, sorted, without importing a plug-in."""
-        path = importlib.import_module(self.package).__path__
-        return sorted(module.name for module in pkgutil.iter_modules(path))
+        return names_in(self.package)
 
     def get(self, name: str) -> R:
         """The record called ``name``; raises :class:`UnknownNameError`."""

@@ -4,6 +4,7 @@
 everything else: a folded model costs what the bare encoder costs.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.adapter import TYPES, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, apply
-from mergekit_bert.encoder.heads import Classifier
+from mergekit_bert.encoder.heads import Classifier, share
+from mergekit_bert.encoder.load import Encoder
 
 
 class SeededDropout(nn.Module):
@@ -35,21 +37,30 @@ class SeededDropout(nn.Module):
 class AdaptedLinear(nn.Module):
     """A frozen linear layer and an adapter beside it."""
 
-    def __init__(self, linear: nn.Linear, kind: str, tensors: Tensors, frozen: frozenset[str], config: AdapterConfig,
-                 source: torch.Generator) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        kind: str,
+        tensors: Tensors,
+        frozen: frozenset[str],
+        config: AdapterConfig,
+        source: torch.Generator,
+    ) -> None:
         """``tensors`` are the type's; those in ``frozen`` are not trained."""
         super().__init__()
         self.linear, self.config, self.change = linear, config, TYPES.get(kind).change
         self.tensors = nn.ParameterDict(
-            {name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
-             for name, tensor in tensors.items()}
+            {
+                name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
+                for name, tensor in tensors.items()
+            }
         )
         self.dropout = SeededDropout(config.dropout, source)
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """``x Wᵀ + b`` plus the adapter's change."""
         out: Tensor = self.linear(x)
-        return out + self.change(self.dropout(x), self.tensors, self.config)
+        return out + self.change(self.dropout(x), dict(self.tensors.items()), self.config)
 
 
 def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
@@ -57,8 +68,14 @@ def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
     setattr(tree.get_submodule(parent), child, module)
 
 
-def attach(model: Classifier, kind: str, tensors: Mapping[str, Tensors], frozen: frozenset[str],
-           config: AdapterConfig, source: torch.Generator) -> dict[str, dict[str, nn.Parameter]]:
+def attach(
+    model: Classifier,
+    kind: str,
+    tensors: Mapping[str, Tensors],
+    frozen: frozenset[str],
+    config: AdapterConfig,
+    source: torch.Generator,
+) -> dict[str, dict[str, nn.Parameter]]:
     """Put an adapter beside every site of ``tensors``; returns the parameters in the same shape."""
     placed = {}
     for site, values in tensors.items():
@@ -104,15 +121,19 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
-def fold(model: Classifier, deltas: Mapping[str, Delta], shifts: Tensors) -> Classifier:
-    """Add Deltas to the sites' weights and shifts to the other parameters, in float32; returns ``model``."""
+def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Encoder:
+    """``encoder`` with Deltas added to the sites' weights and shifts to the other parameters, in float32.
+
+    The result shares every tensor that is not changed.
+    """
+    tree = share(encoder.model)
     weights = {f"{site}.weight": delta for site, delta in deltas.items()}
     for name in [*weights, *shifts]:
-        old = model.encoder.get_parameter(name)
+        old = tree.get_parameter(name)
         value = apply(old, weights[name]) if name in weights else old + shifts[name].to(old.device)
         parent, _, child = name.rpartition(".")
-        setattr(model.encoder.get_submodule(parent), child, nn.Parameter(value, requires_grad=False))
-    return model
+        setattr(tree.get_submodule(parent), child, nn.Parameter(value, requires_grad=False))
+    return dataclasses.replace(encoder, model=tree)
 
 
 def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:

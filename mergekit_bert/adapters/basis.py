@@ -42,9 +42,12 @@ class BasisRows:
     def matrix(self, site: str, in_features: int) -> Float[Tensor, "count in"]:
         """The rows at ``site`` in float32; raises BasisError where the site is too narrow."""
         if self.start + self.count > in_features:
-            raise BasisError(f"basis rows {self.start} to {self.start + self.count - 1}",
-                             f"site {site!r} has {in_features} input features", "rows that exist at every site",
-                             "use a smaller rank, other --targets, or --basis random")
+            raise BasisError(
+                f"basis rows {self.start} to {self.start + self.count - 1}",
+                f"site {site!r} has {in_features} input features",
+                "rows that exist at every site",
+                "use a smaller rank, other --targets, or --basis random",
+            )
         first, second = _signs(self.seed, site, in_features)
         unit = np.zeros((self.count, in_features))
         unit[np.arange(self.count), np.arange(self.start, self.start + self.count)] = 1.0
@@ -67,8 +70,12 @@ def shared_basis(rows: Mapping[str, BasisRows | None]) -> None:
     remedy = "train them with --basis orthogonal and one ledger (the default), or use --method fedavg"
     without = [name for name, one in rows.items() if one is None]
     if without:
-        raise BasisError("orthoada", f"{', '.join(without)} trained without an orthogonal basis",
-                         "adapters that share one basis", remedy)
+        raise BasisError(
+            "orthoada",
+            f"{', '.join(without)} trained without an orthogonal basis",
+            "adapters that share one basis",
+            remedy,
+        )
     known = {name: one for name, one in rows.items() if one is not None}
     seeds = sorted({one.seed for one in known.values()})
     if len(seeds) > 1:
@@ -78,6 +85,10 @@ def shared_basis(rows: Mapping[str, BasisRows | None]) -> None:
     for place, (name, one) in enumerate(pairs):
         for other, two in pairs[place + 1 :]:
             if one.overlaps(two):
-                raise BasisError("orthoada", f"{name} (rows {one.start}–{one.start + one.count - 1}) and {other} "
-                                 f"(rows {two.start}–{two.start + two.count - 1}) collide in the basis",
-                                 "rows that no two adapters share", f"retrain {other} with the ledger of {name}")
+                raise BasisError(
+                    "orthoada",
+                    f"{name} (rows {one.start}–{one.start + one.count - 1}) and {other} "
+                    f"(rows {two.start}–{two.start + two.count - 1}) collide in the basis",
+                    "rows that no two adapters share",
+                    f"retrain {other} with the ledger of {name}",
+                )

@@ -15,7 +15,8 @@ class AdapterConfig:
 
     ``targets`` is a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`). The Delta of a site is
     ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
-    arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, or random and trained.
+    arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, or random and
+    trained.
     """
 
     rank: int = 8

@@ -95,3 +95,11 @@ def apply(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "out i
     """``W + Δ``, added in float32 or wider."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     return weight.to(wide) + delta.dense().to(weight.device, wide)
+
+
+def norm(delta: Delta) -> float:
+    """Frobenius norm of ``Δ``; from the factors by ``‖B A‖² = tr(BᵀB · AAᵀ)``, in float64."""
+    if isinstance(delta, Dense):
+        return float(torch.linalg.matrix_norm(delta.matrix.double()))
+    left, right = delta.B.double(), delta.A.double()
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())

@@ -5,6 +5,7 @@ mean. Factors that are rows of the orthogonal basis are stored as row numbers an
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.files import read_tensors, tensor_bytes, write_tensors
 
 FORMAT = 1
 _REWRITE = "write the file again with this version of mbert"
@@ -27,8 +28,17 @@ _REWRITE = "write the file again with this version of mbert"
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write ``adapter``; the same adapter gives the same bytes."""
+    write_tensors(path, *_contents(adapter))
+
+
+def adapter_sha256(adapter: Adapter) -> str:
+    """SHA-256 (hex) of the file that :func:`write_adapter` writes: the adapter's identity, in memory or on disk."""
+    return hashlib.sha256(tensor_bytes(*_contents(adapter))).hexdigest()
+
+
+def _contents(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, record = pack(adapter)
-    write_tensors(path, tensors, {"format": FORMAT, "kind": "adapter", "adapter": record})
+    return tensors, {"format": FORMAT, "kind": "adapter", "adapter": record}
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -57,8 +67,9 @@ class strict:  # noqa: N801 (reads as a statement)
             return
         if isinstance(error, KeyError | TypeError | ValueError | AttributeError | MbertError):
             told = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise ModelFileError(self.where, f"broken metadata ({told})", "metadata as mbert writes it", _REWRITE
-                                 ) from error
+            raise ModelFileError(
+                self.where, f"broken metadata ({told})", "metadata as mbert writes it", _REWRITE
+            ) from error
 
 
 def check_format(where: str, metadata: Any) -> str:
@@ -111,8 +122,11 @@ def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
         for name, shape in kind.shapes(config, size).items()
         if not (basis and name == "A")
     }
-    expected |= {f"{part}.{name}": tuple(shape) for part, key in (("shift", "shifts"), ("head", "head"))
-                 for name, shape in record[key].items()}
+    expected |= {
+        f"{part}.{name}": tuple(shape)
+        for part, key in (("shift", "shifts"), ("head", "head"))
+        for name, shape in record[key].items()
+    }
     check_tensors(where, tensors, expected)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
     for site, size in sites.items():
@@ -144,20 +158,27 @@ def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[s
     for name, shape in expected.items():
         found = tensors[name]
         if tuple(found.shape) != shape or str(found.dtype) != "torch.float32":
-            raise ModelFileError(where, f"tensor {name!r} is {tuple(found.shape)} {found.dtype}",
-                                 f"{shape} torch.float32", _REWRITE)
+            raise ModelFileError(
+                where, f"tensor {name!r} is {tuple(found.shape)} {found.dtype}", f"{shape} torch.float32", _REWRITE
+            )
 
 
 def check_base(where: str, base: Base, encoder: Encoder) -> None:
     """Raise ModelFileError unless ``encoder`` is the base that the file was made for."""
     if base.fingerprint != encoder.fingerprint:
-        raise ModelFileError(where, f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
-                             f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
-                             "give the --base it was trained on")
+        raise ModelFileError(
+            where,
+            f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
+            f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
+            "give the --base it was trained on",
+        )
     if base.tokenizer_fingerprint != encoder.tokenizer_fingerprint:
-        raise ModelFileError(where, f"made with another tokenizer ({base.tokenizer_fingerprint[:12]})",
-                             f"the tokenizer of {encoder.name!r} ({encoder.tokenizer_fingerprint[:12]})",
-                             "restore the tokenizer it was trained with")
+        raise ModelFileError(
+            where,
+            f"made with another tokenizer ({base.tokenizer_fingerprint[:12]})",
+            f"the tokenizer of {encoder.name!r} ({encoder.tokenizer_fingerprint[:12]})",
+            "restore the tokenizer it was trained with",
+        )
 
 
 def check_part(where: str, part: Part, encoder: Encoder) -> None:
@@ -176,5 +197,9 @@ def check_part(where: str, part: Part, encoder: Encoder) -> None:
     expected |= head
     for name, shape in found.items():
         if expected.get(name) != shape:
-            raise ModelFileError(where, f"{name} has shape {shape}", f"{expected.get(name, 'nothing there')}",
-                                 "give the base it was trained on")
+            raise ModelFileError(
+                where,
+                f"{name} has shape {shape}",
+                f"{expected.get(name, 'nothing there')}",
+                "give the base it was trained on",
+            )

@@ -36,8 +36,12 @@ class Ledger:
                 for rows in holders.values():
                     BasisRows(value["seed"], int(rows["start"]), int(rows["count"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BasisError(str(self.path), f"not readable as a ledger ({error})", f"version {_VERSION} JSON",
-                             "restore it; without it rows could collide") from error
+            raise BasisError(
+                str(self.path),
+                f"not readable as a ledger ({error})",
+                f"version {_VERSION} JSON",
+                "restore it; without it rows could collide",
+            ) from error
         return dict(value)
 
     def take(self, base: str, holder: str, count: int, width: int) -> BasisRows:
@@ -51,8 +55,12 @@ class Ledger:
             with FileLock(f"{self.path}.lock"):
                 return self._take(base, holder, count, width)
         except OSError as error:
-            raise OutputError(str(self.path), (error.strerror or str(error)).lower(), "a ledger that can be written",
-                              "choose another --out") from error
+            raise OutputError(
+                str(self.path),
+                (error.strerror or str(error)).lower(),
+                "a ledger that can be written",
+                "choose another --out",
+            ) from error
 
     def _take(self, base: str, holder: str, count: int, width: int) -> BasisRows:
         value = self._read()
@@ -62,9 +70,12 @@ class Ledger:
             return BasisRows(value["seed"], kept["start"], count)
         start = _first_gap([(rows["start"], rows["count"]) for rows in holders.values()], count)
         if start + count > width:
-            raise BasisError(str(self.path), f"{len(holders)} adapters hold {sum(r['count'] for r in holders.values())}"
-                             f" of {width} rows", f"{count} free rows in a run",
-                             "use a smaller --rank, another folder, or --basis random")
+            raise BasisError(
+                str(self.path),
+                f"{len(holders)} adapters hold {sum(r['count'] for r in holders.values())} of {width} rows",
+                f"{count} free rows in a run",
+                "use a smaller --rank, another folder, or --basis random",
+            )
         holders[holder] = {"start": start, "count": count}
         write_json(self.path, value)
         return BasisRows(value["seed"], start, count)

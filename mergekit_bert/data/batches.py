@@ -37,6 +37,7 @@ class Tokens:
     task: Task
 
     def __len__(self) -> int:
+        """Number of rows."""
         return len(self.columns["input_ids"])
 
     def length(self, row: int) -> int:

@@ -2,13 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Rows:
     where: str
 
     def __len__(self) -> int:
+        """Number of rows."""
         return len(self.texts)
 
     def take(self, indices: Iterable[int]) -> "Rows":
@@ -55,8 +57,9 @@ def hold_out(rows: Rows, share: float, limit: int, seed: int) -> tuple[Rows, Row
     """Split off ``share`` of the rows (at most ``limit``) by a seeded shuffle: (the rest, the held-out)."""
     count = min(round(len(rows) * share), limit)
     if count < 1 or count >= len(rows):
-        raise DataError(rows.where, f"{len(rows)} rows", f"enough rows to hold out {share:.0%} of them",
-                        "give more rows")
+        raise DataError(
+            rows.where, f"{len(rows)} rows", f"enough rows to hold out {share:.0%} of them", "give more rows"
+        )
     order = torch.randperm(len(rows), generator=generator(seed, 11)).tolist()
     return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
 
@@ -134,18 +137,27 @@ def _lines(path: Path) -> Iterator[str]:
                 number += 1
                 yield line
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, after line {number}", f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text",
-                        "save the file as UTF-8") from error
+        raise DataError(
+            f"{path}, after line {number}",
+            f"a byte that is not UTF-8 ({error.reason})",
+            "UTF-8 text",
+            "save the file as UTF-8",
+        ) from error
 
 
 def missing_column(where: str, column: str, found: Iterable[str], columns: Sequence[str]) -> DataError:
     """The error for a file that lacks ``column``."""
-    return DataError(where, f"no column {column!r} (found: {', '.join(found) or 'none'})",
-                     f"columns {', '.join(columns)}", "rename the column, or name it in a task's YAML")
+    return DataError(
+        where,
+        f"no column {column!r} (found: {', '.join(found) or 'none'})",
+        f"columns {', '.join(columns)}",
+        "rename the column, or name it in a task's YAML",
+    )
 
 
-def read_delimited(where: str, lines: Iterable[str], columns: Sequence[str], delimiter: str
-                   ) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_delimited(
+    where: str, lines: Iterable[str], columns: Sequence[str], delimiter: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) for each row of delimited text with a header, quoted the way the csv module quotes."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
@@ -159,12 +171,27 @@ def read_delimited(where: str, lines: Iterable[str], columns: Sequence[str], del
         for record in reader:
             if None in record or None in record.values():
                 count = len(header) + len(record.get(None) or []) - sum(v is None for v in record.values())
-                raise DataError(f"{where}, line {reader.line_num}", f"{count} cells", f"{len(header)} cells",
-                                "correct the line (an open quote swallows the lines after it)")
+                raise DataError(
+                    f"{where}, line {reader.line_num}",
+                    f"{count} cells",
+                    f"{len(header)} cells",
+                    "correct the line (an open quote swallows the lines after it)",
+                )
             yield f"line {reader.line_num}", record
     except csv.Error as error:
-        raise DataError(f"{where}, line {reader.line_num}", f"a bad line ({error})", "well-quoted text",
-                        "correct the line") from error
+        raise DataError(
+            f"{where}, line {reader.line_num}", f"a bad line ({error})", "well-quoted text", "correct the line"
+        ) from error
+
+
+def read_table(where: str, stream: BinaryIO, task: Task) -> Rows:
+    """Unlabelled rows from a TSV stream with a header."""
+    try:
+        text = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(where, f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text", "convert it") from error
+    records = read_delimited(where, io.StringIO(text, newline=""), task.text, "\t")
+    return parse_rows(where, records, task, labelled=False)
 
 
 def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -197,8 +224,9 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dic
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise MissingExtraError(str(path), "the package pyarrow is not installed", "pyarrow for Parquet files",
-                                "install mbert[parquet]") from error
+        raise MissingExtraError(
+            str(path), "the package pyarrow is not installed", "pyarrow for Parquet files", "install mbert[parquet]"
+        ) from error
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -47,15 +47,23 @@ def _folder_rows(task: Task, split: str, folder: Path) -> Rows:
         raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check --data")
     path = find_file(folder / task.name, split)
     if path is None:
-        raise DataError(str(folder / task.name), f"no file for the split {split!r}",
-                        f"{split}.tsv, .csv, .jsonl or .parquet", "add it, or name another folder")
+        raise DataError(
+            str(folder / task.name),
+            f"no file for the split {split!r}",
+            f"{split}.tsv, .csv, .jsonl or .parquet",
+            "add it, or name another folder",
+        )
     return read_rows(path, task)
 
 
 def _sample_rows(task: Task, split: str) -> Rows:
     if task.name not in sample.SAMPLE_TASKS:
-        raise DataError("--data sample", f"no rows for the task {task.name!r}",
-                        f"one of {', '.join(sample.SAMPLE_TASKS)}", "give --data DIR for this task")
+        raise DataError(
+            "--data sample",
+            f"no rows for the task {task.name!r}",
+            f"one of {', '.join(sample.SAMPLE_TASKS)}",
+            "give --data DIR for this task",
+        )
     records = (
         (f"row {number}", {**dict(zip(task.text, texts, strict=True)), task.label: label})
         for number, (texts, label) in enumerate(sample.generate(task.name, split), start=1)
@@ -66,19 +74,28 @@ def _sample_rows(task: Task, split: str) -> Rows:
 def _hub_rows(task: Task, split: str) -> Rows:
     where = f"data for the task {task.name!r}"
     if task.hub is None:
-        raise DataError(where, f"no folder {DEFAULT_FOLDER}/{task.name} and no place on the Hub",
-                        f"{task.name}/{split}.tsv", "give --data DIR")
+        raise DataError(
+            where,
+            f"no folder {DEFAULT_FOLDER}/{task.name} and no place on the Hub",
+            f"{task.name}/{split}.tsv",
+            "give --data DIR",
+        )
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError(where, f"no folder {DEFAULT_FOLDER}/{task.name} and no package datasets",
-                                "rows from somewhere", _THREE_WAYS) from error
+        raise MissingExtraError(
+            where, f"no folder {DEFAULT_FOLDER}/{task.name} and no package datasets", "rows from somewhere", _THREE_WAYS
+        ) from error
     try:
         table = datasets.load_dataset(task.hub.path, task.hub.config, split=task.hub.splits[split])
     except Exception as error:  # the Hub's client raises errors of many libraries
         found = " ".join(str(error).split())[:160]
-        raise DataError(where, f"no folder {DEFAULT_FOLDER}/{task.name}, and the Hub's {task.hub.path} gave: {found}",
-                        "rows from somewhere", _THREE_WAYS) from error
+        raise DataError(
+            where,
+            f"no folder {DEFAULT_FOLDER}/{task.name}, and the Hub's {task.hub.path} gave: {found}",
+            "rows from somewhere",
+            _THREE_WAYS,
+        ) from error
     table = table.rename_columns(task.hub.columns)
     records = ((f"row {number}", record) for number, record in enumerate(table, start=1))
     return parse_rows(f"{task.hub.path} {task.hub.config or ''} {split}", records, task, labelled=True)

@@ -96,7 +96,7 @@ class Task:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Task":
         """The inverse of :meth:`to_json`; raises TypeError or DataError for anything else."""
-        tuples = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
         return cls(**tuples)
 
 

@@ -89,8 +89,9 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
             tokenizer = AutoTokenizer.from_pretrained(str(folder.path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         found = " ".join(str(error).split())[:160]
-        raise ModelFileError(str(folder.path), f"it cannot be loaded ({found})", "a whole model folder",
-                             "write it again") from error
+        raise ModelFileError(
+            str(folder.path), f"it cannot be loaded ({found})", "a whole model folder", "write it again"
+        ) from error
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")

@@ -1,4 +1,4 @@
-"""The forward pass over many rows: the one place where rows become outputs, in training's checks and everywhere else."""
+"""The forward pass over many rows: the one place where rows become outputs, for training's checks and all else."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ def forward_rows(
     dtype: torch.dtype = torch.float32,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Float[np.ndarray, "rows out"]:
-    """Outputs of every row, in the rows' order; ``tick`` is told how many rows each step did."""
+    """Outputs of every row, in the rows' order; ``tick`` is told how many rows are done."""
     device = next(model.parameters()).device
     outputs: dict[int, np.ndarray] = {}
     with torch.inference_mode(), autocast(dtype, device):
         for batch in tokens.in_order(EVAL_BATCH):
             values = model(**to_device(batch, device)).float().cpu().numpy()
             outputs.update(zip(batch.index, values, strict=True))
-            tick(len(batch.index))
+            tick(len(outputs))
     return np.stack([outputs[row] for row in range(len(tokens))])
 
 
@@ -41,4 +41,3 @@ def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] |
         return outputs
     low, high = bounds
     return low + (high - low) * outputs
-

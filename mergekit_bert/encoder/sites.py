@@ -45,11 +45,18 @@ def find_sites(encoder: Encoder, targets: str) -> dict[str, tuple[int, int]]:
     try:
         chosen = {name: size for name, size in layers.items() if any(re.fullmatch(p, name) for p in patterns)}
     except re.error as error:
-        raise EncoderError(f"targets {targets!r}", f"not a pattern ({error})",
-                           f"{', '.join(TARGETS)} or a regular expression", "correct --targets") from error
+        raise EncoderError(
+            f"targets {targets!r}",
+            f"not a pattern ({error})",
+            f"{', '.join(TARGETS)} or a regular expression",
+            "correct --targets",
+        ) from error
     if not chosen:
         names = list(layers)
-        raise EncoderError(f"targets {targets!r}", f"no linear layer of base {encoder.name!r} matches",
-                           f"{', '.join(TARGETS)} or a pattern of whole names such as {names[0] if names else 'none'}",
-                           "correct --targets")
+        raise EncoderError(
+            f"targets {targets!r}",
+            f"no linear layer of base {encoder.name!r} matches",
+            f"{', '.join(TARGETS)} or a pattern of whole names such as {names[0] if names else 'none'}",
+            "correct --targets",
+        )
     return chosen

@@ -1,14 +1,9 @@
-"""The run log: JSON lines, optional TensorBoard, and a progress bar. Figures only; it decides nothing."""
+"""The run log: JSON lines, and TensorBoard where asked. Figures only; it decides nothing."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mergekit_bert.errors import MissingExtraError, OutputError
 
@@ -35,8 +30,12 @@ class RunLog:
             self._file = (folder / LOG).open("ab")
             self._file.truncate(keep_bytes)
         except OSError as error:
-            raise OutputError(str(folder), (error.strerror or str(error)).lower(), "a folder that can be written",
-                              "choose another --out") from error
+            raise OutputError(
+                str(folder),
+                (error.strerror or str(error)).lower(),
+                "a folder that can be written",
+                "choose another --out",
+            ) from error
         self._board = _tensorboard(folder, step) if tensorboard else None
 
     def write(self, event: dict[str, Any]) -> int:
@@ -64,28 +63,8 @@ def _tensorboard(folder: Path, step: int) -> Writer:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingExtraError("--tensorboard", "the package tensorboard is not installed", "tensorboard",
-                                "install mbert[tensorboard]") from error
-    writer: Writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+        raise MissingExtraError(
+            "--tensorboard", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
+        ) from error
+    writer: Writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
     return writer
-
-
-class Bar(Protocol):
-    """A progress bar in use."""
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """Show ``done`` of the total, and a note."""
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, total: int, show: bool) -> Iterator[Bar]:
-    """A progress bar on standard error; nothing where it is not wanted or not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bars:
-        task = bars.add_task(title, total=total, note="")
-
-        def update(done: int, note: str = "") -> None:
-            bars.update(task, completed=done, **({"note": note} if note else {}))
-
-        yield update

@@ -23,8 +23,9 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import forward_rows, scaled, to_device
 from mergekit_bert.errors import TrainingError
 from mergekit_bert.hardware import autocast
+from mergekit_bert.progress import progress_bar
 from mergekit_bert.training.config import TrainConfig
-from mergekit_bert.training.log import RunLog, progress_bar
+from mergekit_bert.training.log import RunLog
 from mergekit_bert.training.resume import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
 from mergekit_bert.training.trainable import Trainable
 
@@ -85,15 +86,24 @@ def _optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
     groups = []
     for is_head in (False, True):
         for decays in (True, False):  # biases and norms are not decayed
-            chosen = [p for name, p in work.parameters.items()
-                      if name.startswith("head.") == is_head and (p.dim() > 1) == decays]
-            groups.append({"params": chosen, "peak": setting.head_lr if is_head else setting.lr,
-                           "weight_decay": setting.config.weight_decay if decays else 0.0})
+            chosen = [
+                p
+                for name, p in work.parameters.items()
+                if name.startswith("head.") == is_head and (p.dim() > 1) == decays
+            ]
+            groups.append(
+                {
+                    "params": chosen,
+                    "peak": setting.head_lr if is_head else setting.lr,
+                    "weight_decay": setting.config.weight_decay if decays else 0.0,
+                }
+            )
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
 
-def _steps(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, progress: Progress, total: int, log: RunLog
-           ) -> Iterator[None]:
+def _steps(
+    work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, progress: Progress, total: int, log: RunLog
+) -> Iterator[None]:
     """Run the steps that are left, yielding after each; ``progress`` tells where it stands."""
     config = setting.config
     while progress.epoch < config.epochs and not _stopped(progress, config.patience):
@@ -108,8 +118,15 @@ def _steps(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, prog
             progress.loss_sum += loss
             progress.seconds += time.monotonic() - start
             if progress.step % _LOG_EVERY == 0:
-                log.write({"step": progress.step, "epoch": progress.epoch, "loss": loss, "lr": rate * setting.lr,
-                           "seconds": round(progress.seconds, 3)})
+                log.write(
+                    {
+                        "step": progress.step,
+                        "epoch": progress.epoch,
+                        "loss": loss,
+                        "lr": rate * setting.lr,
+                        "seconds": round(progress.seconds, 3),
+                    }
+                )
             if progress.batch < len(batches):
                 yield
         progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -133,14 +150,18 @@ def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index
     with autocast(setting.dtype, device):
         outputs = work.model(**to_device(batch, device))
     loss = task_loss(setting.task, outputs.float(), batch.labels.to(device))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     value = loss.item()
     if not math.isfinite(value):
-        raise TrainingError(f"training {setting.task.name}", "a loss that is not finite", "a finite loss",
-                            "use a smaller --lr or --precision fp32")
+        raise TrainingError(
+            f"training {setting.task.name}",
+            "a loss that is not finite",
+            "a finite loss",
+            "use a smaller --lr or --precision fp32",
+        )
     return value
 
 
@@ -151,15 +172,20 @@ def task_loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Shaped[Ten
     return functional.mse_loss(outputs[:, 0], labels)
 
 
-def _end_epoch(work: Trainable, setting: Setting, progress: Progress, best: dict[str, Tensor], log: RunLog
-               ) -> dict[str, Tensor]:
+def _end_epoch(
+    work: Trainable, setting: Setting, progress: Progress, best: dict[str, Tensor], log: RunLog
+) -> dict[str, Tensor]:
     """Score the held-out rows; returns the best parameters so far."""
     start = time.monotonic()
     score = held_out_score(work, setting)
     progress.seconds += time.monotonic() - start
     steps = math.ceil(len(setting.train) / setting.config.batch_size)
-    event = {"step": progress.step, "epoch": progress.epoch - 1, "train_loss": progress.loss_sum / steps,
-             f"held_out_{setting.task.metric}": score}
+    event = {
+        "step": progress.step,
+        "epoch": progress.epoch - 1,
+        "train_loss": progress.loss_sum / steps,
+        f"held_out_{setting.task.metric}": score,
+    }
     progress.history.append(event)
     progress.loss_sum = 0.0
     log.write(event)

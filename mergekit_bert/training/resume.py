@@ -31,8 +31,14 @@ class Progress:
     log_bytes: int = 0
 
 
-def save_checkpoint(folder: Path, run: dict[str, Any], progress: Progress, work: Trainable,
-                    optimizer: torch.optim.AdamW, best: dict[str, Tensor]) -> None:
+def save_checkpoint(
+    folder: Path,
+    run: dict[str, Any],
+    progress: Progress,
+    work: Trainable,
+    optimizer: torch.optim.AdamW,
+    best: dict[str, Tensor],
+) -> None:
     """Write the checkpoint of the run described by ``run``."""
     tensors = {f"value.{name}": parameter.detach() for name, parameter in work.parameters.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -45,8 +51,9 @@ def save_checkpoint(folder: Path, run: dict[str, Any], progress: Progress, work:
     write_tensors(folder / CHECKPOINT, tensors, metadata)
 
 
-def load_checkpoint(folder: Path, run: dict[str, Any], work: Trainable, optimizer: torch.optim.AdamW
-                    ) -> tuple[Progress, dict[str, Tensor]]:
+def load_checkpoint(
+    folder: Path, run: dict[str, Any], work: Trainable, optimizer: torch.optim.AdamW
+) -> tuple[Progress, dict[str, Tensor]]:
     """Put the run back where the checkpoint left it; raises TrainingError when it is of another run."""
     path = folder / CHECKPOINT
     tensors, metadata = read_tensors(path)
@@ -55,8 +62,9 @@ def load_checkpoint(folder: Path, run: dict[str, Any], work: Trainable, optimize
     differing = sorted(key for key in run if metadata["run"].get(key) != run[key])
     if differing:
         told = ", ".join(f"{key} was {metadata['run'].get(key)!r}, now {run[key]!r}" for key in differing)
-        raise TrainingError(str(path), f"another run ({told})", "the same command as before",
-                            "repeat it, or start over with --force")
+        raise TrainingError(
+            str(path), f"another run ({told})", "the same command as before", "repeat it, or start over with --force"
+        )
     progress = Progress(**metadata["progress"])
     with torch.no_grad():
         for name, parameter in work.parameters.items():

@@ -34,7 +34,14 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, ModelFileError, TrainingError
 from mergekit_bert.files import file_fingerprint, refuse_existing, write_json
-from mergekit_bert.hardware import default_device, generator, gpu_meter, peak_memory_bytes, pick_precision, threads
+from mergekit_bert.hardware import (
+    default_device,
+    generator,
+    gpu_meter,
+    peak_memory_bytes,
+    pick_precision,
+    threads,
+)
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.loop import Outcome, Setting, fit
 from mergekit_bert.training.resume import CHECKPOINT
@@ -63,9 +70,16 @@ def run_folder(out: Path) -> Path:
     return out.parent / f"{out.name.removesuffix('.safetensors')}.run"
 
 
-def train_adapter(encoder: Encoder, task: Task, rows: Rows, out: Path, kind: str = "lora",
-                  adapter: AdapterConfig | None = None, train: TrainConfig | None = None,
-                  control: Control | None = None) -> Adapter:
+def train_adapter(
+    encoder: Encoder,
+    task: Task,
+    rows: Rows,
+    out: Path,
+    kind: str = "lora",
+    adapter: AdapterConfig | None = None,
+    train: TrainConfig | None = None,
+    control: Control | None = None,
+) -> Adapter:
     """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``.
 
     Raises TrainingError, BasisError, OutputError or DataError before any long work.
@@ -105,8 +119,14 @@ def train_adapter(encoder: Encoder, task: Task, rows: Rows, out: Path, kind: str
     return trained
 
 
-def finetune(encoder: Encoder, task: Task, rows: Rows, out: Path, train: TrainConfig | None = None,
-             control: Control | None = None) -> FullModel:
+def finetune(
+    encoder: Encoder,
+    task: Task,
+    rows: Rows,
+    out: Path,
+    train: TrainConfig | None = None,
+    control: Control | None = None,
+) -> FullModel:
     """Train every weight on ``rows`` and write a plain Hugging Face folder to ``out``: the reference for adapters."""
     train, control = train or TrainConfig(), control or Control()
     folder = run_folder(out)
@@ -139,13 +159,22 @@ def _claim(out: Path, folder: Path, control: Control) -> bool:
     """Whether the run is finished already; raises when something lies in its way."""
     unfinished = (folder / CHECKPOINT).exists()
     if control.resume:
-        return out.exists() and not unfinished
+        return is_finished(out)
     refuse_existing(out, control.force)
     if unfinished and not control.force:
-        raise TrainingError(str(folder), "an unfinished run", "a new place, or a decision about it",
-                            "give --resume to go on or --force to start over")
+        raise TrainingError(
+            str(folder),
+            "an unfinished run",
+            "a new place, or a decision about it",
+            "give --resume to go on or --force to start over",
+        )
     shutil.rmtree(folder, ignore_errors=True)
     return False
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run that makes ``out`` has ended."""
+    return out.exists() and not (run_folder(out) / CHECKPOINT).exists()
 
 
 def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
@@ -154,12 +183,20 @@ def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(str(path), "the output exists, but no manifest says how it was made", "a run to resume",
-                            "choose another --out or give --force") from error
+        raise TrainingError(
+            str(path),
+            "the output exists, but no manifest says how it was made",
+            "a run to resume",
+            "choose another --out or give --force",
+        ) from error
     differing = sorted(key for key in run if earlier.get(key) != json.loads(json.dumps(run[key])))
     if differing:
-        raise TrainingError(str(path), f"a finished run with other {', '.join(differing)}", "the same command",
-                            "choose another --out or give --force")
+        raise TrainingError(
+            str(path),
+            f"a finished run with other {', '.join(differing)}",
+            "the same command",
+            "choose another --out or give --force",
+        )
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
@@ -169,12 +206,21 @@ def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapp
     return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)
 
 
-def _setting(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig, control: Control, folder: Path,
-             described: dict[str, Any], rates: tuple[float, float]) -> Setting:
+def _setting(
+    encoder: Encoder,
+    task: Task,
+    rows: Rows,
+    train: TrainConfig,
+    control: Control,
+    folder: Path,
+    described: dict[str, Any],
+    rates: tuple[float, float],
+) -> Setting:
     """Hold rows out, tokenise, and describe the run so that a checkpoint can be told from another run's."""
     if train.threads is not None and train.threads != threads():
-        raise TrainingError("threads", f"torch uses {threads()}", f"{train.threads}",
-                            "call mergekit_bert.hardware.set_threads first")
+        raise TrainingError(
+            "threads", f"torch uses {threads()}", f"{train.threads}", "call mergekit_bert.hardware.set_threads first"
+        )
     kept, held = hold_out(rows, train.hold_out, train.hold_out_limit, train.seed)
     length = _max_length(encoder, train)
     tokens, held_tokens = (tokenise(part, task, encoder.tokenizer, length, encoder.pad_token) for part in (kept, held))
@@ -184,8 +230,11 @@ def _setting(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig, contr
         "base": encoder.fingerprint,
         "tokenizer": encoder.tokenizer_fingerprint,
         "data": rows.fingerprint(),
-        "train": {key: value for key, value in dataclasses.asdict(train).items()
-                  if key not in ("checkpoint_seconds", "precision", "threads")},
+        "train": {
+            key: value
+            for key, value in dataclasses.asdict(train).items()
+            if key not in ("checkpoint_seconds", "precision", "threads")
+        },
         "threads": threads(),
         "precision": _precision(train, folder, control.resume),
         "lr": train.lr or rates[0],
@@ -193,8 +242,19 @@ def _setting(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig, contr
     }
     run = json.loads(json.dumps(run))
     write_json(folder / _RUN, run)
-    return Setting(task, tokens, held_tokens, train, run["lr"], run["head_lr"], getattr(torch, run["precision"]),
-                   folder, run, control.tensorboard, control.show)
+    return Setting(
+        task,
+        tokens,
+        held_tokens,
+        train,
+        run["lr"],
+        run["head_lr"],
+        getattr(torch, run["precision"]),
+        folder,
+        run,
+        control.tensorboard,
+        control.show,
+    )
 
 
 def _precision(train: TrainConfig, folder: Path, resume: bool) -> str:
@@ -211,8 +271,12 @@ def _max_length(encoder: Encoder, train: TrainConfig) -> int:
 def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> None:
     count = tokens.truncated + held.truncated
     if count:
-        warnings.warn(f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
-                      "are cut (--max-length)", MbertWarning, stacklevel=4)
+        warnings.warn(
+            f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
+            "are cut (--max-length)",
+            MbertWarning,
+            stacklevel=4,
+        )
 
 
 def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -224,8 +288,9 @@ def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _site_tensors(values: Mapping[str, Tensor], sites: Mapping[str, Size], basis: BasisRows | None
-                  ) -> dict[str, dict[str, Tensor]]:
+def _site_tensors(
+    values: Mapping[str, Tensor], sites: Mapping[str, Size], basis: BasisRows | None
+) -> dict[str, dict[str, Tensor]]:
     tensors: dict[str, dict[str, Tensor]] = {
         site: {"A": basis.matrix(site, size[1])} if basis else {} for site, size in sites.items()
     }
@@ -260,42 +325,54 @@ def _version(package: str) -> str:
 
 def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
     """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
-    beside = classifier(encoder, trained.task, trained.head)
+    beside = classifier(fold(encoder, {}, trained.shifts), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
-    fold(beside, {}, trained.shifts)
     part = read_adapter(out).part(trained.name)
-    _compare(out, beside, fold(classifier(encoder, part.task, part.head), part.deltas, part.shifts), setting.held_out)
+    folded = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    _compare(out, beside, folded, setting.held_out)
 
 
 def _compare(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
-    few = dataclasses.replace(tokens, labels=None,
-                              columns={name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()})
+    few = dataclasses.replace(
+        tokens, labels=None, columns={name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()}
+    )
     one, two = forward_rows(before, few), forward_rows(after, few)
     worst = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
     if worst > _TOLERANCE:
-        raise ModelFileError(str(out), f"after reloading its outputs differ by {worst:.2g}",
-                             f"at most {_TOLERANCE:g}", "report this as a bug; the file must not be used")
+        raise ModelFileError(
+            str(out),
+            f"after reloading its outputs differ by {worst:.2g}",
+            f"at most {_TOLERANCE:g}",
+            "report this as a bug; the file must not be used",
+        )
 
 
-def _finish(out: Path, folder: Path, setting: Setting, outcome: Outcome, work: Trainable,
-            gpu: tuple[int | None, int | None]) -> None:
+def _finish(
+    out: Path, folder: Path, setting: Setting, outcome: Outcome, work: Trainable, gpu: tuple[int | None, int | None]
+) -> None:
     """Write the manifest and drop the checkpoint."""
     trainable = sum(p.numel() for p in work.parameters.values())
     total = sum(p.numel() for p in work.model.parameters())
-    write_json(folder / MANIFEST, {
-        "output": out.name,
-        "sha256": file_fingerprint(out),
-        "run": setting.run,
-        "training": _provenance(setting, outcome),
-        "history": outcome.progress.history,
-        "parameters": {"trainable": trainable, "total": total,
-                       "reduction_percent": round(100 * (1 - trainable / total), 3)},
-        "wall_seconds": round(outcome.progress.seconds, 2),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "gpu_memory_bytes": {"average": gpu[0], "maximum": gpu[1]},
-        "device": str(default_device()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    })
+    write_json(
+        folder / MANIFEST,
+        {
+            "output": out.name,
+            "sha256": file_fingerprint(out),
+            "run": setting.run,
+            "training": _provenance(setting, outcome),
+            "history": outcome.progress.history,
+            "parameters": {
+                "trainable": trainable,
+                "total": total,
+                "reduction_percent": round(100 * (1 - trainable / total), 3),
+            },
+            "wall_seconds": round(outcome.progress.seconds, 2),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "gpu_memory_bytes": {"average": gpu[0], "maximum": gpu[1]},
+            "device": str(default_device()),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+    )
     for name in (CHECKPOINT, _RUN):
         (folder / name).unlink(missing_ok=True)

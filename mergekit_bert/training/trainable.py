@@ -34,20 +34,32 @@ class Trainable:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
 
-def adapter_trainable(encoder: Encoder, task: Task, kind: str, config: AdapterConfig, sites: Mapping[str, Size],
-                      basis: BasisRows | None, train: TrainConfig) -> Trainable:
+def adapter_trainable(
+    encoder: Encoder,
+    task: Task,
+    kind: str,
+    config: AdapterConfig,
+    sites: Mapping[str, Size],
+    basis: BasisRows | None,
+    train: TrainConfig,
+) -> Trainable:
     """An adapter of type ``kind`` at ``sites``, and a head."""
     model, source = _fresh(encoder, task, train)
     shifts = unfreeze(model.encoder, shift_names(model.encoder, config.train_bias, config.train_layernorm))
     values = {
-        site: TYPES.get(kind).init(config, size, basis.matrix(site, size[1]) if basis else None,
-                                   generator(train.seed, 2, place))
+        site: TYPES.get(kind).init(
+            config, size, basis.matrix(site, size[1]) if basis else None, generator(train.seed, 2, place)
+        )
         for place, (site, size) in enumerate(sites.items())
     }
     frozen = frozenset({"A"} if basis else ())
     placed = attach(model, kind, values, frozen, config, source)
-    parameters = {f"site.{site}.{name}": parameter for site, found in placed.items()
-                  for name, parameter in found.items() if name not in frozen}
+    parameters = {
+        f"site.{site}.{name}": parameter
+        for site, found in placed.items()
+        for name, parameter in found.items()
+        if name not in frozen
+    }
     parameters |= {f"shift.{name}": parameter for name, parameter in shifts.items()}
     return _finish(model, parameters, source)
 

@@ -1,0 +1,136 @@
+"""The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.file import read_adapter
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
+from mergekit_bert.composing.dense import write_dense
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.composing.merging import merge as merge_adapters
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
+from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
+from mergekit_bert.files import refuse_existing
+from mergekit_bert.training import run
+from mergekit_bert.training.config import TrainConfig
+
+ADAPTERS, MODELS = Path("adapters"), Path("models")
+Base = str | Path | Encoder
+
+
+def encoder(base: Base = MINILM) -> Encoder:
+    """The encoder called ``base``; an Encoder comes back as it is, so that one can be loaded once and used often."""
+    return base if isinstance(base, Encoder) else load_encoder(base)
+
+
+def default_out(task: Task, kind: str) -> Path:
+    """``adapters/<task>.safetensors``, with the type in the name where it is not an adapter's main one."""
+    return ADAPTERS / (f"{task.name}.probe.safetensors" if kind == "probe" else f"{task.name}.safetensors")
+
+
+def train_adapter(
+    task: str | Path | Task,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    base: Base = MINILM,
+    kind: str = "lora",
+    adapter: AdapterConfig | None = None,
+    train: TrainConfig | None = None,
+    resume: bool = False,
+    force: bool = False,
+    tensorboard: bool = False,
+    progress: bool = False,
+) -> Adapter:
+    """Train an adapter for ``task`` and write it to ``out`` (``adapters/<task>.safetensors``).
+
+    ``data`` is a folder that holds ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig``
+    for the options. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    """
+    found = get_task(task)
+    control = run.Control(resume, force, tensorboard, progress)
+    path = Path(out) if out else default_out(found, kind)
+    rows = load_rows(found, "train", data)
+    return run.train_adapter(encoder(base), found, rows, path, kind, adapter, train, control)
+
+
+def finetune(
+    task: str | Path | Task,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    base: Base = MINILM,
+    train: TrainConfig | None = None,
+    resume: bool = False,
+    force: bool = False,
+    tensorboard: bool = False,
+    progress: bool = False,
+) -> FullModel:
+    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out`` (``models/<task>``)."""
+    found = get_task(task)
+    control = run.Control(resume, force, tensorboard, progress)
+    rows = load_rows(found, "train", data)
+    return run.finetune(encoder(base), found, rows, Path(out) if out else MODELS / found.name, train, control)
+
+
+def load(path: str | Path) -> Model:
+    """Read an adapter, merged or ensemble file, or a model folder."""
+    return read_model(Path(path))
+
+
+def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
+    """Write ``model`` to one safetensors file; raises OutputError where one exists, unless ``force``."""
+    refuse_existing(Path(path), force)
+    write_model(Path(path), model)
+
+
+def export(model: Composition, folder: str | Path, *, base: Base | None = None, force: bool = False) -> list[Path]:
+    """Write one plain Hugging Face folder per task, ``folder/<task>/``; returns the folders."""
+    return write_dense(Path(folder), model, encoder(base or model.base.name), force)
+
+
+def merge(
+    adapters: Sequence[Adapter | str | Path], method: str = "orthoada", weights: Mapping[str, float] | None = None
+) -> Merged | Ensemble:
+    """Compose adapters (or their files) by a merge method, or by ``"ensemble"``; ``weights`` are by task name."""
+    found = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in adapters]
+    return merge_adapters(found, method, weights)
+
+
+def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
+    """A predictor for ``model`` or its file: ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
+    found = load(model) if isinstance(model, str | Path) else model
+    where = str(model) if isinstance(model, str | Path) else "model"
+    if isinstance(found, FullModel):
+        return Predictor(found, where=where)
+    return Predictor(found, encoder(base or found.base.name), where)
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: str | Path | None = None,
+    *,
+    base: Base | None = None,
+    tasks: Sequence[str] = (),
+    predictions: str | Path | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Score ``model`` on the dev rows of every task it answers.
+
+    Given a file, the figures are recorded beside it, and its adapters, the linear probe and full fine-tuning are
+    looked up among the results recorded around it. ``predictions`` is a folder for the predictions.
+    """
+    return evaluate_model(
+        predictor(model, base=base),
+        lambda task: load_rows(task, "dev", data),
+        Path(model) if isinstance(model, str | Path) else None,
+        tasks,
+        Path(predictions) if predictions else None,
+        progress,
+    )

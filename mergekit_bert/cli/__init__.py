@@ -1,0 +1,65 @@
+"""The command line: ``mbert COMMAND``. One file per command; heavy imports happen when a command needs them."""
+
+import sys
+import warnings
+from typing import TextIO
+
+import typer
+
+from mergekit_bert.cli import (
+    evaluate,
+    finetune,
+    inspect,
+    merge,
+    predict,
+    quickstart,
+    sample,
+    tasks,
+    train_adapter,
+)
+from mergekit_bert.errors import MbertError, MbertWarning
+
+app = typer.Typer(
+    name="mbert",
+    help="Train one small adapter per task on a frozen BERT-like encoder, merge or route the adapters, and know from "
+    "one table what each choice costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _name, _module in (
+    ("tasks", tasks),
+    ("sample", sample),
+    ("train-adapter", train_adapter),
+    ("finetune", finetune),
+    ("merge", merge),
+    ("eval", evaluate),
+    ("predict", predict),
+    ("inspect", inspect),
+    ("quickstart", quickstart),
+):
+    app.command(_name, epilog=_module.EXAMPLE)(_module.command)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, MbertWarning):
+        print(f"note: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 the user can fix it (one line says how), 2 usage."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except MbertError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)

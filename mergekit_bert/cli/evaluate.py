@@ -1,0 +1,51 @@
+"""``mbert eval``: what a model keeps of its adapters and of full fine-tuning."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergekit_bert.cli import options
+
+EXAMPLE = "Example: mbert eval merged.safetensors --data DIR --json scores.json"
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
+    data: options.Data = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task; may be repeated.", show_default="all in the file")
+    ] = None,
+    base: options.ModelBase = None,
+    json: options.Json = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.", show_default="not")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder for the predictions, <task>.tsv.", show_default="<file>.predictions/")
+    ] = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+) -> None:
+    """Score every task in the file on its dev rows, beside its single adapters, the linear probe and full fine-tuning.
+
+    The references are figures recorded beside the models by train-adapter, finetune and eval itself; a missing one is
+    shown as – with the command that makes it. Intervals are 95 %, by bootstrap over the rows.
+    """
+    from mergekit_bert import api
+    from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table
+    from mergekit_bert.files import refuse_existing, write_atomic, write_json
+    from mergekit_bert.hardware import set_threads
+
+    set_threads(threads)
+    for path in (json, markdown):
+        if path is not None:
+            refuse_existing(path, force)
+    folder = predictions or file.parent / f"{file.name.removesuffix('.safetensors')}.predictions"
+    evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=folder, progress=True)
+    comparison = evaluation.comparison
+    print(as_text(comparison_table(comparison)), end="")
+    for missing in comparison.missing:
+        print(f"missing: {missing}")
+    if json is not None:
+        write_json(json, comparison.to_json())
+    if markdown is not None:
+        write_atomic(markdown, as_markdown(comparison_table(comparison)).encode())

@@ -1,0 +1,28 @@
+"""What a training command says when it is done."""
+
+import json
+from pathlib import Path
+
+from mergekit_bert import api
+from mergekit_bert.data.source import has_rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.training.run import MANIFEST, run_folder
+
+
+def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
+    """Tell how the run went, and score the model on the dev rows where there are any."""
+    manifest = json.loads((run_folder(path) / MANIFEST).read_text(encoding="utf-8"))
+    parameters, training = manifest["parameters"], manifest["training"]
+    held = manifest["history"][training["best_epoch"] - 1][f"held_out_{task.metric}"]
+    print(
+        f"wrote {path}: {training['examples']} rows, best epoch {training['best_epoch']} of {training['epochs']} "
+        f"(held-out {task.metric} {held:.3f}), {manifest['wall_seconds']:.0f} s in {training['precision']}"
+    )
+    print(
+        f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters "
+        f"({parameters['reduction_percent']:.2f} % fewer), peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    if has_rows(task, "dev", data):
+        for score in api.evaluate(path, data, base=encoder).scores:
+            print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")

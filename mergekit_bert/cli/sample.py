@@ -1,0 +1,16 @@
+"""``mbert sample``: the generated corpus as files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: mbert sample corpus/ && mbert train-adapter --task sts --data corpus"
+
+
+def command(out: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+    """Write the generated corpus (what --data sample uses) as <task>/{train,dev}.tsv."""
+    from mergekit_bert.data.source import write_sample
+
+    for path in write_sample(out):
+        print(path)

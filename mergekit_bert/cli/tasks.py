@@ -1,0 +1,41 @@
+"""``mbert tasks``: what tasks there are."""
+
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: mbert tasks — or mbert tasks trec.yml to check a task of your own."
+
+
+def command(
+    task: Annotated[str | None, typer.Argument(help="One task, by name or YAML file, in full.")] = None,
+) -> None:
+    """List the built-in tasks, or show one in full.
+
+    A task of your own is a YAML file with the keys name, kind (classify or regress), text (one or two columns), label,
+    labels or range, and metric; it is given wherever a task is named.
+    """
+    import json
+
+    from rich import print as show
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from mergekit_bert.data.task import TASKS, get_task
+
+    if task is not None:
+        print(json.dumps(get_task(task).to_json(), indent=2))
+        return
+    table = Table("task", "kind", "text", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
+    for one in TASKS:
+        labels = ", ".join(one.labels) if one.range is None else f"{one.range[0]:g} to {one.range[1]:g}"
+        table.add_row(
+            one.name,
+            one.kind,
+            ", ".join(one.text),
+            labels,
+            ", ".join(one.metrics),
+            f"{one.chance:.3f}",
+            one.description,
+        )
+    show(table)

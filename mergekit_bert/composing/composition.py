@@ -1,0 +1,110 @@
+"""Compositions in memory: Merged (one Delta per site, all heads) or Ensemble (all adapters, and a router)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_bert.adapters.adapter import Adapter, Base, Part, Tensors
+from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.errors import CompositionError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several adapters in one Delta per site; every task keeps its own head.
+
+    ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each counted.
+    """
+
+    method: str
+    weights: Mapping[str, float]
+    base: Base
+    deltas: Mapping[str, Delta]
+    shifts: Tensors
+    heads: Mapping[str, Tensors]
+    parts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks it answers, in the order of the merge."""
+        return tuple(Task.from_json(part["task"]) for part in self.parts.values())
+
+    def part(self, task: str) -> Part:
+        """The merged Deltas under the head of ``task``."""
+        record = self.parts[task]
+        return Part(
+            Task.from_json(record["task"]), int(record["max_length"]), self.deltas, self.shifts, self.heads[task]
+        )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """All adapters as they are; ``router`` names how a row finds its expert (``task``: by the task's name)."""
+
+    experts: Mapping[str, Adapter]
+    router: str = "task"
+
+    @property
+    def base(self) -> Base:
+        """The base of all experts."""
+        return next(iter(self.experts.values())).base
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks it answers, in the order of the experts."""
+        return tuple(expert.task for expert in self.experts.values())
+
+    def part(self, task: str) -> Part:
+        """The expert of ``task``."""
+        return self.experts[task].part(task)
+
+
+Composition = Adapter | Merged | Ensemble
+Model = Composition | FullModel
+
+
+def check_together(adapters: Sequence[Adapter]) -> None:
+    """Raise CompositionError unless the adapters have one base and a task each."""
+    if not adapters:
+        raise CompositionError("merge", "no adapters", "at least one", "name their files")
+    first = adapters[0]
+    seen: dict[str, Adapter] = {}
+    for adapter in adapters:
+        if adapter.base.fingerprint != first.base.fingerprint:
+            raise CompositionError(
+                f"adapters {first.name!r} and {adapter.name!r}",
+                f"different bases ({first.base.name} {first.base.fingerprint[:12]}, "
+                f"{adapter.base.name} {adapter.base.fingerprint[:12]})",
+                "adapters of one base",
+                "train them on the same --base",
+            )
+        if adapter.base.tokenizer_fingerprint != first.base.tokenizer_fingerprint:
+            raise CompositionError(
+                f"adapters {first.name!r} and {adapter.name!r}",
+                "different tokenizers",
+                "adapters of one base and tokenizer",
+                "train them on the same --base",
+            )
+        if adapter.name in seen:
+            raise CompositionError(
+                f"task {adapter.name!r}",
+                "two adapters of it",
+                "one adapter a task",
+                "choose with --keep FILE, or leave one out",
+            )
+        seen[adapter.name] = adapter
+
+
+def find_task(model: Model, name: str) -> Task:
+    """The task called ``name`` of ``model``; raises CompositionError."""
+    for task in model.tasks:
+        if task.name == name:
+            return task
+    raise CompositionError(
+        "--task",
+        f"{name!r}",
+        f"one of {', '.join(task.name for task in model.tasks)}",
+        "name a task that the file answers",
+    )

@@ -1,0 +1,48 @@
+"""Dense export: one plain Hugging Face folder per task, checked to give the same outputs."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.composing.composition import Composition, Merged
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.encoder.folder import read_folder, write_folder
+from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import ModelFileError
+from mergekit_bert.files import refuse_existing
+
+_TOLERANCE = 1e-4
+_CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
+
+
+def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool = False) -> list[Path]:
+    """Write ``folder/<task>/`` for every task of ``model``; returns the folders. Raises OutputError, ModelFileError."""
+    paths = [folder / task.name for task in model.tasks]
+    for path in paths:
+        refuse_existing(path, force)
+    expected = Predictor(model, encoder)
+    for path, task in zip(paths, model.tasks, strict=True):
+        part = model.part(task.name)
+        whole = classifier(fold(encoder, part.deltas, part.shifts), task, part.head)
+        record = {
+            "kind": "dense",
+            "method": model.method if isinstance(model, Merged) else type(model).__name__.lower(),
+            "base": dataclasses.asdict(model.base),
+            "max_length": part.max_length,
+        }
+        write_folder(path, whole, encoder, task, record)
+        rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
+        one, two = expected.outputs(task.name, rows), Predictor(read_folder(path)).outputs(task.name, rows)
+        worst = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
+        if worst > _TOLERANCE:
+            raise ModelFileError(
+                str(path),
+                f"its outputs differ by {worst:.2g}",
+                f"at most {_TOLERANCE:g}",
+                "report this as a bug; the folder must not be used",
+            )
+    return paths

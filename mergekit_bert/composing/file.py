@@ -1,0 +1,147 @@
+"""Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
+
+A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``), ``shift.<parameter>`` and ``head.<task>.<tensor>``;
+an ensemble the tensors of each adapter under ``expert.<task>.``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import Adapter, Base
+from mergekit_bert.adapters.delta import Delta, Dense, LowRank
+from mergekit_bert.adapters.file import (
+    FORMAT,
+    check_format,
+    check_tensors,
+    pack,
+    strict,
+    unpack,
+    write_adapter,
+)
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import read_folder
+from mergekit_bert.errors import ModelFileError
+from mergekit_bert.files import read_tensors, write_tensors
+
+
+def write_model(path: Path, model: Composition) -> None:
+    """Write ``model`` and read it back; raises ModelFileError if a bit differs."""
+    if isinstance(model, Adapter):
+        write_adapter(path, model)
+        return
+    tensors, record = _pack_merged(model) if isinstance(model, Merged) else _pack_ensemble(model)
+    kind = "merged" if isinstance(model, Merged) else "ensemble"
+    write_tensors(path, tensors, {"format": FORMAT, "kind": kind, kind: record})
+    written, _ = read_tensors(path)
+    if set(written) != set(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
+        raise ModelFileError(str(path), "what was read back differs", "the same tensors", "check the disk")
+
+
+def read_model(path: Path) -> Model:
+    """Read an adapter, merged or ensemble file, or a model folder; raises ModelFileError."""
+    if path.is_dir():
+        return read_folder(path)
+    tensors, metadata = read_tensors(path)
+    kind = check_format(str(path), metadata)
+    readers: dict[str, Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Model]] = {
+        "adapter": unpack,
+        "merged": _unpack_merged,
+        "ensemble": _unpack_ensemble,
+    }
+    if kind not in readers or set(metadata) != {"format", "kind", kind}:
+        raise ModelFileError(
+            str(path),
+            f"a file of kind {kind!r} with keys {', '.join(sorted(metadata))}",
+            f"one of {', '.join(readers)}",
+            "give a model file of mbert's",
+        )
+    with strict(str(path)):
+        return readers[kind](str(path), tensors, metadata[kind])
+
+
+def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    for site, delta in model.deltas.items():
+        if isinstance(delta, LowRank):
+            tensors |= {f"site.{site}.B": delta.B, f"site.{site}.A": delta.A}
+        else:
+            tensors[f"site.{site}.dense"] = delta.matrix
+    tensors |= {f"shift.{name}": tensor for name, tensor in model.shifts.items()}
+    tensors |= {f"head.{task}.{name}": tensor for task, head in model.heads.items() for name, tensor in head.items()}
+    record = {
+        "method": model.method,
+        "weights": dict(model.weights),
+        "base": dataclasses.asdict(model.base),
+        "sites": {
+            site: {"size": list(delta.shape), "rank": delta.rank if isinstance(delta, LowRank) else None}
+            for site, delta in model.deltas.items()
+        },
+        "shifts": {name: list(tensor.shape) for name, tensor in model.shifts.items()},
+        "order": list(model.parts),
+        "parts": {task: dict(part) for task, part in model.parts.items()},
+    }
+    return tensors, record
+
+
+def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
+    expected: dict[str, tuple[int, ...]] = {}
+    for site, told in record["sites"].items():
+        (out_features, in_features), rank = told["size"], told["rank"]
+        if rank is None:
+            expected[f"site.{site}.dense"] = (out_features, in_features)
+        else:
+            expected |= {f"site.{site}.B": (out_features, rank), f"site.{site}.A": (rank, in_features)}
+    expected |= {f"shift.{name}": tuple(shape) for name, shape in record["shifts"].items()}
+    parts = {task: record["parts"][task] for task in record["order"]}
+    expected |= {
+        f"head.{task}.{name}": tuple(shape) for task, part in parts.items() for name, shape in part["head"].items()
+    }
+    check_tensors(where, tensors, expected)
+    for task, part in parts.items():
+        if Task.from_json(part["task"]).name != task:
+            raise ValueError(f"the part {task!r} is of another task")
+    deltas: dict[str, Delta] = {
+        site: Dense(tensors[f"site.{site}.dense"])
+        if told["rank"] is None
+        else LowRank(tensors[f"site.{site}.B"], tensors[f"site.{site}.A"])
+        for site, told in record["sites"].items()
+    }
+    return Merged(
+        method=str(record["method"]),
+        weights={task: float(weight) for task, weight in record["weights"].items()},
+        base=Base(**record["base"]),
+        deltas=deltas,
+        shifts={name: tensors[f"shift.{name}"] for name in record["shifts"]},
+        heads={task: {name: tensors[f"head.{task}.{name}"] for name in part["head"]} for task, part in parts.items()},
+        parts=parts,
+    )
+
+
+def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    packed = {task: pack(expert) for task, expert in model.experts.items()}
+    tensors = {f"expert.{task}.{name}": tensor for task, (part, _) in packed.items() for name, tensor in part.items()}
+    experts = {task: record for task, (_, record) in packed.items()}
+    return tensors, {"router": model.router, "order": list(packed), "experts": experts}
+
+
+def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Ensemble:
+    if record["router"] != "task" or set(record["order"]) != set(record["experts"]) or not record["order"]:
+        raise ValueError(f"router {record['router']!r} with experts {', '.join(record['experts'])}")
+    prefixes = tuple(f"expert.{task}." for task in record["order"])
+    for name in tensors:
+        if not name.startswith(prefixes):
+            raise ModelFileError(where, f"an extra tensor {name!r}", "tensors of its experts", "write the file again")
+    experts = {}
+    for task in record["order"]:
+        prefix = f"expert.{task}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        experts[task] = unpack(where, own, record["experts"][task])
+        if experts[task].name != task or experts[task].base != experts[record["order"][0]].base:
+            raise ValueError(f"the expert {task!r} is of another task or base")
+    return Ensemble(experts)

@@ -1,0 +1,129 @@
+"""Merging: adapters in, one Delta per site out, by any registered method; and the ensemble, which merges nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.file import adapter_sha256, pack, read_adapter
+from mergekit_bert.composing.composition import Ensemble, Merged, check_together
+from mergekit_bert.composing.method import METHODS, chosen_weights
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.registry import unknown
+
+ENSEMBLE = "ensemble"
+
+
+def merge(
+    adapters: Sequence[Adapter], method: str = "orthoada", weights: Mapping[str, float] | None = None
+) -> Merged | Ensemble:
+    """Compose ``adapters`` by ``method`` (or ``ensemble``).
+
+    ``weights`` are by adapter name; an adapter without one gets the method's own. Ranks, targets and label counts may
+    differ; a site that an adapter lacks counts as a zero Delta. All sums are in float32. Raises CompositionError or
+    BasisError before any work.
+    """
+    check_together(adapters)
+    given = dict(weights or {})
+    names = [adapter.name for adapter in adapters]
+    for name in given:
+        if name not in names:
+            raise CompositionError("--weights", f"{name!r}", f"names among {', '.join(names)}", "correct --weights")
+    if method == ENSEMBLE:
+        if given:
+            raise CompositionError(
+                "--weights",
+                "weights for an ensemble",
+                "none: experts are kept as they are",
+                "drop --weights or choose another --method",
+            )
+        return Ensemble({adapter.name: adapter for adapter in adapters})
+    if method not in METHODS.names():
+        raise unknown("merge method", method, [*METHODS.names(), ENSEMBLE])
+    record = METHODS.get(method)
+    record.check(adapters)
+    chosen = chosen_weights(record, adapters, given)
+    per_adapter = {adapter.name: adapter.deltas() for adapter in adapters}
+    sites = sorted({site for deltas in per_adapter.values() for site in deltas})
+    merged: dict[str, Delta] = {}
+    for site in sites:
+        present = [(deltas[site], chosen[name]) for name, deltas in per_adapter.items() if site in deltas]
+        merged[site] = _float32(record.merge([delta for delta, _ in present], [weight for _, weight in present]))
+    return Merged(
+        method=method,
+        weights=chosen,
+        base=adapters[0].base,
+        deltas=merged,
+        shifts=_merged_shifts(adapters, chosen),
+        heads={adapter.name: adapter.head for adapter in adapters},
+        parts={adapter.name: _provenance(adapter) for adapter in adapters},
+    )
+
+
+def _float32(delta: Delta) -> Delta:
+    if isinstance(delta, LowRank):
+        return LowRank(delta.B.float(), delta.A.float())
+    return type(delta)(delta.matrix.float())
+
+
+def _merged_shifts(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Changes of biases and norms add up linearly, with the weights of their adapters."""
+    total: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for name, shift in adapter.shifts.items():
+            part = weights[adapter.name] * shift.to(torch.float32)
+            total[name] = total[name] + part if name in total else part
+    return total
+
+
+def _provenance(adapter: Adapter) -> dict[str, Any]:
+    """The part of an adapter's record that tells where it came from."""
+    record = pack(adapter)[1]
+    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base")}
+    return kept | {"sha256": adapter_sha256(adapter)}
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """``"sst=1,para=-0.5"`` as weights by name; raises CompositionError."""
+    weights = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            weights[name.strip()] = float(value)
+        except ValueError:
+            weights[name.strip()] = math.nan
+        if not math.isfinite(weights[name.strip()]):
+            raise CompositionError("--weights", f"{part!r}", "name=number, separated by commas", "correct it")
+    return weights
+
+
+def choose_files(files: Sequence[Path], keep: Sequence[Path], folder: Path) -> list[Adapter]:
+    """The adapters in ``files`` (or, if none, all but probes in ``folder``); of two of one task that in ``keep``.
+
+    Raises CompositionError naming the files where two adapters of one task meet and none is to be kept.
+    """
+    named = list(files) or sorted(folder.glob("*.safetensors"))
+    found = [(path, read_adapter(path)) for path in named]
+    if not files:
+        found = [(path, adapter) for path, adapter in found if TYPES.get(adapter.type).has_sites]
+    if not found:
+        raise CompositionError(str(folder), "no adapters", "adapter files", "name them, or train some")
+    kept = {path.resolve() for path in keep}
+    chosen: dict[str, tuple[Path, Adapter]] = {}
+    for path, adapter in found:
+        other = chosen.get(adapter.name)
+        if other is None or (path.resolve() in kept and other[0].resolve() not in kept):
+            chosen[adapter.name] = (path, adapter)
+        elif (path.resolve() in kept) == (other[0].resolve() in kept):
+            raise CompositionError(
+                f"task {adapter.name!r}",
+                f"two adapters of it, {other[0]} and {path}",
+                "one adapter a task",
+                f"say which with --keep {other[0]} or --keep {path}",
+            )
+    return [adapter for _, adapter in chosen.values()]

@@ -1,0 +1,35 @@
+"""FedAvg: the mean of the Deltas, weighted by how many examples each adapter saw (McMahan et al. 2017)."""
+
+from collections.abc import Sequence
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.method import Method
+from mergekit_bert.errors import CompositionError
+
+
+def _by_examples(adapters: Sequence[Adapter]) -> list[float]:
+    """``λi = ni / Σ n`` from the recorded example counts."""
+    counts = []
+    for adapter in adapters:
+        count = adapter.training.get("examples")
+        if not isinstance(count, int) or count < 1:
+            raise CompositionError(
+                f"fedavg, adapter {adapter.name!r}",
+                f"example count {count!r}",
+                "a recorded number of examples",
+                "give --weights for all adapters",
+            )
+        counts.append(count)
+    return [count / sum(counts) for count in counts]
+
+
+RECORD = Method(
+    name="fedavg",
+    description="mean weighted by the number of training examples",
+    formula="Δ = Σ λi Δi, λi = ni / Σn",
+    source="McMahan et al. 2017, arXiv 1602.05629",
+    merge=weighted_sum,
+    weights=_by_examples,
+    default_weights="recorded example counts",
+)

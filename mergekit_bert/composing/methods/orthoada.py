@@ -1,0 +1,29 @@
+"""OrthoAda: the plain sum of adapters whose frozen factors are orthogonal (Po et al. 2023, arXiv 2312.02432).
+
+With ``A`` rows of one orthogonal matrix, ``Δi Δjᵀ = 0`` for i ≠ j and ``(Σj Δj) Aiᵀ = si Bi``: along its own input
+directions every adapter is kept whole, hence weights of 1.
+"""
+
+from collections.abc import Sequence
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.basis import shared_basis
+from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.method import Method
+
+
+def _check(adapters: Sequence[Adapter]) -> None:
+    shared_basis({adapter.name: adapter.basis for adapter in adapters})
+
+
+RECORD = Method(
+    name="orthoada",
+    description="sum of adapters that were trained on one shared orthogonal basis",
+    formula="Δ = Σ λi Δi, with Ai Ajᵀ = 0",
+    source="arXiv 2312.02432",
+    merge=weighted_sum,
+    weights=lambda adapters: [1.0] * len(adapters),
+    default_weights="1 each",
+    needs="adapters that share one orthogonal basis (train-adapter's default)",
+    check=_check,
+)

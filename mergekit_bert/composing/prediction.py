@@ -1,0 +1,161 @@
+"""Prediction: texts in, answers out, by any model file and for each of its tasks.
+
+Deltas are folded into the weights once a task (once in all for a merged model), in float32, so a prediction costs what
+the bare encoder costs. Routing is by the task that the caller names.
+"""
+
+import csv
+import dataclasses
+import io
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.file import check_base, check_part
+from mergekit_bert.composing.composition import Merged, Model, find_task
+from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel, load_folder
+from mergekit_bert.encoder.forward import forward_rows, scaled
+from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import DataError, MbertWarning, ModelFileError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one row.
+
+    ``label`` is the label as it stands in the data (a regression's value as text), ``name`` how a person reads it,
+    ``value`` the label's probability, or the regression's value inside the task's range. ``outputs`` is what the head
+    gave: logits, or the value before it was kept in range.
+    """
+
+    label: str
+    name: str
+    value: float
+    outputs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    model: Classifier
+    tokenizer: Any
+    max_length: int
+    pad_token: int
+
+
+class Predictor:
+    """Answers rows with ``model`` on ``encoder`` (not needed for a model folder). Threads may share one."""
+
+    def __init__(self, model: Model, encoder: Encoder | None = None, where: str = "model") -> None:
+        """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
+        self.model, self.encoder, self.where = model, encoder, where
+        self._ready: dict[str, _Ready] = {}
+        self._folded: Encoder | None = None
+        self._lock = threading.Lock()
+        if not isinstance(model, FullModel):
+            if encoder is None:
+                raise ModelFileError(where, "no encoder", f"the base {model.base.name!r}", "load it with load_encoder")
+            check_base(where, model.base, encoder)
+            for task in model.tasks:
+                check_part(f"{where}, task {task.name!r}", model.part(task.name), encoder)
+
+    def outputs(
+        self, task: str, rows: Rows, tick: Callable[[int], None] = lambda rows: None
+    ) -> Float[np.ndarray, "rows out"]:
+        """What the head gives for every row: logits (rows, labels), or (rows, 1) values in the task's own units."""
+        found = find_task(self.model, task)
+        ready = self._prepare(found)
+        for texts in rows.texts:
+            if len(texts) != len(found.text):
+                raise DataError(
+                    rows.where,
+                    f"{len(texts)} texts in a row",
+                    f"{len(found.text)} for {task!r}",
+                    f"give {' and '.join(found.text)}",
+                )
+        tokens = tokenise(
+            dataclasses.replace(rows, labels=None), found, ready.tokenizer, ready.max_length, ready.pad_token
+        )
+        if tokens.truncated:
+            warnings.warn(
+                f"{task}: {tokens.truncated} of {len(rows)} rows are longer than {ready.max_length} tokens and are cut",
+                MbertWarning,
+                stacklevel=2,
+            )
+        values = forward_rows(ready.model, tokens, tick=tick)
+        return values if isinstance(self.model, FullModel) else scaled(values, found.range)
+
+    def predict(self, task: str, texts: Sequence[str | Sequence[str]]) -> list[Prediction]:
+        """Answers for ``texts``: strings, or pairs of strings for a pair task."""
+        if not texts:
+            return []
+        rows = Rows(tuple((one,) if isinstance(one, str) else tuple(one) for one in texts), None, "texts")
+        return predictions(find_task(self.model, task), self.outputs(task, rows))
+
+    def _prepare(self, task: Task) -> _Ready:
+        with self._lock:
+            if task.name not in self._ready:
+                self._ready[task.name] = self._build(task)
+            return self._ready[task.name]
+
+    def _build(self, task: Task) -> _Ready:
+        if isinstance(self.model, FullModel):
+            model, tokenizer = load_folder(self.model)
+            return _Ready(model, tokenizer, self.model.max_length, int(tokenizer.pad_token_id or 0))
+        assert self.encoder is not None
+        part = self.model.part(task.name)
+        folded = self._folded or fold(self.encoder, part.deltas, part.shifts)
+        if isinstance(self.model, Merged):
+            self._folded = folded
+        model = classifier(folded, task, part.head)
+        return _Ready(model, self.encoder.tokenizer, part.max_length, self.encoder.pad_token)
+
+
+def predictions(task: Task, outputs: Float[np.ndarray, "rows out"]) -> list[Prediction]:
+    """Outputs as answers."""
+    if task.range is not None:
+        low, high = task.range
+        kept = np.clip(outputs[:, 0], low, high)
+        return [
+            Prediction(f"{value:.4f}", f"{value:.4f}", float(value), (float(raw),))
+            for value, raw in zip(kept, outputs[:, 0], strict=True)
+        ]
+    spread = np.exp(outputs - outputs.max(1, keepdims=True))
+    chances = spread / spread.sum(1, keepdims=True)
+    best = outputs.argmax(1)
+    return [
+        Prediction(
+            task.labels[index],
+            task.display(int(index)),
+            float(chances[row, index]),
+            tuple(float(value) for value in outputs[row]),
+        )
+        for row, index in enumerate(best)
+    ]
+
+
+def the_task(model: Model, name: str | None) -> Task:
+    """The task called ``name``, or the only one; raises CompositionError."""
+    if name is None and len(model.tasks) == 1:
+        return model.tasks[0]
+    return find_task(model, name or "")
+
+
+def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
+    """A TSV: the texts, the predicted label, its name, and its probability (of a regression: prediction alone)."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    more = ["name", "probability"] if task.kind == "classify" else []
+    writer.writerow([*task.text, "prediction", *more])
+    for texts, answer in zip(rows.texts, predictions(task, predictor.outputs(task.name, rows)), strict=True):
+        writer.writerow([*texts, answer.label, *([answer.name, f"{answer.value:.4f}"] if more else [])])
+    return text.getvalue()

@@ -1,0 +1,133 @@
+"""The comparison: what a composition keeps of its adapters and of full fine-tuning, task by task and overall."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.file import adapter_sha256
+from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.data.metrics import on_unit_scale
+from mergekit_bert.data.task import Task
+from mergekit_bert.evaluation.records import Record, base_of, role_of
+from mergekit_bert.evaluation.scores import Score
+
+REFERENCES = ("adapter", "probe", "full")
+_COMMANDS = {
+    "adapter": "mbert eval adapters/{task}.safetensors",
+    "probe": "mbert train-adapter --type probe --task {task}",
+    "full": "mbert finetune --task {task}",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Main figures, tasks × models; None where nothing was measured."""
+
+    tasks: tuple[tuple[str, str], ...]
+    models: tuple[str, ...]
+    values: Mapping[tuple[str, str], float | None]
+
+    def overall(self, model: str) -> float | None:
+        """Mean over the tasks, a correlation counting as (r + 1) / 2; None unless every task was measured.
+
+        For sst, para and sts it is the overall score of the field, (sst + para + (sts + 1) / 2) / 3.
+        """
+        found = [(metric, self.values.get((task, model))) for task, metric in self.tasks]
+        if any(value is None for _, value in found):
+            return None
+        return fmean(on_unit_scale(metric, value) for metric, value in found if value is not None)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task and metric: the composition's score and the references' (None: not recorded)."""
+
+    score: Score
+    references: Mapping[str, float | None]
+
+    def retention(self, reference: str) -> float | None:
+        """The score in per cent of a reference's; None where that is missing or not positive."""
+        other = self.references.get(reference)
+        return 100 * self.score.value / other if other is not None and other > 0 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A composition against its references. ``missing`` are commands that make what was not found."""
+
+    model: str
+    lines: tuple[Line, ...]
+    main: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+
+    def grid(self) -> Grid:
+        """The main metrics as a grid: the composition, then its references."""
+        values: dict[tuple[str, str], float | None] = {}
+        for line in self.lines:
+            if (line.score.task, line.score.metric) in self.main:
+                values[line.score.task, self.model] = line.score.value
+                values |= {(line.score.task, name): line.references[name] for name in REFERENCES}
+        return Grid(self.main, (self.model, *REFERENCES), values)
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry per task and metric, and the overall scores."""
+        grid = self.grid()
+        scores = []
+        for line in self.lines:
+            entry = {key: value for key, value in asdict(line.score).items() if key != "data"}
+            for name in REFERENCES:
+                entry[name], entry[f"retention_{name}"] = line.references[name], line.retention(name)
+            scores.append(entry)
+        return {
+            "model": self.model,
+            "scores": scores,
+            "overall": grid.overall(self.model),
+            "overall_references": {name: grid.overall(name) for name in REFERENCES},
+            "missing": list(self.missing),
+        }
+
+
+def compare(model: Model, scores: Sequence[Score], records: Sequence[Record]) -> Comparison:
+    """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning."""
+    lines, missing = [], []
+    tasks = {task.name: task for task in model.tasks}
+    for score in scores:
+        found = {name: _reference(name, model, score, records) for name in REFERENCES}
+        lines.append(Line(score, found))
+        if score.metric == tasks[score.task].metric:
+            missing += [_COMMANDS[name].format(task=score.task) for name, value in found.items() if value is None]
+    main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
+    return Comparison(role_of(model), tuple(lines), main, tuple(missing))
+
+
+def _reference(role: str, model: Model, score: Score, records: Sequence[Record]) -> float | None:
+    if role == role_of(model):
+        return score.value
+    wanted = part_sha256(model, score.task) if role == "adapter" else None
+    for record in records:
+        fits = record.role == role and record.base == base_of(model)
+        if fits and (wanted is None or record.sha256 == wanted):
+            for other in record.scores:
+                if (other.task, other.metric, other.data) == (score.task, score.metric, score.data):
+                    return other.value
+    return None
+
+
+def part_sha256(model: Model, task: str) -> str | None:
+    """SHA-256 of the adapter file that answers ``task`` in a composition; None where there is none."""
+    if isinstance(model, Merged):
+        return str(model.parts[task]["sha256"])
+    if isinstance(model, Ensemble):
+        return adapter_sha256(model.experts[task])
+    return adapter_sha256(model) if isinstance(model, Adapter) else None
+
+
+def grid_of(tasks: Sequence[Task], measured: Mapping[str, Sequence[Score]]) -> Grid:
+    """A grid from the scores of several models, by the models' names."""
+    values: dict[tuple[str, str], float | None] = {}
+    main = tuple((task.name, task.metric) for task in tasks)
+    for model, scores in measured.items():
+        values |= {(s.task, model): s.value for s in scores if (s.task, s.metric) in main}
+    return Grid(main, tuple(measured), values)

@@ -1,0 +1,195 @@
+"""What a model file says about itself: one description for people and programs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from mergekit_bert.adapters.adapter import Adapter, Tensors
+from mergekit_bert.adapters.delta import Delta, LowRank, norm
+from mergekit_bert.adapters.file import pack
+from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.composing.file import read_model
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.evaluation.records import read_record, record_path, role_of
+from mergekit_bert.files import file_fingerprint
+
+_TRAINING = (
+    "examples",
+    "held_out",
+    "epochs",
+    "best_epoch",
+    "batch_size",
+    "lr",
+    "head_lr",
+    "seed",
+    "precision",
+    "max_length",
+    "truncated",
+    "data",
+)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything about the model at ``path``, as JSON; raises ModelFileError."""
+    model = read_model(path)
+    size = sum(file.stat().st_size for file in path.glob("**/*") if file.is_file()) if path.is_dir() else None
+    told: dict[str, Any] = {
+        "file": str(path),
+        "kind": type(model).__name__.lower(),
+        "role": role_of(model),
+        "bytes": size if size is not None else path.stat().st_size,
+        "sha256": file_fingerprint(path),
+    }
+    if isinstance(model, FullModel):
+        told |= {"base": dict(model.base), "parts": {model.task.name: dict(model.record)}}
+    else:
+        told["base"] = {
+            "name": model.base.name,
+            "fingerprint": model.base.fingerprint,
+            "tokenizer_fingerprint": model.base.tokenizer_fingerprint,
+        }
+    if isinstance(model, Adapter):
+        told |= {"parts": {model.name: _part(model)}, "sites": _sites(model.deltas()), "shifts": _shifts(model.shifts)}
+    elif isinstance(model, Merged):
+        told |= {
+            "method": model.method,
+            "weights": dict(model.weights),
+            "parts": dict(model.parts),
+            "sites": _sites(model.deltas),
+            "shifts": _shifts(model.shifts),
+        }
+    elif isinstance(model, Ensemble):
+        told |= {"router": model.router, "parts": {name: _part(one) for name, one in model.experts.items()}}
+        sites = {
+            f"{name}: {site}": delta for name, one in model.experts.items() for site, delta in one.deltas().items()
+        }
+        told |= {"sites": _sites(sites)}
+    record = read_record(record_path(path))
+    told["recorded"] = [vars(score) for score in record.scores] if record else []
+    return told
+
+
+def _part(adapter: Adapter) -> dict[str, Any]:
+    record = pack(adapter)[1]
+    return {key: record[key] for key in ("type", "config", "task", "basis", "training", "scores", "max_length", "head")}
+
+
+def _sites(deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    return {
+        site: {
+            "size": list(delta.shape),
+            "rank": delta.rank if isinstance(delta, LowRank) else None,
+            "norm": norm(delta),
+        }
+        for site, delta in deltas.items()
+    }
+
+
+def _shifts(shifts: Tensors) -> dict[str, Any]:
+    return {
+        name: {"size": list(tensor.shape), "norm": float(torch.linalg.vector_norm(tensor))}
+        for name, tensor in shifts.items()
+    }
+
+
+def description_tables(told: Mapping[str, Any]) -> list[Table]:
+    """The description as tables: the file, its tasks, their training, its sites, its recorded scores."""
+    tables = [_file_table(told), _task_table(told["parts"]), _training_table(told["parts"])]
+    if told.get("sites"):
+        tables.append(_site_table(told["sites"]))
+    if told["recorded"]:
+        table = Table("task", "metric", "value", "95 % interval", "rows", title="recorded scores", box=SIMPLE_HEAD)
+        for score in told["recorded"]:
+            interval = f"{score['ci_low']:.3f} to {score['ci_high']:.3f}"
+            table.add_row(score["task"], score["metric"], f"{score['value']:.3f}", interval, str(score["n"]))
+        tables.append(table)
+    return tables
+
+
+def _file_table(told: Mapping[str, Any]) -> Table:
+    table = Table(title=told["file"], box=SIMPLE_HEAD, show_header=False)
+    table.add_row("kind", told["kind"] if told["kind"] == told["role"] else f"{told['kind']} ({told['role']})")
+    table.add_row("size", f"{told['bytes'] / 2**20:.2f} MiB, sha256 {told['sha256'][:16]}")
+    base = told["base"]
+    table.add_row(
+        "base", f"{base['name']}, weights {base['fingerprint'][:16]}, tokenizer {base['tokenizer_fingerprint'][:16]}"
+    )
+    if "weights" in told:
+        table.add_row("weights", ", ".join(f"{name} {weight:.4g}" for name, weight in told["weights"].items()))
+    if "router" in told:
+        table.add_row("router", told["router"])
+    if told.get("sites"):
+        ranks = sorted({site["rank"] for site in told["sites"].values() if site["rank"] is not None})
+        shown = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"rank {ranks[0]}" if ranks else "dense"
+        table.add_row("sites", f"{len(told['sites'])}, {shown}")
+    if told.get("shifts"):
+        table.add_row("shifts", f"{len(told['shifts'])} bias and norm parameters")
+    return table
+
+
+def _task_table(parts: Mapping[str, Any]) -> Table:
+    table = Table(
+        "task",
+        "kind",
+        "text",
+        "labels or range",
+        "metrics",
+        "type",
+        "basis rows",
+        "scale",
+        title="tasks",
+        box=SIMPLE_HEAD,
+    )
+    for name, part in parts.items():
+        task, config, basis = part["task"], part.get("config"), part.get("basis")
+        names = task["label_names"] or task["labels"]
+        labels = ", ".join(
+            f"{label} {said}" if said != label else label for label, said in zip(task["labels"], names, strict=True)
+        )
+        bounds = task["range"]
+        rows = f"{basis['start']}–{basis['start'] + basis['count'] - 1} (seed {basis['seed']})" if basis else "–"
+        scale = "–"
+        if config and part["type"] != "probe":
+            scale = f"α {config['alpha']:g}, r {config['rank']}{' (rank-stabilised)' * config['rank_stabilized']}"
+        table.add_row(
+            name,
+            task["kind"],
+            ", ".join(task["text"]),
+            labels or f"{bounds[0]:g} to {bounds[1]:g}",
+            ", ".join(task["metrics"]),
+            part.get("type", part.get("kind", "–")),
+            rows,
+            scale,
+        )
+    return table
+
+
+def _training_table(parts: Mapping[str, Any]) -> Table:
+    table = Table("", *parts, title="training", box=SIMPLE_HEAD)
+    for key in _TRAINING:
+        values = [part.get("training", {}).get(key) for part in parts.values()]
+        if any(value is not None for value in values):
+            table.add_row(key, *(str(value)[:16] if value is not None else "–" for value in values))
+    scores = [
+        ", ".join(f"{name} {value:.3f}" for name, value in part.get("scores", {}).items()) or "–"
+        for part in parts.values()
+    ]
+    table.add_row("scores", *scores)
+    versions = [part.get("training", {}).get("versions", {}) for part in parts.values()]
+    table.add_row(
+        "versions",
+        *(", ".join(f"{name} {one[name]}" for name in ("mbert", "torch") if name in one) for one in versions),
+    )
+    return table
+
+
+def _site_table(sites: Mapping[str, Any]) -> Table:
+    table = Table("site", "out × in", "rank", "‖Δ‖", title="sites", box=SIMPLE_HEAD)
+    for name, site in sites.items():
+        rank = str(site["rank"]) if site["rank"] is not None else "dense"
+        table.add_row(name, f"{site['size'][0]} × {site['size'][1]}", rank, f"{site['norm']:.3f}")
+    return table

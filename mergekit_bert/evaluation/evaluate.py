@@ -1,0 +1,62 @@
+"""Evaluating a model on every task it answers: scores, recorded results, predictions, and the comparison."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_bert.composing.composition import find_task
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.evaluation.comparison import Comparison, compare
+from mergekit_bert.evaluation.records import find_records, write_record
+from mergekit_bert.evaluation.scores import Score, TaskResult, score_task, write_predictions
+from mergekit_bert.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: each task's result, and the comparison with the references."""
+
+    results: tuple[TaskResult, ...]
+    comparison: Comparison
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """All scores, task by task."""
+        return tuple(score for result in self.results for score in result.scores)
+
+
+def reference_folders(path: Path) -> list[Path]:
+    """Where references are looked for: beside the model, and in ``adapters/`` and ``models/`` there and here."""
+    return [path.parent, *(root / name for root in (path.parent, Path()) for name in ("adapters", "models"))]
+
+
+def evaluate_model(
+    predictor: Predictor,
+    rows_of: Callable[[Task], Rows],
+    path: Path | None = None,
+    tasks: Sequence[str] = (),
+    predictions: Path | None = None,
+    show: bool = False,
+) -> Evaluation:
+    """Score ``predictor`` on the rows that ``rows_of`` gives for each task (all of them, or those named).
+
+    With ``path``, the model's file, the figures are recorded beside it and references are looked for around it. With
+    ``predictions``, a folder, the predictions behind the figures are written there, one TSV a task.
+    """
+    model = predictor.model
+    chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
+    rows = {task.name: rows_of(task) for task in chosen}
+    results = []
+    for task in chosen:
+        with progress_bar(f"eval {task.name}", len(rows[task.name]), show) as bar:
+            result = score_task(predictor, task, rows[task.name], bar)
+        if predictions is not None:
+            write_predictions(predictions / f"{task.name}.tsv", result)
+        results.append(result)
+    scores = [score for result in results for score in result.scores]
+    if path is not None:
+        write_record(path, model, scores)
+    records = find_records(reference_folders(path)) if path is not None else []
+    return Evaluation(tuple(results), compare(model, scores, records))

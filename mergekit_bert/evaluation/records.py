@@ -1,0 +1,91 @@
+"""Recorded results: beside a model ``X`` lies ``X.scores.json`` with every figure measured on it, for later tables.
+
+A figure is known by task, metric and the fingerprint of its rows; measuring again on other rows adds to the record.
+A record of a model file that has since changed is not used.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.evaluation.scores import Score
+from mergekit_bert.files import file_fingerprint, write_json
+
+SUFFIX = ".scores.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """The recorded figures of one model: its role (``adapter``, ``probe``, ``full``, …), file and base."""
+
+    role: str
+    sha256: str
+    base: str
+    scores: tuple[Score, ...]
+    path: Path
+
+
+def role_of(model: Model) -> str:
+    """What part a model plays in a table."""
+    if isinstance(model, Adapter):
+        return "probe" if model.type == "probe" else "adapter"
+    if isinstance(model, Merged):
+        return model.method
+    return "ensemble" if isinstance(model, Ensemble) else str(model.record.get("kind", "full"))
+
+
+def base_of(model: Model) -> str:
+    """Fingerprint of the encoder's weights that the model was made from."""
+    return model.base["fingerprint"] if isinstance(model, FullModel) else model.base.fingerprint
+
+
+def record_path(model_path: Path) -> Path:
+    """Where the figures of the model at ``model_path`` are kept."""
+    return model_path.parent / f"{model_path.name.removesuffix('.safetensors')}{SUFFIX}"
+
+
+def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> None:
+    """Add ``scores`` to the record of ``model_path``; figures on other rows stay."""
+    path, sha256 = record_path(model_path), file_fingerprint(model_path)
+    kept = {}
+    earlier = read_record(path)
+    for score in (*(earlier.scores if earlier and earlier.sha256 == sha256 else ()), *scores):
+        kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
+    write_json(
+        path,
+        {
+            "format": _FORMAT,
+            "role": role_of(model),
+            "model": model_path.name,
+            "sha256": sha256,
+            "base": base_of(model),
+            "scores": [kept[key] for key in sorted(kept)],
+        },
+    )
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at ``path``; None where there is none, or it is broken or out of date."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != _FORMAT:
+            return None
+        scores = tuple(Score(**score) for score in value["scores"])
+        model = path.parent / Path(value["model"]).name
+        if model.exists() and file_fingerprint(model) != value["sha256"]:
+            return None
+        return Record(value["role"], value["sha256"], value["base"], scores, path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_records(folders: Sequence[Path]) -> list[Record]:
+    """All records in ``folders``, by path."""
+    paths = sorted({path.resolve() for folder in folders for path in folder.glob(f"*{SUFFIX}")})
+    return [record for path in paths if (record := read_record(path)) is not None]

@@ -1,0 +1,94 @@
+"""Scores: model × task → metric value, 95 % interval, number of rows, and the predictions behind them."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from mergekit_bert.composing.prediction import Predictor, predictions
+from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.files import write_atomic
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure: ``value`` of ``metric`` on ``n`` rows (known by ``data``), 95 % within ``ci_low`` … ``ci_high``."""
+
+    task: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    data: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's scores, the main metric first, and the outputs they were computed from."""
+
+    task: Task
+    rows: Rows
+    outputs: Float[np.ndarray, "rows out"]
+    scores: tuple[Score, ...]
+
+
+def score_task(
+    predictor: Predictor, task: Task, rows: Rows, tick: Callable[[int], None] = lambda rows: None
+) -> TaskResult:
+    """Score one task of a model on labelled ``rows``."""
+    outputs = predictor.outputs(task.name, rows, tick)
+    return TaskResult(task, rows, outputs, scores_of(task, rows, outputs))
+
+
+def scores_of(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> tuple[Score, ...]:
+    """Every metric of the task, with its interval."""
+    true, predicted = rows.label_column(), predicted_column(task.kind, outputs)
+    if task.kind == "classify":
+        true = true.astype(np.int64)
+    found = []
+    for name in task.metrics:
+        value = metric(name).value
+        low, high = _interval(value, true, predicted)
+        found.append(Score(task.name, name, value(true, predicted), low, high, len(rows), rows.fingerprint()))
+    return tuple(found)
+
+
+def _interval(
+    value: Callable[[np.ndarray, np.ndarray], float], true: np.ndarray, predicted: np.ndarray
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over rows (Efron 1979), with a fixed seed; a single row has no spread."""
+    if len(true) < 2:
+        return value(true, predicted), value(true, predicted)
+    result = stats.bootstrap(
+        (true, predicted),
+        value,
+        paired=True,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def write_predictions(path: Path, result: TaskResult) -> None:
+    """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows."""
+    task, text = result.task, io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    outputs = [f"output_{label}" for label in task.labels] or ["output"]
+    writer.writerow(["row", "label", "prediction", *outputs])
+    labels = result.rows.label_column()
+    for number, answer in enumerate(predictions(task, result.outputs)):
+        true = task.labels[int(labels[number])] if task.kind == "classify" else f"{labels[number]:g}"
+        writer.writerow([number + 1, true, answer.label, *(f"{value:.9g}" for value in answer.outputs)])
+    write_atomic(path, text.getvalue().encode())

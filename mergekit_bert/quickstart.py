@@ -1,0 +1,63 @@
+"""The quickstart: adapters, probes and full fine-tuning for several tasks, three compositions, one table, one picture.
+
+Like the command line it stands above all wings.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergekit_bert import api
+from mergekit_bert.data.source import SAMPLE
+from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.evaluation.comparison import Grid, grid_of
+from mergekit_bert.evaluation.pictures import heatmap
+from mergekit_bert.evaluation.scores import Score
+from mergekit_bert.evaluation.tables import as_markdown, as_text, grid_table
+from mergekit_bert.files import write_atomic
+from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.run import is_finished
+
+METHODS = ("fedavg", "orthoada", "ensemble")
+_PLACES = {"probe": "adapters/{}.probe.safetensors", "full": "models/{}", "adapters": "adapters/{}.safetensors"}
+_SAMPLE_EPOCHS = {"probe": 2, "full": 2, "adapters": 2}
+"""Shorter training on the generated corpus, so that all is done in a few minutes."""
+
+
+def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int = 0) -> Grid:
+    """Run the main job into the folder ``out``, print and draw the table. What is finished there is reused."""
+    started = time.monotonic()
+    encoder = api.encoder(base)
+    measured: dict[str, list[Score]] = {role: [] for role in _PLACES}
+    for role, place in _PLACES.items():
+        for task in tasks:
+            path = out / place.format(task)
+            reused = is_finished(path)
+            _train(role, task, data, path, encoder, seed)
+            print(f"{'reused' if reused else 'trained'} {path}", flush=True)
+            measured[role] += api.evaluate(path, data, base=encoder).scores
+    for method in METHODS:
+        path = out / f"{method}.safetensors"
+        api.save(api.merge([out / _PLACES["adapters"].format(task) for task in tasks], method), path, force=True)
+        print(f"merged {path}", flush=True)
+        measured[method] = list(api.evaluate(path, data, base=encoder).scores)
+    grid = grid_of([get_task(task) for task in tasks], measured)
+    print(as_text(grid_table(grid)), end="")
+    write_atomic(out / "table.md", as_markdown(grid_table(grid)).encode())
+    heatmap(grid, "full", out / "heatmap.png", f"{base} on {data}")
+    print(f"wrote {out / 'table.md'} and {out / 'heatmap.png'}; {time.monotonic() - started:.0f} s in all")
+    return grid
+
+
+def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: int) -> None:
+    """Train one model, go on with it, or find it finished."""
+    train = TrainConfig(seed=seed)
+    if data == SAMPLE:
+        train = dataclasses.replace(train, epochs=_SAMPLE_EPOCHS[role])
+    if role == "full":
+        api.finetune(task, data, path, base=encoder, train=train, resume=True, progress=True)
+    else:
+        kind = "probe" if role == "probe" else "lora"
+        api.train_adapter(task, data, path, base=encoder, kind=kind, train=train, resume=True, progress=True)
