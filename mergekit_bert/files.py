@@ -111,10 +111,12 @@ def sweep_parts(path: Path) -> None:
 
 def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
     """Torch ``tensors`` and ``metadata`` in the safetensors format; equal inputs give equal bytes."""
+    import torch
     from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data: bytes = save(contiguous, metadata={METADATA_KEY: canonical_json(metadata)})
+    # Copies, since safetensors refuses tensors that share memory (one head under two names, say).
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    data: bytes = save(own, metadata={METADATA_KEY: canonical_json(metadata)})
     return data
 
 
@@ -153,9 +155,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
         )
     try:
         metadata = json.loads(header[METADATA_KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", remedy) from error
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        wide = tensor.is_floating_point() and tensor.element_size() > 1  # torch cannot ask its 8-bit types
+        if wide and not bool(torch.isfinite(tensor).all()):
             raise ModelFileError(str(path), f"tensor {name!r} holds NaN or infinity", "finite values", remedy)
     return tensors, metadata

@@ -8,20 +8,11 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from mergekit_bert.errors import UnknownNameError
 
-
-class Named(Protocol):
-    """Anything with a name."""
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-
-
-R = TypeVar("R", bound=Named)
+R = TypeVar("R")
 
 
 def unknown(noun: str, name: str, names: list[str]) -> UnknownNameError:
@@ -53,7 +44,7 @@ class Registry(Generic[R]):
         if name not in self.names():
             raise unknown(self.noun, name, self.names())
         record = importlib.import_module(f"{self.package}.{name}").RECORD
-        if not isinstance(record, self.record) or record.name != name:
+        if not isinstance(record, self.record) or getattr(record, "name", None) != name:
             raise TypeError(f"{self.package}.{name}.RECORD must be a {self.record.__name__} named {name!r}")
         return record
 

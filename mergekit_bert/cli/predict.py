@@ -54,7 +54,7 @@ def command(
             "give one of them",
         )
     else:
-        table = read_table("standard input", sys.stdin.buffer, found)
+        table = read_table("standard input", sys.stdin.buffer.read(), found)
     answer = predict_table(api.predictor(model, base=base), found, table)
     if out is not None:
         write_atomic(out, answer.encode())

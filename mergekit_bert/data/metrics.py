@@ -30,6 +30,7 @@ def _accuracy(true: Column, predicted: Column) -> float:
 
 
 def _confusion(true: Column, predicted: Column) -> Float[np.ndarray, "labels labels"]:
+    true, predicted = true.astype(np.int64), predicted.astype(np.int64)
     size = int(max(true.max(), predicted.max())) + 1
     counts = np.bincount(true * size + predicted, minlength=size * size)
     return counts.reshape(size, size).astype(np.float64)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +48,9 @@ class Rows:
         return digest.hexdigest()
 
     def label_column(self) -> np.ndarray:
-        """Labels as int64 indices of a classification or float64 values of a regression."""
+        """Labels as float64: indices of a classification, or values of a regression."""
         assert self.labels is not None
-        return np.asarray(self.labels)
+        return np.asarray(self.labels, dtype=np.float64)
 
 
 def hold_out(rows: Rows, share: float, limit: int, seed: int) -> tuple[Rows, Rows]:
@@ -103,16 +103,17 @@ def _text(spot: str, column: str, value: Any) -> str:
 def parse_label(spot: str, task: Task, value: Any) -> float:
     """A label as it stands in the data, as an index or a value; raises :class:`DataError`."""
     if task.kind == "classify":
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # Parquet and JSON keep whole labels as 1.0
-        if str(value) not in task.labels:
+        text = str(value)
+        if text not in task.labels and isinstance(value, float) and value.is_integer():
+            text = str(int(value))  # Parquet and JSON keep whole labels as 1.0
+        if text not in task.labels:
             raise DataError(spot, f"label {value!r}", f"one of {', '.join(task.labels)}", "correct the line")
-        return task.labels.index(str(value))
+        return float(task.labels.index(text))
     assert task.range is not None
     low, high = task.range
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high:
         raise DataError(spot, f"label {value!r}", f"a number from {low:g} to {high:g}", "correct the line")
@@ -143,6 +144,9 @@ def _lines(path: Path) -> Iterator[str]:
             "UTF-8 text",
             "save the file as UTF-8",
         ) from error
+    except OSError as error:
+        found = (error.strerror or str(error)).lower()
+        raise DataError(str(path), found, "a file that can be read", "check the path and its permissions") from error
 
 
 def missing_column(where: str, column: str, found: Iterable[str], columns: Sequence[str]) -> DataError:
@@ -168,6 +172,8 @@ def read_delimited(
         for column in columns:
             if column not in header:
                 raise missing_column(where, column, header, columns)
+            if header.count(column) > 1:
+                raise DataError(where, f"{header.count(column)} columns {column!r}", "one of each", "rename the others")
         for record in reader:
             if None in record or None in record.values():
                 count = len(header) + len(record.get(None) or []) - sum(v is None for v in record.values())
@@ -178,16 +184,16 @@ def read_delimited(
                     "correct the line (an open quote swallows the lines after it)",
                 )
             yield f"line {reader.line_num}", record
-    except csv.Error as error:
+    except csv.Error as error:  # the row that it could not finish starts after the last good one
         raise DataError(
-            f"{where}, line {reader.line_num}", f"a bad line ({error})", "well-quoted text", "correct the line"
+            f"{where}, line {reader.line_num + 1}", f"a bad line ({error})", "well-quoted text", "correct the line"
         ) from error
 
 
-def read_table(where: str, stream: BinaryIO, task: Task) -> Rows:
-    """Unlabelled rows from a TSV stream with a header."""
+def read_table(where: str, data: bytes, task: Task) -> Rows:
+    """Unlabelled rows from the bytes of a TSV with a header."""
     try:
-        text = stream.read().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(where, f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text", "convert it") from error
     records = read_delimited(where, io.StringIO(text, newline=""), task.text, "\t")
@@ -209,7 +215,7 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[
         spot = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(spot, f"not JSON ({error})", "one JSON object a line", "correct the line") from error
         if not isinstance(record, dict):
             raise DataError(spot, f"a {type(record).__name__}", "a JSON object", "correct the line")

@@ -6,7 +6,7 @@ It never falls back silently to the generated sample.
 from pathlib import Path
 
 from mergekit_bert.data import sample
-from mergekit_bert.data.rows import Rows, find_file, parse_rows, read_rows
+from mergekit_bert.data.rows import Rows, find_file, missing_column, parse_rows, read_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 
@@ -88,6 +88,7 @@ def _hub_rows(task: Task, split: str) -> Rows:
         ) from error
     try:
         table = datasets.load_dataset(task.hub.path, task.hub.config, split=task.hub.splits[split])
+        table = table.rename_columns(task.hub.columns)
     except Exception as error:  # the Hub's client raises errors of many libraries
         found = " ".join(str(error).split())[:160]
         raise DataError(
@@ -96,9 +97,13 @@ def _hub_rows(task: Task, split: str) -> Rows:
             "rows from somewhere",
             _THREE_WAYS,
         ) from error
-    table = table.rename_columns(task.hub.columns)
+    place = " ".join(filter(None, (task.hub.path, task.hub.config, split)))
+    columns = (*task.text, task.label)
+    for column in columns:
+        if column not in table.column_names:
+            raise missing_column(place, column, table.column_names, columns)
     records = ((f"row {number}", record) for number, record in enumerate(table, start=1))
-    return parse_rows(f"{task.hub.path} {task.hub.config or ''} {split}", records, task, labelled=True)
+    return parse_rows(place, records, task, labelled=True)
 
 
 def write_sample(folder: Path) -> list[Path]:

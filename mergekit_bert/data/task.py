@@ -1,6 +1,7 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,6 +57,9 @@ class Task:
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
         check(self.kind in get_args(Kind), "kind", self.kind, f"one of {', '.join(get_args(Kind))}")
         check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
+        columns = (*self.text, self.label)
+        apart = len(set(columns)) == len(columns)
+        check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         check(len(self.metrics) > 0, "metric", list(self.metrics), "at least one metric")
         for name in self.metrics:
             fits = metric(name).kind == self.kind
@@ -65,9 +69,12 @@ class Task:
             check(distinct, "labels", list(self.labels), "two or more different labels")
             named = len(self.label_names) in (0, len(self.labels))
             check(named, "label_names", list(self.label_names), "one name for each label")
+            check(self.range is None, "range", self.range, "no range: a classification has labels")
         else:
-            rising = self.range is not None and self.range[0] < self.range[1]
+            rising = self.range is not None and -math.inf < self.range[0] < self.range[1] < math.inf
             check(rising, "range", self.range, "[low, high] with low < high")
+            labels = (*self.labels, *self.label_names)
+            check(not labels, "labels", list(labels), "no labels: a regression has a range")
 
     @property
     def outputs(self) -> int:
@@ -147,23 +154,33 @@ def _task_from_yaml(where: str, folder: Path, value: dict[str, Any]) -> Task:
             raise DataError(where, f"{key} is {item!r}", "text or numbers (quote words like yes and no)", "correct it")
         return tuple(str(one) for one in items)
 
+    def string(key: str, default: str = "") -> str:
+        found = strings(key) if key in value else (default,)
+        if len(found) != 1:
+            raise DataError(where, f"{key} is {value[key]!r}", "one text", "correct it")
+        return found[0]
+
+    kind = string("kind")
+    if kind not in get_args(Kind):
+        raise DataError(where, f"kind is {kind!r}", f"one of {', '.join(get_args(Kind))}", "correct it")
     bounds, files = value.get("range"), value.get("files", {})
     if bounds is not None:
         numbers = isinstance(bounds, list) and len(bounds) == 2
         if not numbers or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in bounds):
             raise DataError(where, f"range is {bounds!r}", "two numbers, [low, high]", "correct it")
         bounds = (float(bounds[0]), float(bounds[1]))
-    if not isinstance(files, dict) or not set(files) <= {"train", "dev"}:
+    named = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
+    if not named or not set(files) <= {"train", "dev"}:
         raise DataError(where, f"files is {files!r}", "a mapping of train and dev to paths", "correct it")
     return Task(
-        name=str(value["name"]),
-        kind=value["kind"],
+        name=string("name"),
+        kind="classify" if kind == "classify" else "regress",
         text=strings("text"),
         metrics=strings("metric"),
-        label=str(value.get("label", "label")),
+        label=string("label", "label"),
         labels=strings("labels"),
         label_names=strings("label_names"),
         range=bounds,
-        description=str(value.get("description", "")),
-        files=tuple((split, str(folder / str(file))) for split, file in sorted(files.items())),
+        description=string("description"),
+        files=tuple((split, str(folder / file)) for split, file in sorted(files.items())),
     )

@@ -73,12 +73,13 @@ def read_folder(path: Path) -> FullModel:
         return FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
     except OSError as error:
         raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
-    except (ValueError, KeyError, TypeError, MbertError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MbertError) as error:
         raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
     """The model and its tokenizer; outputs are logits, or values in the task's range."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -87,7 +88,7 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
                 str(folder.path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(str(folder.path))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         found = " ".join(str(error).split())[:160]
         raise ModelFileError(
             str(folder.path), f"it cannot be loaded ({found})", "a whole model folder", "write it again"

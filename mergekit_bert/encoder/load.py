@@ -72,6 +72,7 @@ def load_encoder(name: str | Path) -> Encoder:
 
 def _from_pretrained(name: str, source: str) -> tuple[Any, Any, set[str]]:
     """The model with a classification head, its tokenizer, and the weights that the checkpoint lacks."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -79,7 +80,7 @@ def _from_pretrained(name: str, source: str) -> tuple[Any, Any, set[str]]:
             source, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         found = " ".join(str(error).split())[:160]
         raise EncoderError(
             f"base {name!r}",

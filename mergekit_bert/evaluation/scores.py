@@ -53,8 +53,6 @@ def score_task(
 def scores_of(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> tuple[Score, ...]:
     """Every metric of the task, with its interval."""
     true, predicted = rows.label_column(), predicted_column(task.kind, outputs)
-    if task.kind == "classify":
-        true = true.astype(np.int64)
     found = []
     for name in task.metrics:
         value = metric(name).value

@@ -25,7 +25,7 @@ class TrainConfig:
     clip: float = 1.0
     head_dropout: float = 0.1
     max_length: int = 256
-    hold_out: float = 0.1
+    hold_out: float = 0.05
     hold_out_limit: int = 1000
     patience: int = 2
     seed: int = 0

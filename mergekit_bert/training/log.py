@@ -3,13 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mergekit_bert.errors import MissingExtraError, OutputError
 
 LOG = "log.jsonl"
 
 
+@runtime_checkable
 class Writer(Protocol):
     """The part of TensorBoard's SummaryWriter that is used."""
 

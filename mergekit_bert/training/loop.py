@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -199,7 +200,7 @@ def held_out_score(work: Trainable, setting: Setting) -> float:
     """The task's main metric on the held-out rows."""
     dropout_on(work.model, False)
     outputs = scaled(forward_rows(work.model, setting.held_out, setting.dtype), setting.task.range)
-    true = torch.tensor(setting.held_out.labels).numpy()
+    true = np.asarray(setting.held_out.labels, dtype=np.float64)
     return metric(setting.task.metric).value(true, predicted_column(setting.task.kind, outputs))
 
 

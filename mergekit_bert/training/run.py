@@ -310,8 +310,8 @@ def _provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
         "best_epoch": outcome.progress.best_epoch + 1,
         "steps": outcome.progress.step,
         "optimizer": "AdamW",
-        **{key: setting.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
         **setting.run["train"],
+        **{key: setting.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
         "versions": {name: _version(name) for name in _PACKAGES},
     }
 

@@ -1,0 +1,122 @@
+"""Random adapters as training would leave them, and what makes two of them equal."""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base
+from mergekit_bert.adapters.attach import shift_names
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.file import pack
+from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.heads import head_shapes
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import find_sites
+from mergekit_bert.hardware import generator
+
+quick = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def random_adapter(
+    encoder: Encoder,
+    task: str | Task = "sst",
+    *,
+    seed: int = 0,
+    kind: str = "lora",
+    rank: int = 3,
+    start: int = 0,
+    examples: int = 100,
+    spread: float = 0.3,
+    **options: Any,
+) -> Adapter:
+    """An adapter of ``kind`` with random tensors, shifts and head; ``options`` are of AdapterConfig.
+
+    With the orthogonal basis it holds the rows from ``start`` on.
+    """
+    config = AdapterConfig(rank=rank, **{"alpha": 4.0, **options})
+    record, found = TYPES.get(kind), get_task(task)
+    source = generator(seed, 99)
+
+    def noise(shape: tuple[int, ...]) -> Tensor:
+        return spread * torch.randn(shape, generator=source)
+
+    sites = find_sites(encoder, config.targets) if record.has_sites else {}
+    basis = BasisRows(0, start, rank) if config.basis == "orthogonal" and sites else None
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for site, size in sites.items():
+        made = record.init(config, size, basis.matrix(site, size[1]) if basis else None, source)
+        tensors[site] = {
+            name: value if basis and name == "A" else value + noise(tuple(value.shape)) for name, value in made.items()
+        }
+    parameters = dict(encoder.model.named_parameters())
+    shifted = shift_names(encoder.model, config.train_bias, config.train_layernorm)
+    return Adapter(
+        type=kind,
+        config=config,
+        task=found,
+        base=Base.of(encoder),
+        max_length=encoder.max_length,
+        sites=sites,
+        tensors=tensors,
+        shifts={name: noise(tuple(parameters[name].shape)) for name in shifted},
+        head={name: noise(shape) for name, shape in head_shapes(encoder, found).items()},
+        basis=basis,
+        training={"examples": examples},
+        scores={"held_out": 0.5},
+    )
+
+
+def same_adapter(one: Adapter, two: Adapter) -> bool:
+    """Whether two adapters are equal bit for bit, the factors that no file stores included."""
+    (tensors, record), (others, other) = pack(one), pack(two)
+    return (
+        record == other
+        and same_tensors(tensors, others)
+        and one.tensors.keys() == two.tensors.keys()
+        and all(same_tensors(one.tensors[site], two.tensors[site]) for site in one.tensors)
+    )
+
+
+def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Whether names and values are equal bit for bit."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def dense64(adapter: Adapter) -> dict[str, Tensor]:
+    """The Deltas of a LoRA from its definition, in float64."""
+    scale = adapter.config.alpha / (
+        adapter.config.rank**0.5 if adapter.config.rank_stabilized else adapter.config.rank
+    )
+    return {site: scale * (one["B"].double() @ one["A"].double()) for site, one in adapter.tensors.items()}
+
+
+def renamed(adapter: Adapter, name: str) -> Adapter:
+    """The same adapter for a task of another name."""
+    return dataclasses.replace(adapter, task=dataclasses.replace(adapter.task, name=name))
+
+
+def read_raw(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file, taken apart by hand."""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def write_raw(path: Path, header: Mapping[str, Any], data: bytes) -> None:
+    """The inverse of :func:`read_raw`."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)

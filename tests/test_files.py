@@ -1,0 +1,291 @@
+"""Files: writes that are whole or absent, containers that are read strictly, bytes that repeat."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mergekit_bert import files
+from mergekit_bert.errors import ModelFileError, OutputError
+from tests.adapters.helpers import quick, read_raw, same_tensors, write_raw
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.part"))
+
+
+@quick
+@given(PLAIN)
+def test_canonical_json_keeps_values_and_ignores_the_order_of_keys(value: object) -> None:
+    text = files.canonical_json({"a": value, "b": 1})
+    assert json.loads(text) == {"a": value, "b": 1}
+    assert text == files.canonical_json({"b": 1, "a": value})
+    assert files.fingerprint({"b": 1, "a": value}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_canonical_json_refuses_what_json_has_no_word_for(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.canonical_json([value])
+
+
+def test_a_folder_s_fingerprint_follows_every_weight_file(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    before = files.file_fingerprint(tmp_path)
+    assert files.file_fingerprint(tmp_path / "a.safetensors") == hashlib.sha256(b"a.safetensors").hexdigest()
+    (tmp_path / "b.safetensors").write_bytes(b"another")
+    assert files.file_fingerprint(tmp_path) != before
+
+
+def test_an_existing_path_is_refused_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    files.refuse_existing(path, force=False)
+    path.write_bytes(b"")
+    files.refuse_existing(path, force=True)
+    with pytest.raises(OutputError, match="exists already.*--force"):
+        files.refuse_existing(path, force=False)
+
+
+def test_write_atomic_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "x.bin"
+    for data in (b"first", b"second"):
+        files.write_atomic(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(path.parent) == ["x.bin"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+class _FullDisk:
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> "_FullDisk":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full_on_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = os.fdopen
+    monkeypatch.setattr(files.os, "fdopen", lambda *args: _FullDisk(true(*args)))
+
+
+def _failing(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return lambda monkeypatch: monkeypatch.setattr(files.os, name, fail)
+
+
+@pytest.mark.parametrize("fill", [_full_on_write, _failing("fsync"), _failing("replace")])
+def test_a_full_disk_is_told_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    files.write_tensors(path, {"w": torch.ones(3)}, {"n": 1})
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        fill(patch)
+        with pytest.raises(OutputError, match="no space left on device") as caught:
+            files.write_tensors(path, {"w": torch.zeros(3)}, {"n": 2})
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_an_interrupt_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    files.write_atomic(path, b"old")
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert parts(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["file/below", "folder"])
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="a place that can be written"):
+        files.write_atomic(tmp_path / name, b"data")
+    assert parts(tmp_path) == []
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from mergekit_bert.files import write_atomic
+print("ready", flush=True)
+while True:
+    for letter in (b"a", b"b"):
+        write_atomic(Path(sys.argv[1]), letter * 2_000_000)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
+    path, chance = tmp_path / "x.bin", random.Random(0)
+    whole = {hashlib.sha256(letter * 2_000_000).hexdigest() for letter in (b"a", b"b")}
+    broken_off = 0
+    for _ in range(10):
+        with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(chance.uniform(0, 0.05))
+            writer.send_signal(signal.SIGKILL)
+        assert not path.exists() or files.file_fingerprint(path) in whole
+        broken_off += len(parts(tmp_path))
+        files.sweep_parts(path)
+        assert set(os.listdir(tmp_path)) <= {path.name}
+    assert broken_off > 0, "no writer was killed in the middle"
+
+
+def test_sweeping_leaves_the_parts_of_other_files(tmp_path: Path) -> None:
+    other = tmp_path / ".y.abc.part"
+    other.write_bytes(b"")
+    (tmp_path / ".x.abc.part").mkdir()
+    files.sweep_parts(tmp_path / "x")
+    assert parts(tmp_path) == [other]
+
+
+def test_json_is_sorted_and_ends_with_a_newline(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "x.json", {"b": 1, "ä": [2]})
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "b": 1,\n  "ä": [\n    2\n  ]\n}\n'
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("first", "second"):
+        with files.atomic_folder(path) as part:
+            (part / name).write_text(name)
+            assert not (path / name).exists()
+        assert os.listdir(path) == [name]
+    assert os.listdir(tmp_path) == ["model"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(("raised", "told"), [(OSError(errno.ENOSPC, "No space"), OutputError), (KeyError(), KeyError)])
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, raised: Exception, told: type[Exception]) -> None:
+    path = tmp_path / "model"
+    with files.atomic_folder(path) as part:
+        (part / "old").write_text("old")
+    with pytest.raises(told), files.atomic_folder(path) as part:
+        (part / "new").write_text("new")
+        raise raised
+    assert os.listdir(path) == ["old"]
+    assert parts(tmp_path) == []
+
+
+def test_equal_tensors_give_equal_bytes_in_whatever_order_and_layout() -> None:
+    square = torch.arange(6.0).reshape(2, 3)
+    one = files.tensor_bytes({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 2})
+    two = files.tensor_bytes({"b": torch.ones(2), "a": square.T.contiguous().T}, {"y": 2, "x": 1})
+    assert one == two
+    assert one != files.tensor_bytes({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 3})
+
+
+def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
+    both = torch.arange(4.0)
+    tensors = {"one": both, "same": both, "tail": both[2:]}
+    files.write_tensors(tmp_path / "x.safetensors", tensors, {})
+    assert same_tensors(files.read_tensors(tmp_path / "x.safetensors")[0], tensors)
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Path:
+    path = tmp_path / "x.safetensors"
+    files.write_tensors(path, {"w": torch.arange(6.0).reshape(2, 3), "v": torch.ones(4)}, {"n": [1, None, "ü"]})
+    return path
+
+
+def test_what_was_written_is_read(container: Path) -> None:
+    tensors, metadata = files.read_tensors(container)
+    assert same_tensors(tensors, {"w": torch.arange(6.0).reshape(2, 3), "v": torch.ones(4)})
+    assert metadata == {"n": [1, None, "ü"]}
+
+
+def _metadata(value: str | None) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        header, data = read_raw(path)
+        header["__metadata__"] = {"format": "pt"} if value is None else {"mbert": value}
+        write_raw(path, header, data)
+
+    return change
+
+
+def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
+    return lambda path: save_file({"w": torch.tensor([1.0, value]).to(dtype)}, path, {"mbert": "{}"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "it is a folder"),
+        (lambda path: path.write_bytes(b""), "not readable as safetensors"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 a zip of pickles"), "not readable as safetensors"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "not readable as safetensors"),
+        (_metadata(None), "a foreign header .metadata keys: format"),
+        (_metadata("{'n': 1}"), "broken metadata"),
+        (_metadata("[" * 100_000), "broken metadata"),
+        (_holding(float("nan"), torch.float32), "tensor 'w' holds NaN or infinity"),
+        (_holding(float("-inf"), torch.float32), "tensor 'w' holds NaN or infinity"),
+        (_holding(float("inf"), torch.bfloat16), "tensor 'w' holds NaN or infinity"),
+    ],
+)
+def test_a_broken_container_is_its_own_one_line_error(
+    container: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(container)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        files.read_tensors(container)
+    assert str(container) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_container_cut_anywhere_is_refused(container: Path) -> None:
+    whole = container.read_bytes()
+    for size in range(len(whole)):
+        container.write_bytes(whole[:size])
+        with pytest.raises(ModelFileError):
+            files.read_tensors(container)
+
+
+@quick
+@given(st.binary(max_size=200))
+def test_no_bytes_bring_the_reader_down(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with contextlib.suppress(ModelFileError):
+        files.read_tensors(path)

@@ -1,0 +1,224 @@
+"""The layout: who may import whom, what no module does, and what stays light. Imports are read, not run."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mergekit_bert
+
+PACKAGE = "mergekit_bert"
+ROOT = Path(mergekit_bert.__file__).parent
+GROUND = ("errors", "registry", "files", "hardware", "progress")
+WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
+ABOVE = ("__init__", "api", "quickstart", "cli")
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+PACKAGES = {module_name(path) for path in FILES if path.name == "__init__.py"}
+
+
+def place(module: str) -> str:
+    """The room under the package that a module belongs to: a wing, a ground-floor module, or one that stands above."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(module: str) -> Iterator[str]:
+    """Every module named in an import anywhere in ``module``, inside functions and TYPE_CHECKING too."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in TREES else node.module
+
+
+def own_imports(module: str) -> set[str]:
+    return {name for name in imported(module) if name.split(".")[0] == PACKAGE}
+
+
+GRAPH = {module: own_imports(module) for module in TREES}
+
+
+def test_every_module_has_a_place() -> None:
+    known = {*GROUND, *WINGS, *ABOVE}
+    assert {place(module) for module in TREES} <= known
+    assert set(WINGS) <= {place(module) for module in TREES}
+
+
+def test_a_module_imports_only_what_stands_before_it() -> None:
+    wrong = {}
+    for module, names in GRAPH.items():
+        own = place(module)
+        if own not in ABOVE:
+            allowed = {*GROUND} if own in GROUND else {*GROUND, *WINGS[: WINGS.index(own) + 1]}
+            if found := {name for name in names if place(name) not in allowed}:
+                wrong[module] = found
+    assert wrong == {}
+
+
+def test_there_are_no_circles() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle: {' -> '.join((*path, module))}"
+        if module in done:
+            return
+        for other in sorted(GRAPH[module] & set(TREES)):
+            # The package's own __init__ loads lazily; that every import runs through it is no circle.
+            if other != PACKAGE and module != PACKAGE:
+                visit(other, (*path, module))
+        done.add(module)
+
+    for module in sorted(TREES):
+        visit(module, ())
+
+
+def test_every_imported_module_of_the_package_exists() -> None:
+    assert {name for names in GRAPH.values() for name in names} <= set(TREES)
+
+
+GLOBAL_STATE = {
+    "manual_seed",
+    "manual_seed_all",
+    "seed_all",
+    "set_num_threads",
+    "set_num_interop_threads",
+    "set_default_dtype",
+    "set_default_device",
+    "set_default_tensor_type",
+    "use_deterministic_algorithms",
+    "set_deterministic_debug_mode",
+    "set_float32_matmul_precision",
+    "set_grad_enabled",
+    "set_rng_state",
+    "set_flush_denormal",
+    "set_printoptions",
+    "set_seed",
+    "enable_full_determinism",
+}
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def called(module: str) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Call):
+            yield dotted(node.func), node.lineno
+
+
+def test_no_module_but_hardware_touches_torchs_global_state() -> None:
+    found = [
+        (module, name) for module in TREES for name, _ in called(module) if name.rpartition(".")[2] in GLOBAL_STATE
+    ]
+    found += [
+        (module, dotted(target))
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if dotted(target).startswith("torch.")
+    ]
+    assert {module for module, _ in found} == {f"{PACKAGE}.hardware"}, found
+
+
+RANDOM = ("rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal")
+
+
+def test_torchs_random_numbers_come_from_a_generator_that_is_named() -> None:
+    unnamed = [
+        (module, dotted(node.func), node.lineno)
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and dotted(node.func).rpartition(".")[2].removesuffix("_") in RANDOM
+        and dotted(node.func).startswith(("torch.", "?", "nn."))
+        and not any(keyword.arg == "generator" for keyword in node.keywords)
+    ]
+    assert unnamed == []
+
+
+def test_only_files_opens_weight_files() -> None:
+    openers = {module for module in TREES for name in imported(module) if name.split(".")[0] == "safetensors"}
+    assert openers == {f"{PACKAGE}.files"}
+
+
+def test_nothing_runs_what_a_file_says() -> None:
+    modules = {name.split(".")[0] for module in TREES for name in imported(module)}
+    assert modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} == set()
+    calls = {name for module in TREES for name, _ in called(module)}
+    assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
+    options = {
+        keyword.arg
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+    }
+    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+
+
+def test_user_input_does_not_reach_a_bare_exit() -> None:
+    exits = {module for module in TREES for name, _ in called(module) if name in ("sys.exit", "exit", "quit")}
+    assert exits == {f"{PACKAGE}.cli"}
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    project = ROOT.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("not run from a source tree")
+    import tomllib
+
+    version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    holders = [path.name for path in FILES if version in path.read_text(encoding="utf-8").replace("==" + version, "")]
+    assert holders == []
+    assert project.read_text(encoding="utf-8").count(f'version = "{version}"') == 1
+
+
+LIGHT = """
+import sys
+{code}
+heavy = sorted({{"torch", "transformers", "numpy", "scipy", "matplotlib", "datasets"}} & set(sys.modules))
+print("HEAVY", heavy)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mergekit_bert; mergekit_bert.__all__",
+        "from mergekit_bert import MbertError, TrainConfig, AdapterConfig",
+        "from typer.testing import CliRunner; from mergekit_bert.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0",
+        "from typer.testing import CliRunner; from mergekit_bert.cli import app; "
+        "assert CliRunner().invoke(app, ['train-adapter', '--help']).exit_code == 0",
+    ],
+    ids=["import", "configs", "help", "help of a command"],
+)
+def test_help_and_import_load_nothing_heavy(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(code=code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "HEAVY []"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in mergekit_bert.__all__:
+        assert getattr(mergekit_bert, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        mergekit_bert.nonsense  # noqa: B018
