@@ -10,7 +10,7 @@ import mergekit_bert as mb
 
 
 def main(base: str, folder: Path) -> None:
-    encoder = mb.encoder(base)
+    encoder = mb.load_encoder(base)
     files = []
     for task in ("sst", "sts"):
         file = folder / "adapters" / f"{task}.safetensors"

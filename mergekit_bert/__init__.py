@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from mergekit_bert.adapters.adapter import Adapter
     from mergekit_bert.adapters.config import AdapterConfig
     from mergekit_bert.api import (
-        encoder,
         evaluate,
         export,
         finetune,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from mergekit_bert.data.source import load_rows, write_sample
     from mergekit_bert.data.task import Task, get_task
     from mergekit_bert.encoder.folder import FullModel
-    from mergekit_bert.encoder.load import Encoder
+    from mergekit_bert.encoder.load import Encoder, load_encoder
     from mergekit_bert.errors import MbertError, MbertWarning
     from mergekit_bert.evaluation.evaluate import Evaluation
     from mergekit_bert.training.config import TrainConfig
@@ -44,12 +43,12 @@ __all__ = [
     "Predictor",
     "Task",
     "TrainConfig",
-    "encoder",
     "evaluate",
     "export",
     "finetune",
     "get_task",
     "load",
+    "load_encoder",
     "load_rows",
     "merge",
     "predictor",
@@ -66,7 +65,7 @@ _HOMES = {
     "data.source": ("load_rows", "write_sample"),
     "data.task": ("Task", "get_task"),
     "encoder.folder": ("FullModel",),
-    "encoder.load": ("Encoder",),
+    "encoder.load": ("Encoder", "load_encoder"),
     "errors": ("MbertError", "MbertWarning"),
     "evaluation.evaluate": ("Evaluation",),
     "training.config": ("TrainConfig",),

@@ -24,8 +24,7 @@ ADAPTERS, MODELS = Path("adapters"), Path("models")
 Base = str | Path | Encoder
 
 
-def encoder(base: Base = MINILM) -> Encoder:
-    """The encoder called ``base``; an Encoder comes back as it is, so that one can be loaded once and used often."""
+def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
 
 
@@ -57,7 +56,7 @@ def train_adapter(
     control = run.Control(resume, force, tensorboard, progress)
     path = Path(out) if out else default_out(found, kind)
     rows = load_rows(found, "train", data)
-    return run.train_adapter(encoder(base), found, rows, path, kind, adapter, train, control)
+    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control)
 
 
 def finetune(
@@ -76,7 +75,7 @@ def finetune(
     found = get_task(task)
     control = run.Control(resume, force, tensorboard, progress)
     rows = load_rows(found, "train", data)
-    return run.finetune(encoder(base), found, rows, Path(out) if out else MODELS / found.name, train, control)
+    return run.finetune(_encoder(base), found, rows, Path(out) if out else MODELS / found.name, train, control)
 
 
 def load(path: str | Path) -> Model:
@@ -92,7 +91,7 @@ def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
 
 def export(model: Composition, folder: str | Path, *, base: Base | None = None, force: bool = False) -> list[Path]:
     """Write one plain Hugging Face folder per task, ``folder/<task>/``; returns the folders."""
-    return write_dense(Path(folder), model, encoder(base or model.base.name), force)
+    return write_dense(Path(folder), model, _encoder(base or model.base.name), force)
 
 
 def merge(
@@ -109,7 +108,7 @@ def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predict
     where = str(model) if isinstance(model, str | Path) else "model"
     if isinstance(found, FullModel):
         return Predictor(found, where=where)
-    return Predictor(found, encoder(base or found.base.name), where)
+    return Predictor(found, _encoder(base or found.base.name), where)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from mergekit_bert import api
 from mergekit_bert.data.source import SAMPLE
 from mergekit_bert.data.task import get_task
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.evaluation.comparison import Grid, grid_of
 from mergekit_bert.evaluation.pictures import heatmap
 from mergekit_bert.evaluation.scores import Score
@@ -29,7 +29,7 @@ _SAMPLE_EPOCHS = {"probe": 2, "full": 2, "adapters": 2}
 def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int = 0) -> Grid:
     """Run the main job into the folder ``out``, print and draw the table. What is finished there is reused."""
     started = time.monotonic()
-    encoder = api.encoder(base)
+    encoder = load_encoder(base)
     measured: dict[str, list[Score]] = {role: [] for role in _PLACES}
     for role, place in _PLACES.items():
         for task in tasks:

@@ -107,6 +107,13 @@ def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
+def provenance(adapter: Adapter) -> dict[str, Any]:
+    """The part of an adapter's record that tells where it came from, and the SHA-256 of its file."""
+    record = pack(adapter)[1]
+    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base")}
+    return kept | {"sha256": adapter_sha256(adapter)}
+
+
 def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Adapter:
     """The inverse of :func:`pack`; every name and shape is checked."""
     known = {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}

@@ -26,16 +26,8 @@ def command(
     if task is not None:
         print(json.dumps(get_task(task).to_json(), indent=2))
         return
-    table = Table("task", "kind", "text", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
+    table = Table("task", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
     for one in TASKS:
-        labels = ", ".join(one.labels) if one.range is None else f"{one.range[0]:g} to {one.range[1]:g}"
-        table.add_row(
-            one.name,
-            one.kind,
-            ", ".join(one.text),
-            labels,
-            ", ".join(one.metrics),
-            f"{one.chance:.3f}",
-            one.description,
-        )
+        labels = f"{one.outputs} classes" if one.range is None else f"{one.range[0]:g} to {one.range[1]:g}"
+        table.add_row(one.name, labels, one.metric, f"{one.chance:.3f}", one.description)
     show(table)

@@ -85,12 +85,13 @@ def command(
     from mergekit_bert import api
     from mergekit_bert.cli.report import after_training
     from mergekit_bert.data.task import get_task
+    from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.hardware import set_threads
 
     set_threads(threads)
     found = get_task(task)
     path = out or api.default_out(found, kind)
-    encoder = api.encoder(base)
+    encoder = load_encoder(base)
     api.train_adapter(
         found,
         data,

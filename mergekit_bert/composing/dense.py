@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.composing.composition import Composition, Merged
+from mergekit_bert.adapters.file import provenance
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.folder import read_folder, write_folder
@@ -29,8 +31,8 @@ def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool 
         part = model.part(task.name)
         whole = classifier(fold(encoder, part.deltas, part.shifts), task, part.head)
         record = {
+            **_origin(model, task.name),
             "kind": "dense",
-            "method": model.method if isinstance(model, Merged) else type(model).__name__.lower(),
             "base": dataclasses.asdict(model.base),
             "max_length": part.max_length,
         }
@@ -46,3 +48,11 @@ def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool 
                 "report this as a bug; the folder must not be used",
             )
     return paths
+
+
+def _origin(model: Composition, task: str) -> dict[str, Any]:
+    """How the folder's weights came about: the method, and the provenance of the task's adapter."""
+    if isinstance(model, Merged):
+        return {**model.parts[task], "method": model.method, "weights": dict(model.weights)}
+    expert = model.experts[task] if isinstance(model, Ensemble) else model
+    return {**provenance(expert), "method": type(model).__name__.lower()}

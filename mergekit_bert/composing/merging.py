@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import TYPES, Adapter
 from mergekit_bert.adapters.delta import Delta, LowRank
-from mergekit_bert.adapters.file import adapter_sha256, pack, read_adapter
+from mergekit_bert.adapters.file import provenance, read_adapter
 from mergekit_bert.composing.composition import Ensemble, Merged, check_together
 from mergekit_bert.composing.method import METHODS, chosen_weights
 from mergekit_bert.errors import CompositionError
@@ -61,7 +60,7 @@ def merge(
         deltas=merged,
         shifts=_merged_shifts(adapters, chosen),
         heads={adapter.name: adapter.head for adapter in adapters},
-        parts={adapter.name: _provenance(adapter) for adapter in adapters},
+        parts={adapter.name: provenance(adapter) for adapter in adapters},
     )
 
 
@@ -79,13 +78,6 @@ def _merged_shifts(adapters: Sequence[Adapter], weights: Mapping[str, float]) ->
             part = weights[adapter.name] * shift.to(torch.float32)
             total[name] = total[name] + part if name in total else part
     return total
-
-
-def _provenance(adapter: Adapter) -> dict[str, Any]:
-    """The part of an adapter's record that tells where it came from."""
-    record = pack(adapter)[1]
-    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base")}
-    return kept | {"sha256": adapter_sha256(adapter)}
 
 
 def parse_weights(text: str) -> dict[str, float]:

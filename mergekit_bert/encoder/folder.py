@@ -74,7 +74,8 @@ def read_folder(path: Path) -> FullModel:
     except OSError as error:
         raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MbertError) as error:
-        raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
+        found = " ".join(str(error).split())
+        raise ModelFileError(where, f"broken ({found})", "a record as mbert writes it", remedy) from error
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:

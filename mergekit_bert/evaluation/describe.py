@@ -1,12 +1,13 @@
 """What a model file says about itself: one description for people and programs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, LowRank, norm
@@ -15,6 +16,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.records import read_record, record_path, role_of
+from mergekit_bert.evaluation.tables import MISSING
 from mergekit_bert.files import file_fingerprint
 
 _TRAINING = (
@@ -123,49 +125,44 @@ def _file_table(told: Mapping[str, Any]) -> Table:
     if "router" in told:
         table.add_row("router", told["router"])
     if told.get("sites"):
-        ranks = sorted({site["rank"] for site in told["sites"].values() if site["rank"] is not None})
-        shown = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"rank {ranks[0]}" if ranks else "dense"
-        table.add_row("sites", f"{len(told['sites'])}, {shown}")
+        ranks = _range([site["rank"] for site in told["sites"].values() if site["rank"] is not None], "d")
+        table.add_row("sites", f"{len(told['sites'])}, {f'rank {ranks}' if ranks else 'dense'}")
     if told.get("shifts"):
         table.add_row("shifts", f"{len(told['shifts'])} bias and norm parameters")
     return table
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:
-    table = Table(
-        "task",
-        "kind",
-        "text",
-        "labels or range",
-        "metrics",
-        "type",
-        "basis rows",
-        "scale",
-        title="tasks",
-        box=SIMPLE_HEAD,
-    )
-    for name, part in parts.items():
-        task, config, basis = part["task"], part.get("config"), part.get("basis")
-        names = task["label_names"] or task["labels"]
-        labels = ", ".join(
-            f"{label} {said}" if said != label else label for label, said in zip(task["labels"], names, strict=True)
-        )
-        bounds = task["range"]
-        rows = f"{basis['start']}–{basis['start'] + basis['count'] - 1} (seed {basis['seed']})" if basis else "–"
-        scale = "–"
-        if config and part["type"] != "probe":
-            scale = f"α {config['alpha']:g}, r {config['rank']}{' (rank-stabilised)' * config['rank_stabilized']}"
-        table.add_row(
-            name,
-            task["kind"],
-            ", ".join(task["text"]),
-            labels or f"{bounds[0]:g} to {bounds[1]:g}",
-            ", ".join(task["metrics"]),
-            part.get("type", part.get("kind", "–")),
-            rows,
-            scale,
-        )
+    """Task and adapter facts, one column per task."""
+    table = Table("", *parts, title="tasks", box=SIMPLE_HEAD)
+    columns = [_task_facts(part) for part in parts.values()]
+    for key in columns[0]:
+        table.add_row(key, *(column[key] for column in columns))
     return table
+
+
+def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
+    task, config, basis = part["task"], part.get("config"), part.get("basis")
+    names = task["label_names"] or task["labels"]
+    pairs = zip(task["labels"], names, strict=True)
+    labels = ", ".join(label if said == label else f"{label} {said}" for label, said in pairs)
+    facts = {
+        "kind": task["kind"],
+        "text": ", ".join(task["text"]),
+        "labels": labels or f"{task['range'][0]:g} to {task['range'][1]:g}",
+        "metrics": ", ".join(task["metrics"]),
+        "type": part.get("type", part.get("kind", MISSING)),
+        "rank, alpha": MISSING,
+        "targets": MISSING,
+        "basis": MISSING,
+    }
+    if config is not None and part["type"] != "probe":
+        stabilized = ", rank-stabilised" if config["rank_stabilized"] else ""
+        facts |= {"rank, alpha": f"{config['rank']}, {config['alpha']:g}{stabilized}", "targets": config["targets"]}
+        facts["basis"] = config["basis"]
+    if basis:
+        facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
+    return facts
 
 
 def _training_table(parts: Mapping[str, Any]) -> Table:
@@ -173,9 +170,9 @@ def _training_table(parts: Mapping[str, Any]) -> Table:
     for key in _TRAINING:
         values = [part.get("training", {}).get(key) for part in parts.values()]
         if any(value is not None for value in values):
-            table.add_row(key, *(str(value)[:16] if value is not None else "–" for value in values))
+            table.add_row(key, *(str(value)[:16] if value is not None else MISSING for value in values))
     scores = [
-        ", ".join(f"{name} {value:.3f}" for name, value in part.get("scores", {}).items()) or "–"
+        ", ".join(f"{name} {value:.3f}" for name, value in part.get("scores", {}).items()) or MISSING
         for part in parts.values()
     ]
     table.add_row("scores", *scores)
@@ -188,8 +185,20 @@ def _training_table(parts: Mapping[str, Any]) -> Table:
 
 
 def _site_table(sites: Mapping[str, Any]) -> Table:
-    table = Table("site", "out × in", "rank", "‖Δ‖", title="sites", box=SIMPLE_HEAD)
+    """Sites of one name in all layers as one line; ``--json`` tells each."""
+    table = Table(Column("site", overflow="fold"), "count", "out × in", "rank", "‖Δ‖", title="sites", box=SIMPLE_HEAD)
+    groups: dict[tuple[str, str], list[Any]] = {}
     for name, site in sites.items():
-        rank = str(site["rank"]) if site["rank"] is not None else "dense"
-        table.add_row(name, f"{site['size'][0]} × {site['size'][1]}", rank, f"{site['norm']:.3f}")
+        size = f"{site['size'][0]} × {site['size'][1]}"
+        groups.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), size), []).append(site)
+    for (name, size), members in groups.items():
+        ranks = _range([site["rank"] for site in members if site["rank"] is not None], "d") or "dense"
+        table.add_row(name, str(len(members)), size, ranks, _range([site["norm"] for site in members], ".3f"))
     return table
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    if not values:
+        return ""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"

@@ -148,5 +148,7 @@ def test_a_correlation_counts_on_the_scale_of_an_accuracy(name: str, figure: flo
 
 
 def test_an_unknown_metric_suggests_the_near_one() -> None:
-    with pytest.raises(UnknownNameError, match=r"metric: 'f2'; expected one of accuracy, .*; did you mean 'f1'\?"):
-        metric("f2")
+    with pytest.raises(
+        UnknownNameError, match=r"metric: 'pearsn'; expected one of accuracy, .*; did you mean 'pearson'\?"
+    ):
+        metric("pearsn")
