@@ -20,8 +20,10 @@ from mergekit_bert.files import write_atomic
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.run import is_finished
 
-METHODS = ("fedavg", "orthoada", "ensemble")
+_METHODS = ("fedavg", "orthoada", "ensemble")
 _PLACES = {"probe": "adapters/{}.probe.safetensors", "full": "models/{}", "adapters": "adapters/{}.safetensors"}
+MODELS = (*_PLACES, *_METHODS)
+"""The columns of the table."""
 _SAMPLE_EPOCHS = {"probe": 2, "full": 2, "adapters": 2}
 """Shorter training on the generated corpus, so that all is done in a few minutes."""
 
@@ -31,16 +33,16 @@ def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int 
     started = time.monotonic()
     encoder = load_encoder(base)
     measured: dict[str, list[Score]] = {role: [] for role in _PLACES}
-    for role, place in _PLACES.items():
+    for role in _PLACES:
         for task in tasks:
-            path = out / place.format(task)
+            path = model_path(out, role, task)
             reused = is_finished(path)
             _train(role, task, data, path, encoder, seed)
             print(f"{'reused' if reused else 'trained'} {path}", flush=True)
             measured[role] += api.evaluate(path, data, base=encoder).scores
-    for method in METHODS:
-        path = out / f"{method}.safetensors"
-        api.save(api.merge([out / _PLACES["adapters"].format(task) for task in tasks], method), path, force=True)
+    for method in _METHODS:
+        path = model_path(out, method)
+        api.save(api.merge([model_path(out, "adapters", task) for task in tasks], method), path, force=True)
         print(f"merged {path}", flush=True)
         measured[method] = list(api.evaluate(path, data, base=encoder).scores)
     grid = grid_of([get_task(task) for task in tasks], measured)
@@ -49,6 +51,11 @@ def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int 
     heatmap(grid, "full", out / "heatmap.png", f"{base} on {data}")
     print(f"wrote {out / 'table.md'} and {out / 'heatmap.png'}; {time.monotonic() - started:.0f} s in all")
     return grid
+
+
+def model_path(out: Path, model: str, task: str = "") -> Path:
+    """Where the quickstart into ``out`` puts a model; compositions answer every task."""
+    return out / _PLACES.get(model, f"{model}.safetensors").format(task)
 
 
 def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: int) -> None:

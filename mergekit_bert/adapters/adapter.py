@@ -26,7 +26,8 @@ class AdapterType:
 
     ``shapes`` names the tensors of a site; ``init`` makes them (given basis rows for ``A``, or None); ``change`` is
     what they add to the site's output; ``delta`` is the same as a change of its weight. ``lr`` and
-    ``head_lr`` are the peak learning rates it recommends. A type without sites is a head alone.
+    ``head_lr`` are the peak learning rates it needs, where they are not the
+    usual ones. A type without sites is a head alone.
     """
 
     name: str
@@ -36,9 +37,9 @@ class AdapterType:
     init: Callable[[AdapterConfig, Size, Tensor | None, torch.Generator], dict[str, Tensor]]
     change: Callable[[Float[Tensor, "... in"], Tensors, AdapterConfig], Float[Tensor, "... out"]]
     delta: Callable[[Tensors, AdapterConfig], Delta]
-    lr: float
-    head_lr: float
     has_sites: bool = True
+    lr: float | None = None
+    head_lr: float | None = None
 
 
 TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType)

@@ -22,8 +22,9 @@ class SeededDropout(nn.Module):
     """Dropout from a generator of its own, so that runs repeat and threads do not disturb each other."""
 
     def __init__(self, p: float, source: torch.Generator) -> None:
-        """Drop each entry with probability ``p``."""
+        """Drop each entry with probability ``p``, once switched on by :func:`dropout_on`."""
         super().__init__()
+        self.eval()
         self.p, self.source = p, source
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

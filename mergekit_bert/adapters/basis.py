@@ -30,6 +30,17 @@ class BasisRows:
     start: int
     count: int
 
+    def __post_init__(self) -> None:
+        """Raise BasisError for numbers that name no rows."""
+        numbers = (self.seed, self.start, self.count)
+        if not all(type(number) is int for number in numbers) or self.start < 0 or self.count < 1:
+            raise BasisError(
+                "basis rows",
+                f"seed {self.seed!r}, start {self.start!r}, count {self.count!r}",
+                "whole numbers, the count at least 1",
+                "correct them",
+            )
+
     def overlaps(self, other: "BasisRows") -> bool:
         """Whether both share a row of one basis."""
         apart = self.start + self.count <= other.start or other.start + other.count <= self.start

@@ -34,11 +34,11 @@ class Ledger:
                 raise ValueError(f"version {value['version']!r}")
             for holders in value["bases"].values():
                 for rows in holders.values():
-                    BasisRows(value["seed"], int(rows["start"]), int(rows["count"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    BasisRows(value["seed"], rows["start"], rows["count"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BasisError) as error:
             raise BasisError(
                 str(self.path),
-                f"not readable as a ledger ({error})",
+                f"not readable as a ledger ({' '.join(str(error).split())})",
                 f"version {_VERSION} JSON",
                 "restore it; without it rows could collide",
             ) from error

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mergekit_bert.cli import options
-from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.config import FULL_RATES, TrainConfig
 
 EXAMPLE = (
     "Example: mbert finetune --task sts --data DIR — writes the Hugging Face folder models/sts and scores it on dev."
@@ -20,8 +20,12 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="models/<task>")] = None,
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
-    lr: options.Lr = TrainConfig.lr,
-    head_lr: options.HeadLr = TrainConfig.head_lr,
+    lr: Annotated[
+        Optional[float], typer.Option(help="Peak learning rate.", show_default=f"{FULL_RATES[0]:g}")
+    ] = TrainConfig.lr,
+    head_lr: Annotated[
+        Optional[float], typer.Option(help="Peak learning rate of the head.", show_default=f"{FULL_RATES[1]:g}")
+    ] = TrainConfig.head_lr,
     warmup: options.Warmup = TrainConfig.warmup,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,
     head_dropout: options.HeadDropout = TrainConfig.head_dropout,
@@ -31,6 +35,7 @@ def command(
     seed: options.Seed = TrainConfig.seed,
     precision: options.Precision = TrainConfig.precision,
     threads: options.Threads = TrainConfig.threads,
+    checkpoint_seconds: options.CheckpointSeconds = TrainConfig.checkpoint_seconds,
     tensorboard: options.Tensorboard = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -50,6 +55,7 @@ def command(
         seed=seed,
         precision=precision,
         threads=threads,
+        checkpoint_seconds=checkpoint_seconds,
     )
 
     from mergekit_bert import api

@@ -29,10 +29,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files into the run's folder.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training rows at most; the best one is kept.")]
 BatchSize = Annotated[int, typer.Option(help="Rows a step.")]
-Lr = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="what the type recommends")]
-HeadLr = Annotated[
-    float | None, typer.Option(help="Peak learning rate of the head.", show_default="what the type recommends")
-]
 Warmup = Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")]
 WeightDecay = Annotated[float, typer.Option(help="AdamW's weight decay; biases and norms are not decayed.")]
 HeadDropout = Annotated[float, typer.Option(help="Dropout before the head.")]
@@ -42,4 +38,5 @@ Patience = Annotated[int, typer.Option(help="Stop after so many epochs without a
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Precision = Annotated[str, typer.Option(help="auto (bf16 where a quick probe shows it is faster), fp32 or bf16.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")]
+CheckpointSeconds = Annotated[float, typer.Option(help="Seconds of work that a kill may cost.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="not")]

@@ -8,7 +8,7 @@ import typer
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.cli import options
 from mergekit_bert.registry import names_in
-from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.config import ADAPTER_RATES, TrainConfig
 
 EXAMPLE = "Example: mbert train-adapter --task sts --data DIR — writes adapters/sts.safetensors and scores it on dev."
 TYPES = ", ".join(names_in("mergekit_bert.adapters.types"))
@@ -36,8 +36,16 @@ def command(
     train_layernorm: Annotated[bool, typer.Option("--train-layernorm", help="Also train the LayerNorms.")] = False,
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
-    lr: options.Lr = TrainConfig.lr,
-    head_lr: options.HeadLr = TrainConfig.head_lr,
+    lr: Annotated[
+        Optional[float],
+        typer.Option(help="Peak learning rate.", show_default=f"{ADAPTER_RATES[0]:g} unless the type needs another"),
+    ] = TrainConfig.lr,
+    head_lr: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Peak learning rate of the head.", show_default=f"{ADAPTER_RATES[1]:g} unless the type needs another"
+        ),
+    ] = TrainConfig.head_lr,
     warmup: options.Warmup = TrainConfig.warmup,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,
     head_dropout: options.HeadDropout = TrainConfig.head_dropout,
@@ -47,6 +55,7 @@ def command(
     seed: options.Seed = TrainConfig.seed,
     precision: options.Precision = TrainConfig.precision,
     threads: options.Threads = TrainConfig.threads,
+    checkpoint_seconds: options.CheckpointSeconds = TrainConfig.checkpoint_seconds,
     tensorboard: options.Tensorboard = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -80,6 +89,7 @@ def command(
         seed=seed,
         precision=precision,
         threads=threads,
+        checkpoint_seconds=checkpoint_seconds,
     )
 
     from mergekit_bert import api

@@ -75,7 +75,7 @@ class Tokens:
         window = _WINDOW * batch_size
         batches = []
         for start in range(0, len(order), window):
-            near = sorted(order[start : start + window], key=lambda i: (self.length(i), i))
+            near = sorted(order[start : start + window], key=self.length)  # ties stay shuffled
             batches += [near[at : at + batch_size] for at in range(0, len(near), batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
 

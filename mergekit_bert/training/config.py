@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 from mergekit_bert.errors import TrainingError
 
+ADAPTER_RATES = (1e-3, 1e-3)
+"""Peak learning rates of an adapter and its head, unless its type needs others."""
+FULL_RATES = (5e-5, 5e-4)
+"""Peak learning rates of full fine-tuning: the encoder, and the head."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The options of the loop, for adapters, probes and full fine-tuning alike.
 
-    ``lr`` and ``head_lr`` are peak learning rates (``None``: what the adapter type recommends), reached after the
+    ``lr`` and ``head_lr`` are peak learning rates (``None``: the usual ones above), reached after the
     share ``warmup`` of all steps and then falling linearly to zero. ``hold_out`` of the training rows (at most
     ``hold_out_limit``) are never trained on: they choose the best epoch, and training stops early after ``patience``
     epochs without a better one. ``checkpoint_seconds`` is how much work a kill may cost.

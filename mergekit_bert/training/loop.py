@@ -157,13 +157,17 @@ def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index
     optimizer.zero_grad(set_to_none=True)
     value = loss.item()
     if not math.isfinite(value):
-        raise TrainingError(
-            f"training {setting.task.name}",
-            "a loss that is not finite",
-            "a finite loss",
-            "use a smaller --lr or --precision fp32",
-        )
+        raise _diverged(setting.task)
     return value
+
+
+def _diverged(task: Task) -> TrainingError:
+    return TrainingError(
+        f"training {task.name}",
+        "a loss or weights that are not finite",
+        "finite ones",
+        "use a smaller --lr or --precision fp32",
+    )
 
 
 def task_loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Shaped[Tensor, "rows"]) -> Float[Tensor, ""]:
@@ -179,6 +183,8 @@ def _end_epoch(
     """Score the held-out rows; returns the best parameters so far."""
     start = time.monotonic()
     score = held_out_score(work, setting)
+    if not math.isfinite(score) or not all(bool(p.isfinite().all()) for p in work.parameters.values()):
+        raise _diverged(setting.task)
     progress.seconds += time.monotonic() - start
     steps = math.ceil(len(setting.train) / setting.config.batch_size)
     event = {

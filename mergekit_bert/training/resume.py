@@ -1,6 +1,7 @@
 """Checkpoints: everything the loop needs to go on to the same bits, in one atomic safetensors file."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def save_checkpoint(
     write_tensors(folder / CHECKPOINT, tensors, metadata)
 
 
+def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Raise TrainingError naming what differs unless the run recorded in ``path`` is ``run``."""
+    told = []
+    for key, now in run.items():
+        was = earlier.get(key)
+        inner = isinstance(now, dict) and isinstance(was, dict)
+        pairs = {f"{key}.{name}": (was.get(name), now[name]) for name in now} if inner else {key: (was, now)}
+        told += [f"{name} was {one!r}, now {two!r}" for name, (one, two) in sorted(pairs.items()) if one != two]
+    if told:
+        raise TrainingError(
+            str(path),
+            f"another run ({', '.join(told)})",
+            "the same command as before",
+            "repeat it, choose another --out, or start over with --force",
+        )
+
+
 def load_checkpoint(
     folder: Path, run: dict[str, Any], work: Trainable, optimizer: torch.optim.AdamW
 ) -> tuple[Progress, dict[str, Tensor]]:
@@ -59,12 +77,7 @@ def load_checkpoint(
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or metadata.get("kind") != "checkpoint":
         raise TrainingError(str(path), "not a checkpoint of this version", f"format {_FORMAT}", "start with --force")
-    differing = sorted(key for key in run if metadata["run"].get(key) != run[key])
-    if differing:
-        told = ", ".join(f"{key} was {metadata['run'].get(key)!r}, now {run[key]!r}" for key in differing)
-        raise TrainingError(
-            str(path), f"another run ({told})", "the same command as before", "repeat it, or start over with --force"
-        )
+    check_same(path, metadata["run"], run)
     progress = Progress(**metadata["progress"])
     with torch.no_grad():
         for name, parameter in work.parameters.items():

@@ -42,14 +42,13 @@ from mergekit_bert.hardware import (
     pick_precision,
     threads,
 )
-from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.config import ADAPTER_RATES, FULL_RATES, TrainConfig
 from mergekit_bert.training.loop import Outcome, Setting, fit
 from mergekit_bert.training.resume import CHECKPOINT
 from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
 
 MANIFEST = "manifest.json"
 _RUN = "run.json"
-_FULL_LR, _FULL_HEAD_LR = 5e-5, 5e-4
 _PACKAGES = ("mbert", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 _CHECKED_ROWS = 8
 _TOLERANCE = 1e-4
@@ -86,12 +85,13 @@ def train_adapter(
     """
     adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
     record = TYPES.get(kind)
+    rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     folder = run_folder(out)
     finished = _claim(out, folder, control)
     basis = _basis_rows(encoder, out, adapter, sites)
     described = {"type": kind, "adapter": dataclasses.asdict(adapter), "basis": basis.to_json() if basis else None}
-    setting = _setting(encoder, task, rows, train, control, folder, described, (record.lr, record.head_lr))
+    setting = _setting(encoder, task, rows, train, control, folder, described, rates)
     if finished:
         _check_same(folder, setting.run)
         return read_adapter(out)
@@ -131,7 +131,7 @@ def finetune(
     train, control = train or TrainConfig(), control or Control()
     folder = run_folder(out)
     finished = _claim(out, folder, control)
-    setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, (_FULL_LR, _FULL_HEAD_LR))
+    setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, FULL_RATES)
     if finished:
         _check_same(folder, setting.run)
         return read_folder(out)

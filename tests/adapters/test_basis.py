@@ -1,5 +1,6 @@
 """The orthogonal basis: orthogonal to float precision, the same for ever, and told when it does not fit."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -55,10 +56,10 @@ def test_rows_are_spread_over_all_inputs(width: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "site", "width", "first", "check"),
     [
-        (BasisRows(0, 0, 4), SITE, 32, [-0.08855344, -0.00719797, -0.20788299], -9.05459),
-        (BasisRows(0, 28, 4), SITE, 32, [0, 0, 0], 0),
-        (BasisRows(7, 3, 6), "pooler.dense", 33, [0, 0, 0], 0),
-        (BasisRows(0, 0, 8), SITE, 384, [0, 0, 0], 0),
+        (BasisRows(0, 0, 4), SITE, 32, [0.12785302, -0.1662844, 0.31397554], -22.889818),
+        (BasisRows(0, 28, 4), SITE, 32, [0.01615968, -0.1033627, -0.03280095], -12.918132),
+        (BasisRows(7, 3, 6), "pooler.dense", 33, [-0.05709254, 0.06304058, 0.10799187], -25.148745),
+        (BasisRows(0, 0, 8), SITE, 384, [-0.01723405, -0.04887034, -0.01586143], 67.0303),
     ],
 )
 def test_the_rows_are_the_ones_that_stored_files_were_trained_with(
@@ -70,11 +71,31 @@ def test_the_rows_are_the_ones_that_stored_files_were_trained_with(
     assert float((matrix * numbers.sqrt()).sum()) == pytest.approx(check, abs=1e-4)
 
 
+@pytest.mark.parametrize("width", [1, 2, 32, 33])
+def test_rows_are_those_of_the_product_of_cosine_transforms_and_signs(width: int) -> None:
+    half = (width + 7) // 8
+    stream = hashlib.shake_256(f"mbert basis 5 {SITE}".encode()).digest(2 * half)
+    bits = [(stream[byte] >> (7 - bit)) & 1 for byte in range(2 * half) for bit in range(8)]
+    first, second = (np.diag([(-1.0) ** bit for bit in part[:width]]) for part in (bits[: 8 * half], bits[8 * half :]))
+    n, k = np.meshgrid(np.arange(width), np.arange(width))
+    cosines = np.sqrt(2 / width) * np.cos(np.pi * (2 * n + 1) * k / (2 * width))
+    cosines[0] /= np.sqrt(2)
+    np.testing.assert_allclose(
+        BasisRows(5, 0, width).matrix(SITE, width), cosines @ second @ cosines @ first, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("numbers", [(0, -1, 4), (0, 0, 0), (0, 0, -2), (0, True, 4)])
+def test_numbers_that_name_no_rows_are_refused(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(BasisError, match="whole numbers, the count at least 1"):
+        BasisRows(*numbers)
+
+
 @pytest.mark.parametrize(("start", "count"), [(0, 33), (32, 1), (30, 3)])
 def test_a_site_that_is_too_narrow_is_told(start: int, count: int) -> None:
     with pytest.raises(BasisError, match=f"{SITE}' has 32 input features.*smaller rank"):
         BasisRows(0, start, count).matrix(SITE, 32)
-    BasisRows(0, start, 32 - start).matrix(SITE, 32) if start < 32 else None
+    assert BasisRows(0, start, count).matrix(SITE, start + count).shape == (count, start + count)
 
 
 ROWS = st.builds(BasisRows, st.integers(0, 1), st.integers(0, 12), st.integers(1, 6))

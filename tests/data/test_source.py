@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -16,11 +17,15 @@ from mergekit_bert.data.task import HubSource, Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError, OutputError
 
 
+GENERATE = functools.cache(sample.generate)  # it takes a second a task, and gives the same rows every time
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test runs in an empty folder, and the Hub's client keeps its copies in it."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sample, "generate", GENERATE)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -44,6 +44,4 @@ RECORD = AdapterType(
     init=_init,
     change=_change,
     delta=_delta,
-    lr=1e-3,
-    head_lr=1e-3,
 )

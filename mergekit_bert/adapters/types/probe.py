@@ -24,7 +24,7 @@ RECORD = AdapterType(
     init=_none,
     change=lambda x, tensors, config: torch.zeros_like(x),
     delta=_zero,
+    has_sites=False,
     lr=3e-2,
     head_lr=3e-2,
-    has_sites=False,
 )
