@@ -21,10 +21,10 @@ def command(
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
     lr: Annotated[
-        Optional[float], typer.Option(help="Peak learning rate.", show_default=f"{FULL_RATES[0]:g}")
+        float | None, typer.Option(help="Peak learning rate.", show_default=f"{FULL_RATES[0]:g}")
     ] = TrainConfig.lr,
     head_lr: Annotated[
-        Optional[float], typer.Option(help="Peak learning rate of the head.", show_default=f"{FULL_RATES[1]:g}")
+        float | None, typer.Option(help="Peak learning rate of the head.", show_default=f"{FULL_RATES[1]:g}")
     ] = TrainConfig.head_lr,
     warmup: options.Warmup = TrainConfig.warmup,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,

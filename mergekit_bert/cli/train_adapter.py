@@ -37,11 +37,11 @@ def command(
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
     lr: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Peak learning rate.", show_default=f"{ADAPTER_RATES[0]:g} unless the type needs another"),
     ] = TrainConfig.lr,
     head_lr: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
             help="Peak learning rate of the head.", show_default=f"{ADAPTER_RATES[1]:g} unless the type needs another"
         ),
