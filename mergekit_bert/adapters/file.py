@@ -7,6 +7,7 @@ mean. Factors that are rows of the orthogonal basis are stored as row numbers an
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import read_tensors, tensor_bytes, write_tensors
 
 FORMAT = 1
+RECORD_KEYS = frozenset(
+    {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}
+)
 _REWRITE = "write the file again with this version of mbert"
 
 
@@ -47,6 +51,8 @@ def read_adapter(path: Path) -> Adapter:
     kind = check_format(str(path), metadata)
     if kind != "adapter":
         raise ModelFileError(str(path), f"a file of kind {kind!r}", "an adapter", "give the adapters it was made from")
+    if set(metadata) != {"format", "kind", kind}:
+        raise ModelFileError(str(path), f"metadata keys {', '.join(metadata)}", f"format, kind and {kind}", _REWRITE)
     with strict(str(path)):
         return unpack(str(path), tensors, metadata["adapter"])
 
@@ -65,7 +71,7 @@ class strict:  # noqa: N801 (reads as a statement)
         """Translate the error."""
         if isinstance(error, ModelFileError):
             return
-        if isinstance(error, KeyError | TypeError | ValueError | AttributeError | MbertError):
+        if isinstance(error, LookupError | TypeError | ValueError | ArithmeticError | AttributeError | MbertError):
             told = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ModelFileError(
                 self.where, f"broken metadata ({told})", "metadata as mbert writes it", _REWRITE
@@ -116,10 +122,7 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
 
 def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Adapter:
     """The inverse of :func:`pack`; every name and shape is checked."""
-    known = {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}
-    if set(record) != known:
-        odd = ", ".join(sorted(set(record) ^ known))
-        raise ModelFileError(where, f"missing or extra metadata: {odd}", f"{', '.join(sorted(known))}", _REWRITE)
+    check_keys(where, record, RECORD_KEYS)
     kind, config = TYPES.get(record["type"]), AdapterConfig(**record["config"])
     sites = {site: (int(size[0]), int(size[1])) for site, size in record["sites"].items()}
     basis = BasisRows(**record["basis"]) if record["basis"] else None
@@ -137,8 +140,10 @@ def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
     check_tensors(where, tensors, expected)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
     for site, size in sites.items():
-        for name in kind.shapes(config, size):
+        for name, shape in kind.shapes(config, size).items():
             built = basis.matrix(site, size[1]) if basis and name == "A" else tensors[f"site.{site}.{name}"]
+            if tuple(built.shape) != shape:
+                raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", _REWRITE)
             by_site[site][name] = built
     return Adapter(
         type=record["type"],
@@ -154,6 +159,13 @@ def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
         training=dict(record["training"]),
         scores={name: float(value) for name, value in record["scores"].items()},
     )
+
+
+def check_keys(where: str, record: Mapping[str, Any], known: AbstractSet[str]) -> None:
+    """Raise ModelFileError unless ``record`` has exactly the known keys."""
+    if set(record) != known:
+        odd = ", ".join(sorted(set(record) ^ known))
+        raise ModelFileError(where, f"missing or extra metadata: {odd}", ", ".join(sorted(known)), _REWRITE)
 
 
 def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -16,7 +16,9 @@ from mergekit_bert.adapters.adapter import Adapter, Base
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import (
     FORMAT,
+    RECORD_KEYS,
     check_format,
+    check_keys,
     check_tensors,
     pack,
     strict,
@@ -28,6 +30,9 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import read_tensors, write_tensors
+
+_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "parts"}
+_PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
 
 def write_model(path: Path, model: Composition) -> None:
@@ -90,6 +95,7 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
+    check_keys(where, record, _MERGED_KEYS)
     expected: dict[str, tuple[int, ...]] = {}
     for site, told in record["sites"].items():
         (out_features, in_features), rank = told["size"], told["rank"]
@@ -99,11 +105,14 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
             expected |= {f"site.{site}.B": (out_features, rank), f"site.{site}.A": (rank, in_features)}
     expected |= {f"shift.{name}": tuple(shape) for name, shape in record["shifts"].items()}
     parts = {task: record["parts"][task] for task in record["order"]}
+    if not parts or not set(parts) == set(record["parts"]) == set(record["weights"]):
+        raise ValueError(f"parts {', '.join(record['parts'])} with weights {', '.join(record['weights'])}")
     expected |= {
         f"head.{task}.{name}": tuple(shape) for task, part in parts.items() for name, shape in part["head"].items()
     }
     check_tensors(where, tensors, expected)
     for task, part in parts.items():
+        check_keys(where, part, _PART_KEYS)
         if Task.from_json(part["task"]).name != task:
             raise ValueError(f"the part {task!r} is of another task")
     deltas: dict[str, Delta] = {
@@ -112,7 +121,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
         else LowRank(tensors[f"site.{site}.B"], tensors[f"site.{site}.A"])
         for site, told in record["sites"].items()
     }
-    return Merged(
+    model = Merged(
         method=str(record["method"]),
         weights={task: float(weight) for task, weight in record["weights"].items()},
         base=Base(**record["base"]),
@@ -121,6 +130,9 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
         heads={task: {name: tensors[f"head.{task}.{name}"] for name in part["head"]} for task, part in parts.items()},
         parts=parts,
     )
+    for task in parts:
+        model.part(task)
+    return model
 
 
 def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -131,7 +143,8 @@ def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Ensemble:
-    if record["router"] != "task" or set(record["order"]) != set(record["experts"]) or not record["order"]:
+    check_keys(where, record, {"router", "order", "experts"})
+    if record["router"] != "task" or sorted(record["order"]) != sorted(record["experts"]) or not record["order"]:
         raise ValueError(f"router {record['router']!r} with experts {', '.join(record['experts'])}")
     prefixes = tuple(f"expert.{task}." for task in record["order"])
     for name in tensors:

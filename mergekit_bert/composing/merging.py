@@ -30,9 +30,11 @@ def merge(
     check_together(adapters)
     given = dict(weights or {})
     names = [adapter.name for adapter in adapters]
-    for name in given:
+    for name, weight in given.items():
         if name not in names:
             raise CompositionError("--weights", f"{name!r}", f"names among {', '.join(names)}", "correct --weights")
+        if not math.isfinite(weight):
+            raise CompositionError("--weights", f"'{name}={weight}'", "a finite number", "correct --weights")
     if method == ENSEMBLE:
         if given:
             raise CompositionError(
@@ -84,13 +86,16 @@ def parse_weights(text: str) -> dict[str, float]:
     """``"sst=1,para=-0.5"`` as weights by name; raises CompositionError."""
     weights = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = part.partition("=")
+        name, _, value = (word.strip() for word in part.partition("="))
         try:
-            weights[name.strip()] = float(value)
+            number = float(value)
         except ValueError:
-            weights[name.strip()] = math.nan
-        if not math.isfinite(weights[name.strip()]):
-            raise CompositionError("--weights", f"{part!r}", "name=number, separated by commas", "correct it")
+            number = math.nan
+        if not math.isfinite(number) or name in weights:
+            raise CompositionError(
+                "--weights", f"{part!r}", "name=number, separated by commas, each name once", "correct it"
+            )
+        weights[name] = number
     return weights
 
 
@@ -106,16 +111,19 @@ def choose_files(files: Sequence[Path], keep: Sequence[Path], folder: Path) -> l
     if not found:
         raise CompositionError(str(folder), "no adapters", "adapter files", "name them, or train some")
     kept = {path.resolve() for path in keep}
-    chosen: dict[str, tuple[Path, Adapter]] = {}
+    by_task: dict[str, list[tuple[Path, Adapter]]] = {}
     for path, adapter in found:
-        other = chosen.get(adapter.name)
-        if other is None or (path.resolve() in kept and other[0].resolve() not in kept):
-            chosen[adapter.name] = (path, adapter)
-        elif (path.resolve() in kept) == (other[0].resolve() in kept):
+        by_task.setdefault(adapter.name, []).append((path, adapter))
+    chosen = []
+    for task, all_of_it in by_task.items():
+        rest = [one for one in all_of_it if one[0].resolve() in kept] or all_of_it
+        if len(rest) > 1:
+            first, second = rest[0][0], rest[1][0]
             raise CompositionError(
-                f"task {adapter.name!r}",
-                f"two adapters of it, {other[0]} and {path}",
+                f"task {task!r}",
+                f"two adapters of it, {first} and {second}",
                 "one adapter a task",
-                f"say which with --keep {other[0]} or --keep {path}",
+                f"say which with --keep {first} or --keep {second}",
             )
-    return [adapter for _, adapter in chosen.values()]
+        chosen.append(rest[0][1])
+    return chosen

@@ -40,5 +40,7 @@ METHODS = Registry("mergekit_bert.composing.methods", "merge method", Method)
 
 def chosen_weights(method: Method, adapters: Sequence[Adapter], given: Mapping[str, float]) -> dict[str, float]:
     """The weight of every adapter by name: given ones first, the method's own for the rest."""
+    if all(adapter.name in given for adapter in adapters):
+        return {adapter.name: given[adapter.name] for adapter in adapters}
     own = method.weights(adapters)
     return {adapter.name: given.get(adapter.name, weight) for adapter, weight in zip(adapters, own, strict=True)}

@@ -57,8 +57,9 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
     told = []
     for key, now in run.items():
         was = earlier.get(key)
-        inner = isinstance(now, dict) and isinstance(was, dict)
-        pairs = {f"{key}.{name}": (was.get(name), now[name]) for name in now} if inner else {key: (was, now)}
+        pairs = {key: (was, now)}
+        if isinstance(now, dict) and isinstance(was, dict):
+            pairs = {f"{key}.{name}": (was.get(name), value) for name, value in now.items()}
         told += [f"{name} was {one!r}, now {two!r}" for name, (one, two) in sorted(pairs.items()) if one != two]
     if told:
         raise TrainingError(

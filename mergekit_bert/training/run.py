@@ -3,6 +3,7 @@
 Beside the output ``X`` lies the folder ``X.run`` with the log, the manifest and, while unfinished, a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -33,7 +34,7 @@ from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, ModelFileError, TrainingError
-from mergekit_bert.files import file_fingerprint, refuse_existing, write_json
+from mergekit_bert.files import file_fingerprint, refuse_existing, sweep_parts, write_json
 from mergekit_bert.hardware import (
     default_device,
     generator,
@@ -44,7 +45,7 @@ from mergekit_bert.hardware import (
 )
 from mergekit_bert.training.config import ADAPTER_RATES, FULL_RATES, TrainConfig
 from mergekit_bert.training.loop import Outcome, Setting, fit
-from mergekit_bert.training.resume import CHECKPOINT
+from mergekit_bert.training.resume import CHECKPOINT, check_same
 from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
 
 MANIFEST = "manifest.json"
@@ -89,12 +90,15 @@ def train_adapter(
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     folder = run_folder(out)
     finished = _claim(out, folder, control)
-    basis = _basis_rows(encoder, out, adapter, sites)
-    described = {"type": kind, "adapter": dataclasses.asdict(adapter), "basis": basis.to_json() if basis else None}
+    described = {"type": kind, "adapter": dataclasses.asdict(adapter)}
     setting = _setting(encoder, task, rows, train, control, folder, described, rates)
+    if control.resume:  # before the ledger hands out rows
+        _check_recorded(folder, setting.run, finished)
     if finished:
-        _check_same(folder, setting.run)
         return read_adapter(out)
+    basis = _basis_rows(encoder, out, adapter, sites)
+    setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
+    _begin(setting)
     work = adapter_trainable(encoder, task, kind, adapter, sites, basis, train)
     with gpu_meter(default_device()) as meter:
         outcome = fit(work, setting)
@@ -132,9 +136,11 @@ def finetune(
     folder = run_folder(out)
     finished = _claim(out, folder, control)
     setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, FULL_RATES)
+    if control.resume:
+        _check_recorded(folder, setting.run, finished)
     if finished:
-        _check_same(folder, setting.run)
         return read_folder(out)
+    _begin(setting)
     work = full_trainable(encoder, task, train)
     with gpu_meter(default_device()) as meter:
         outcome = fit(work, setting)
@@ -177,26 +183,33 @@ def is_finished(out: Path) -> bool:
     return out.exists() and not (run_folder(out) / CHECKPOINT).exists()
 
 
-def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
-    """Raise TrainingError unless the finished run of ``folder`` was this one."""
-    path = folder / MANIFEST
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError) as error:
+def _recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """How the run of ``folder`` was begun, and the file that says so; None where none does."""
+    for name in (_RUN, MANIFEST):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            value = json.loads((folder / name).read_text(encoding="utf-8"))
+            return folder / name, dict(value if name == _RUN else value["run"])
+    return None
+
+
+def _check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None:
+    """Raise TrainingError unless the run of ``folder``, finished or not, was begun as this one."""
+    recorded = _recorded(folder)
+    if recorded is not None:
+        check_same(*recorded, run)
+    elif finished:
         raise TrainingError(
-            str(path),
+            str(folder / MANIFEST),
             "the output exists, but no manifest says how it was made",
             "a run to resume",
             "choose another --out or give --force",
-        ) from error
-    differing = sorted(key for key in run if earlier.get(key) != json.loads(json.dumps(run[key])))
-    if differing:
-        raise TrainingError(
-            str(path),
-            f"a finished run with other {', '.join(differing)}",
-            "the same command",
-            "choose another --out or give --force",
         )
+
+
+def _begin(setting: Setting) -> None:
+    """Write down how the run is begun."""
+    sweep_parts(setting.folder / _RUN)
+    write_json(setting.folder / _RUN, setting.run)
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
@@ -241,7 +254,6 @@ def _setting(
         "head_lr": train.head_lr or rates[1],
     }
     run = json.loads(json.dumps(run))
-    write_json(folder / _RUN, run)
     return Setting(
         task,
         tokens,
@@ -259,8 +271,9 @@ def _setting(
 
 def _precision(train: TrainConfig, folder: Path, resume: bool) -> str:
     """The precision, which ``auto`` finds out once: a resumed run keeps what it began with."""
-    if resume and train.precision == "auto" and (folder / _RUN).exists():
-        return str(json.loads((folder / _RUN).read_text(encoding="utf-8"))["precision"])
+    recorded = _recorded(folder) if resume and train.precision == "auto" else None
+    if recorded is not None and "precision" in recorded[1]:
+        return str(recorded[1]["precision"])
     return str(pick_precision(train.precision, default_device())).removeprefix("torch.")
 
 
@@ -353,6 +366,7 @@ def _finish(
     """Write the manifest and drop the checkpoint."""
     trainable = sum(p.numel() for p in work.parameters.values())
     total = sum(p.numel() for p in work.model.parameters())
+    sweep_parts(folder / MANIFEST)
     write_json(
         folder / MANIFEST,
         {
@@ -374,5 +388,5 @@ def _finish(
             "platform": platform.platform(),
         },
     )
-    for name in (CHECKPOINT, _RUN):
+    for name in (_RUN, CHECKPOINT):  # the checkpoint last: while it is there, the run is unfinished
         (folder / name).unlink(missing_ok=True)

@@ -21,6 +21,8 @@ from mergekit_bert.hardware import generator
 from tests.adapters.helpers import dense64, random_adapter
 from tests.tiny import tiny_rows
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 LORA = TYPES.get("lora")
 
 
@@ -98,15 +100,15 @@ def test_outputs_are_those_of_peft(
     stabilized: bool,
 ) -> None:
     encoder = encoders[architecture]
-    adapter = random_adapter(encoder, rank=4, rank_stabilized=stabilized, targets=targets, basis="random")
+    adapter = random_adapter(encoder, rank=4, rank_stabilized=stabilized, targets=targets, basis="random", spread=0.15)
     given = inputs(encoder)
     expected = hidden(in_peft(tiny_folders[architecture], [adapter]), given)
     folded = fold(encoder, adapter.deltas(), {})
-    np.testing.assert_allclose(hidden(folded.model, given), expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(hidden(folded.model, given), expected, atol=1e-5)
     beside = classifier(encoder, adapter.task, adapter.head)
     attach(beside, "lora", adapter.tensors, frozenset(), adapter.config, generator(0))
-    np.testing.assert_allclose(hidden(beside.encoder, given), expected, rtol=1e-4, atol=2e-5)
-    assert np.abs(expected - hidden(encoder.model, given)).max() > 0.1
+    np.testing.assert_allclose(hidden(beside.encoder, given), expected, atol=1e-5)
+    assert np.abs(expected - hidden(encoder.model, given)).max() > 0.02
 
 
 def test_a_weighted_merge_is_peft_s_concatenation(bert: mb.Encoder, tiny_folders: dict[str, Path]) -> None:

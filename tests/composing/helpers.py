@@ -1,0 +1,47 @@
+"""Adapters to compose, and their sums by brute force."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.merging import merge
+from mergekit_bert.composing.method import METHODS
+from tests.adapters.helpers import dense64, random_adapter
+
+LINEAR = [method.name for method in METHODS if method.merge is weighted_sum]
+
+
+def trio(encoder: mb.Encoder, **options: object) -> list[Adapter]:
+    """Adapters of three tasks with 5, 1 and 2 outputs, on disjoint rows of one basis."""
+    return [
+        random_adapter(encoder, task, seed=place, start=3 * place, examples=count, **options)  # type: ignore[arg-type]
+        for place, (task, count) in enumerate((("sst", 100), ("sts", 300), ("para", 600)))
+    ]
+
+
+def merged(adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None) -> mb.Merged:
+    """The merged model, by a method that merges."""
+    model = merge(adapters, method, weights)
+    assert isinstance(model, mb.Merged)
+    return model
+
+
+def brute_force(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """``Σ λi Δi`` of every site, dense and in float64."""
+    total: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for site, delta in dense64(adapter).items():
+            total[site] = total.get(site, torch.zeros_like(delta)) + weights[adapter.name] * delta
+    return total
+
+
+def zeroed(adapter: Adapter) -> Adapter:
+    """The same adapter with a Delta of zero, as before its training."""
+    tensors = {site: {**one, "B": torch.zeros_like(one["B"])} for site, one in adapter.tensors.items()}
+    shifts = {name: torch.zeros_like(value) for name, value in adapter.shifts.items()}
+    return dataclasses.replace(adapter, tensors=tensors, shifts=shifts)

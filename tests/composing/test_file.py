@@ -1,0 +1,291 @@
+"""Merged and ensemble files: the same bytes, back as they were, and broken ones refused."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mergekit_bert as mb
+from mergekit_bert import files
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.delta import Dense, LowRank
+from mergekit_bert.adapters.file import read_adapter, write_adapter
+from mergekit_bert.composing import file as model_file
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.composing.merging import merge
+from mergekit_bert.errors import MbertError, ModelFileError
+from tests.adapters.helpers import (
+    quick,
+    random_adapter,
+    read_raw,
+    renamed,
+    same_adapter,
+    same_tensors,
+    try_odd_values,
+    write_raw,
+)
+from tests.composing.helpers import merged, trio
+
+SITE = "encoder.layer.0.attention.self.query"
+KINDS = ("merged", "dense", "ensemble")
+
+
+def same_merged(one: mb.Merged, two: mb.Merged) -> bool:
+    """Whether two merged models are equal bit for bit."""
+
+    def tensors(model: mb.Merged) -> dict[str, Tensor]:
+        found = dict(model.shifts)
+        for site, delta in model.deltas.items():
+            found |= {f"{site}.{field.name}": getattr(delta, field.name) for field in dataclasses.fields(delta)}
+        return found | {f"{task} {name}": v for task, head in model.heads.items() for name, v in head.items()}
+
+    def rest(model: mb.Merged) -> object:
+        return model.method, dict(model.weights), model.base, json.loads(json.dumps(dict(model.parts))), model.tasks
+
+    return rest(one) == rest(two) and same_tensors(tensors(one), tensors(two))
+
+
+def same_model(one: Any, two: Any) -> bool:
+    """Whether two compositions are equal bit for bit."""
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, mb.Merged):
+        return same_merged(one, two)
+    return list(one.experts) == list(two.experts) and all(
+        same_adapter(one.experts[task], two.experts[task]) for task in one.experts
+    )
+
+
+@pytest.fixture(scope="module")
+def models(bert: mb.Encoder) -> dict[str, Any]:
+    adapters = trio(bert, targets="qv", train_layernorm=True)
+    both = merged(adapters, "fedavg", {"sst": -0.5})
+    deltas = {site: Dense(delta.dense()) for site, delta in both.deltas.items()}
+    return {
+        "merged": both,
+        "dense": dataclasses.replace(both, deltas=deltas),
+        "ensemble": merge(adapters, "ensemble"),
+    }
+
+
+@pytest.fixture(scope="module")
+def wholes(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in models.items():
+        write_model(folder / name, model)
+    return {name: (folder / name).read_bytes() for name in models}
+
+
+@pytest.fixture
+def path(wholes: dict[str, bytes], tmp_path: Path, kind: str) -> Path:
+    found = tmp_path / "model.safetensors"
+    found.write_bytes(wholes[kind])
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_comes_back_as_it_was(models: dict[str, Any], path: Path, kind: str) -> None:
+    assert same_model(read_model(path), models[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writing_what_was_read_gives_the_same_bytes(path: Path, wholes: dict[str, bytes], kind: str) -> None:
+    write_model(path.with_name("again"), read_model(path))
+    assert path.with_name("again").read_bytes() == wholes[kind]
+
+
+@pytest.mark.parametrize("kind", ["merged", "ensemble"])
+def test_merging_again_gives_the_same_bytes(
+    bert: mb.Encoder, tmp_path: Path, wholes: dict[str, bytes], kind: str
+) -> None:
+    adapters = trio(bert, targets="qv", train_layernorm=True)
+    model = merge(adapters, "ensemble") if kind == "ensemble" else merge(adapters, "fedavg", {"sst": -0.5})
+    write_model(tmp_path / "x", model)
+    assert (tmp_path / "x").read_bytes() == wholes[kind]
+
+
+def test_a_merge_of_files_is_a_merge_of_what_was_written(bert: mb.Encoder, tmp_path: Path) -> None:
+    adapters = trio(bert)
+    for one in adapters:
+        write_adapter(tmp_path / one.name, one)
+    again = [read_adapter(tmp_path / one.name) for one in adapters]
+    assert same_model(merge(again, "orthoada"), merge(adapters, "orthoada"))
+
+
+def test_an_adapter_file_is_a_model(bert: mb.Encoder, tmp_path: Path) -> None:
+    one = random_adapter(bert)
+    write_model(tmp_path / "x", one)
+    found = read_model(tmp_path / "x")
+    assert isinstance(found, Adapter)
+    assert same_adapter(found, one)
+
+
+def test_adapters_that_share_their_tensors_can_be_kept_together(bert: mb.Encoder, tmp_path: Path) -> None:
+    one = random_adapter(bert, basis="random", targets="qv")
+    two = renamed(one, "other")
+    for model in (merge([one, two], "ensemble"), merge([one, two], "task_arithmetic")):
+        write_model(tmp_path / "x", model)
+        assert same_model(read_model(tmp_path / "x"), model)
+
+
+@pytest.mark.parametrize("kind", ["merged", "ensemble"])
+def test_a_composition_is_no_adapter(path: Path, kind: str) -> None:
+    with pytest.raises(ModelFileError, match=f"a file of kind '{kind}'; expected an adapter; give the adapters"):
+        read_adapter(path)
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A change of the file's metadata."""
+
+    def edit(path: Path) -> None:
+        whole, data = read_raw(path)
+        metadata = json.loads(whole["__metadata__"]["mbert"])
+        change(metadata)
+        whole["__metadata__"]["mbert"] = json.dumps(metadata)
+        write_raw(path, whole, data)
+
+    return edit
+
+
+def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """A change of the file's tensors that keeps the container whole."""
+
+    def edit(path: Path) -> None:
+        found, metadata = files.read_tensors(path)
+        change(found)
+        path.write_bytes(files.tensor_bytes(found, metadata))
+
+    return edit
+
+
+B = f"site.{SITE}.B"
+CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "merged, cut": ("merged", lambda path: os.truncate(path, path.stat().st_size - 9), "not readable"),
+    "merged, of no known kind": ("merged", header(lambda m: m.update(kind="soup")), "kind 'soup'"),
+    "merged, without a record": ("merged", header(lambda m: m.pop("merged")), "kind 'merged' with keys format, kind"),
+    "merged, of another format": ("merged", header(lambda m: m.update(format=9)), "format version 9"),
+    "merged, no factor": ("merged", tensors(lambda t: t.pop(B)), f"'{B}' is missing"),
+    "merged, no head": ("merged", tensors(lambda t: t.pop("head.sts.classifier.bias")), "'head.sts.classifier.bias' is mis"),
+    "merged, more": ("merged", tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
+    "merged, transposed": ("merged", tensors(lambda t: t.update({B: t[B].T})), r"expected \(32, 9\)"),
+    "merged, half": ("merged", tensors(lambda t: t.update({B: t[B].half()})), "torch.float16"),
+    "merged, NaN": ("merged", tensors(lambda t: t[B].fill_(float("nan"))), f"'{B}' holds NaN"),
+    "merged, no weights": ("merged", header(lambda m: m["merged"].pop("weights")), "weights"),
+    "merged, a weight too few": ("merged", header(lambda m: m["merged"]["weights"].pop("sst")), "broken metadata.*sst"),
+    "merged, an extra key": ("merged", header(lambda m: m["merged"].update(note=1)), "note"),
+    "merged, a part without length": (
+        "merged",
+        header(lambda m: m["merged"]["parts"]["sst"].pop("max_length")),
+        "max_length",
+    ),
+    "merged, an endless length": (
+        "merged",
+        header(lambda m: m["merged"]["parts"]["sst"].update(max_length="long")),
+        "broken metadata",
+    ),
+    "merged, no part": ("merged", header(lambda m: m["merged"].update(order=[], parts={})), "broken metadata|extra tensor"),
+    "merged, a part of another task": (
+        "merged",
+        header(lambda m: m["merged"]["parts"]["sst"]["task"].update(name="cola")),
+        "the part 'sst' is of another task",
+    ),
+    "merged, a size of three": (
+        "merged",
+        header(lambda m: m["merged"]["sites"][SITE].update(size=[1, 2, 3])),
+        "broken metadata",
+    ),
+    "dense, no matrix": ("dense", tensors(lambda t: t.pop(f"site.{SITE}.dense")), "dense' is missing"),
+    "ensemble, a router of tomorrow": ("ensemble", header(lambda m: m["ensemble"].update(router="arrow")), "router 'arrow'"),
+    "ensemble, no expert": ("ensemble", header(lambda m: m["ensemble"].update(order=[], experts={})), "broken metadata"),
+    "ensemble, another order": ("ensemble", header(lambda m: m["ensemble"].update(order=["sst"])), "broken metadata"),
+    "ensemble, the order twice": (
+        "ensemble",
+        header(lambda m: m["ensemble"].update(order=["sst", "sts", "para", "sst"])),
+        "broken metadata",
+    ),
+    "ensemble, an extra key": ("ensemble", header(lambda m: m["ensemble"].update(note=1)), "note"),
+    "ensemble, more": ("ensemble", tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
+    "ensemble, more of an expert": (
+        "ensemble",
+        tensors(lambda t: t.update({"expert.sst.more": torch.ones(1)})),
+        "an extra tensor 'more'",
+    ),
+    "ensemble, less of an expert": ("ensemble", tensors(lambda t: t.pop(f"expert.sst.{B}")), f"'{B}' is missing"),
+    "ensemble, an expert of another task": (
+        "ensemble",
+        header(lambda m: m["ensemble"]["experts"]["sst"]["task"].update(name="cola")),
+        "the expert 'sst' is of another task",
+    ),
+    "ensemble, an expert of another base": (
+        "ensemble",
+        header(lambda m: m["ensemble"]["experts"]["sts"]["base"].update(fingerprint="0" * 64)),
+        "the expert 'sts' is of another task or base",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for name, (kind, _, _) in CORRUPTIONS.items()])
+def test_every_corruption_is_its_own_one_line_error(path: Path, kind: str, name: str) -> None:
+    _, corrupt, message = CORRUPTIONS[name]
+    corrupt(path)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        read_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@quick
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_flipped_bytes_are_refused_or_harmless(
+    wholes: dict[str, bytes], tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
+    changed, path = bytearray(wholes[kind]), tmp_path / "model.safetensors"
+    size = int.from_bytes(changed[:8], "little") + 8
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, size - 1) | st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed[: data.draw(st.just(len(changed)) | st.integers(0, len(changed)))])
+    try:
+        model = read_model(path)
+    except MbertError as error:
+        assert "\n" not in str(error)
+        return
+    for task in model.tasks:
+        assert all(delta.dense().shape == (32, 32) for delta in model.part(task.name).deltas.values())
+
+
+def test_no_odd_value_in_the_metadata_is_a_traceback(bert: mb.Encoder, tmp_path: Path) -> None:
+    adapters = [random_adapter(bert, task, start=start, targets="pooler.dense") for task, start in (("para", 0), ("sts", 3))]
+    for name, model in (("merged", merge(adapters, "fedavg")), ("ensemble", merge(adapters, "ensemble"))):
+        write_model(tmp_path / name, model)
+    try_odd_values(tmp_path / "merged", tmp_path / "ensemble")
+
+
+def test_a_write_that_the_disk_garbles_is_told(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = model_file.read_tensors
+
+    def garbled(path: Path) -> tuple[dict[str, Tensor], Any]:
+        found, metadata = true(path)
+        found[B] = found[B] + 1e-6
+        return found, metadata
+
+    monkeypatch.setattr(model_file, "read_tensors", garbled)
+    with pytest.raises(ModelFileError, match="what was read back differs"):
+        write_model(tmp_path / "x", models["merged"])
+
+
+def test_factors_stay_factors_on_disk(models: dict[str, Any], tmp_path: Path) -> None:
+    write_model(tmp_path / "x", models["merged"])
+    found = read_model(tmp_path / "x")
+    assert isinstance(found, mb.Merged)
+    assert {type(delta) for delta in found.deltas.values()} == {LowRank}
+    assert {delta.rank for delta in found.deltas.values() if isinstance(delta, LowRank)} == {9}
