@@ -12,7 +12,7 @@ import mergekit_bert
 
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
-GROUND = ("errors", "registry", "files", "hardware", "progress")
+GROUND = ("errors", "registry", "files", "hardware", "option", "progress")
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
 FILES = sorted(ROOT.rglob("*.py"))

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from mergekit_bert.errors import TrainingError
+from mergekit_bert.option import option
 from mergekit_bert.registry import unknown
 
 BASES = ("orthogonal", "random")
@@ -19,21 +20,21 @@ class AdapterConfig:
     trained.
     """
 
-    rank: int = 8
-    alpha: float = 32.0
-    rank_stabilized: bool = False
-    dropout: float = 0.0
-    targets: str = "all-linear"
-    basis: str = "orthogonal"
-    train_bias: bool = False
-    train_layernorm: bool = False
+    rank: int = option(8, "Rank of each site's Delta.")
+    alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
+    rank_stabilized: bool = option(False, "Scale by alpha / √rank (rsLoRA).")
+    dropout: float = option(0.0, "Dropout before the adapter.")
+    targets: str = option("all-linear", "Sites: qv, qkv, attention, all-linear, or a pattern of whole layer names.")
+    basis: str = option("orthogonal", "orthogonal (frozen A, for orthoada) or random (ordinary LoRA).")
+    train_bias: bool = option(False, "Also train the biases of the linear layers.")
+    train_layernorm: bool = option(False, "Also train the LayerNorms.")
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range."""
 
-        def check(good: bool, option: str, found: object, expected: str) -> None:
+        def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:
-                raise TrainingError(f"--{option}", f"{found}", expected, f"correct --{option}")
+                raise TrainingError(f"--{name}", f"{found}", expected, f"correct --{name}")
 
         check(self.rank >= 1, "rank", self.rank, "a whole number of at least 1")
         check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a positive number")

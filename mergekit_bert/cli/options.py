@@ -1,7 +1,12 @@
-"""Options that several commands share, each told once. Imports nothing heavy."""
+"""Options that several commands share, each told once, and flags made from config records. Imports nothing heavy."""
 
+import dataclasses
+import functools
+import inspect
+import operator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -27,16 +32,43 @@ ModelBase = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files into the run's folder.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training rows at most; the best one is kept.")]
-BatchSize = Annotated[int, typer.Option(help="Rows a step.")]
-Warmup = Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")]
-WeightDecay = Annotated[float, typer.Option(help="AdamW's weight decay; biases and norms are not decayed.")]
-HeadDropout = Annotated[float, typer.Option(help="Dropout before the head.")]
-MaxLength = Annotated[int, typer.Option(help="Longest text in tokens; longer ones are cut and counted.")]
-HoldOut = Annotated[float, typer.Option(help="Share of the training rows that only choose the best epoch.")]
-Patience = Annotated[int, typer.Option(help="Stop after so many epochs without a better one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Precision = Annotated[str, typer.Option(help="auto (bf16 where a quick probe shows it is faster), fp32 or bf16.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")]
-CheckpointSeconds = Annotated[float, typer.Option(help="Seconds of work that a kill may cost.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="not")]
+
+
+def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field of each config record; the command gets the records whole, by keyword."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            for name, config in configs.items():
+                given[name] = config(**{one.name: given.pop(one.name) for one in dataclasses.fields(config)})
+            command(**given)
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name not in configs]
+        parameters = [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        for config in configs.values():
+            parameters += _parameters(config)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return wrap
+
+
+def _parameters(config: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(config)
+    made = []
+    for one in dataclasses.fields(config):
+        flag = typer.Option(
+            f"--{one.name.replace('_', '-')}",
+            help=one.metadata["help"],
+            show_default=one.metadata["shown"] or True,
+        )
+        annotation = operator.getitem(Annotated, (hints[one.name], flag))
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        made.append(inspect.Parameter(one.name, keyword, default=one.default, annotation=annotation))
+    return made

@@ -1,5 +1,6 @@
 """Batches: tokenised rows, grouped by length so that little padding is computed, in a reproducible order."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from mergekit_bert.hardware import generator
 
 _WINDOW = 16
 """Training batches are sorted by length within this many shuffled batches."""
+
+_TOKENIZING = threading.Lock()
+"""A fast tokenizer keeps the truncation asked of it as state of its own, so that threads must take turns."""
 
 Tokenizer = Callable[..., dict[str, list[list[int]]]]
 
@@ -82,13 +86,14 @@ class Tokens:
 
 def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_token: int) -> Tokens:
     """Tokenise ``rows``, two texts of a row together as a pair; longer rows are cut to ``max_length`` and counted."""
-    columns = _encode(rows, tokenizer, truncation=False)
-    long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
-    if long:
-        cut = _encode(rows.take(long), tokenizer, truncation="longest_first", max_length=max_length)
-        for name, column in columns.items():
-            for place, i in enumerate(long):
-                column[i] = cut[name][place]
+    with _TOKENIZING:
+        columns = _encode(rows, tokenizer, truncation=False)
+        long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
+        if long:
+            cut = _encode(rows.take(long), tokenizer, truncation="longest_first", max_length=max_length)
+            for name, column in columns.items():
+                for place, i in enumerate(long):
+                    column[i] = cut[name][place]
     padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
     return Tokens(columns, rows.labels, len(long), padding, task)
 

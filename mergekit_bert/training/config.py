@@ -4,11 +4,16 @@ import math
 from dataclasses import dataclass
 
 from mergekit_bert.errors import TrainingError
+from mergekit_bert.option import option
 
 ADAPTER_RATES = (1e-3, 1e-3)
 """Peak learning rates of an adapter and its head, unless its type needs others."""
 FULL_RATES = (5e-5, 5e-4)
 """Peak learning rates of full fine-tuning: the encoder, and the head."""
+
+
+def _shown(place: int) -> str:
+    return f"{ADAPTER_RATES[place]:g} for adapters unless the type needs another, {FULL_RATES[place]:g} for all weights"
 
 
 @dataclass(frozen=True)
@@ -21,38 +26,38 @@ class TrainConfig:
     epochs without a better one. ``checkpoint_seconds`` is how much work a kill may cost.
     """
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float | None = None
-    head_lr: float | None = None
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    head_dropout: float = 0.1
-    max_length: int = 256
-    hold_out: float = 0.05
-    hold_out_limit: int = 1000
-    patience: int = 2
-    seed: int = 0
-    precision: str = "auto"
-    threads: int | None = None
-    checkpoint_seconds: float = 30.0
+    epochs: int = option(3, "Passes over the training rows at most; the best one is kept.")
+    batch_size: int = option(32, "Rows a step.")
+    lr: float | None = option(None, "Peak learning rate.", _shown(0))
+    head_lr: float | None = option(None, "Peak learning rate of the head.", _shown(1))
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
+    weight_decay: float = option(0.01, "AdamW's weight decay; biases and norms are not decayed.")
+    clip: float = option(1.0, "Largest norm of the gradient.")
+    head_dropout: float = option(0.1, "Dropout before the head.")
+    max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
+    hold_out: float = option(0.05, "Share of the training rows that only choose the best epoch.")
+    hold_out_limit: int = option(1000, "Most rows to hold out.")
+    patience: int = option(2, "Stop after so many epochs without a better one.")
+    seed: int = option(0, "Seed of everything random.")
+    precision: str = option("auto", "auto (bf16 where a quick probe shows it is faster), fp32 or bf16.")
+    threads: int | None = option(None, "CPU threads.", "torch's choice")
+    checkpoint_seconds: float = option(30.0, "Seconds of work that a kill may cost.")
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range."""
 
-        def check(good: bool, option: str, found: object, expected: str) -> None:
+        def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:
-                raise TrainingError(f"--{option.replace('_', '-')}", f"{found}", expected, "correct it")
+                raise TrainingError(f"--{name.replace('_', '-')}", f"{found}", expected, "correct it")
 
-        for option in ("epochs", "batch_size", "patience"):
-            check(getattr(self, option) >= 1, option, getattr(self, option), "a whole number of at least 1")
-        for option in ("lr", "head_lr", "clip"):
-            value = getattr(self, option)
-            check(value is None or (math.isfinite(value) and value > 0), option, value, "a positive number")
+        for name in ("epochs", "batch_size", "patience"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("lr", "head_lr", "clip"):
+            value = getattr(self, name)
+            check(value is None or (math.isfinite(value) and value > 0), name, value, "a positive number")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
-        for option in ("warmup", "head_dropout"):
-            check(0 <= getattr(self, option) < 1, option, getattr(self, option), "a number from 0 to below 1")
+        for name in ("warmup", "head_dropout"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         check(0 < self.hold_out < 1, "hold_out", self.hold_out, "a share between 0 and 1")
         check(self.max_length >= 8, "max_length", self.max_length, "at least 8 tokens")
         check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")

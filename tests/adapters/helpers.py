@@ -100,9 +100,7 @@ def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 def dense64(adapter: Adapter) -> dict[str, Tensor]:
     """The Deltas of a LoRA from its definition, in float64."""
-    scale = adapter.config.alpha / (
-        adapter.config.rank**0.5 if adapter.config.rank_stabilized else adapter.config.rank
-    )
+    scale = adapter.config.alpha / (adapter.config.rank**0.5 if adapter.config.rank_stabilized else adapter.config.rank)
     return {site: scale * (one["B"].double() @ one["A"].double()) for site, one in adapter.tensors.items()}
 
 

@@ -75,6 +75,7 @@ def main(path: Path) -> int:
     for place in places(metadata):
         for odd in (*ODD, GONE):
             header["__metadata__"]["mbert"] = json.dumps(put(metadata, place, odd))
+            changed.unlink(missing_ok=True)
             write_raw(changed, header, data)
             try:
                 stopped += refused(changed)

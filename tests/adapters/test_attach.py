@@ -191,7 +191,9 @@ BERT_BIASES = [
         "output.dense",
     )
 ]
-BERT_NORMS = [f"{LAYER}{place}.LayerNorm.{part}" for place in ("attention.output", "output") for part in ("weight", "bias")]
+BERT_NORMS = [
+    f"{LAYER}{place}.LayerNorm.{part}" for place in ("attention.output", "output") for part in ("weight", "bias")
+]
 
 
 def test_the_names_of_biases_and_norms(bert: mb.Encoder) -> None:

@@ -13,9 +13,7 @@ from mergekit_bert.errors import TrainingError, UnknownNameError
     ("rank", "alpha", "stabilized", "scale"),
     [(8, 32.0, False, 4.0), (4, 2.0, False, 0.5), (16, 8.0, True, 2.0), (8, 1.0, True, 1 / math.sqrt(8))],
 )
-def test_the_scale_is_alpha_over_the_rank_or_its_root(
-    rank: int, alpha: float, stabilized: bool, scale: float
-) -> None:
+def test_the_scale_is_alpha_over_the_rank_or_its_root(rank: int, alpha: float, stabilized: bool, scale: float) -> None:
     assert AdapterConfig(rank=rank, alpha=alpha, rank_stabilized=stabilized).scale == pytest.approx(scale, rel=1e-12)
 
 

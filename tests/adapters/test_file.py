@@ -169,7 +169,10 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing head": (tensors(lambda t: t.pop("head.classifier.bias")), "'head.classifier.bias' is missing"),
     "an extra tensor": (tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
     "stored rows": (tensors(lambda t: t.update({f"site.{SITE}.A": torch.ones(3, 32)})), "an extra tensor"),
-    "a wrong shape": (tensors(lambda t: t.update({B: torch.ones(3, 32)})), r"is \(3, 32\) torch.float32; expected \(32, 3"),
+    "a wrong shape": (
+        tensors(lambda t: t.update({B: torch.ones(3, 32)})),
+        r"is \(3, 32\) torch.float32; expected \(32, 3",
+    ),
     "float16": (tensors(lambda t: t.update({B: t[B].half()})), "torch.float16; expected"),
     "float64": (tensors(lambda t: t.update({B: t[B].double()})), "torch.float64; expected"),
     "integers": (tensors(lambda t: t.update({B: t[B].int()})), "torch.int32; expected"),
@@ -273,7 +276,10 @@ def test_another_tokenizer_is_told(adapter: Adapter, bert: mb.Encoder) -> None:
         ({"shifts": {"elsewhere": torch.zeros(1)}}, "shift elsewhere has shape .*nothing there"),
         ({"shifts": {"pooler.dense.bias": torch.zeros(3)}}, "shift pooler.dense.bias has shape"),
         ({"head": {}}, "no head classifier"),
-        ({"head": {"classifier.weight": torch.zeros(2, 32), "classifier.bias": torch.zeros(5)}}, r"has shape \(2, 32\)"),
+        (
+            {"head": {"classifier.weight": torch.zeros(2, 32), "classifier.bias": torch.zeros(5)}},
+            r"has shape \(2, 32\)",
+        ),
         (
             {
                 "head": {

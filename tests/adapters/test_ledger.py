@@ -86,7 +86,9 @@ def test_an_existing_ledger_keeps_its_seed(tmp_path: Path) -> None:
 
 @quick
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), max_size=12))
-def test_no_two_holders_ever_share_a_row(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int]]) -> None:
+def test_no_two_holders_ever_share_a_row(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int]]
+) -> None:
     ledger, held = Ledger(tmp_path_factory.mktemp("ledger")), {}
     for holder, count in asked:
         fits = ledger.capacity_left("base", count, 24) > 0

@@ -113,7 +113,8 @@ def test_outputs_are_those_of_peft(
 
 def test_a_weighted_merge_is_peft_s_concatenation(bert: mb.Encoder, tiny_folders: dict[str, Path]) -> None:
     adapters = [
-        random_adapter(bert, task, seed=seed, rank=4, basis="random") for seed, task in enumerate(("sst", "sts", "para"))
+        random_adapter(bert, task, seed=seed, rank=4, basis="random")
+        for seed, task in enumerate(("sst", "sts", "para"))
     ]
     weights = {"sst": 0.5, "sts": 0.3, "para": 1.2}
     model = in_peft(tiny_folders["bert"], adapters)

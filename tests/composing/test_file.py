@@ -173,7 +173,11 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "merged, without a record": ("merged", header(lambda m: m.pop("merged")), "kind 'merged' with keys format, kind"),
     "merged, of another format": ("merged", header(lambda m: m.update(format=9)), "format version 9"),
     "merged, no factor": ("merged", tensors(lambda t: t.pop(B)), f"'{B}' is missing"),
-    "merged, no head": ("merged", tensors(lambda t: t.pop("head.sts.classifier.bias")), "'head.sts.classifier.bias' is mis"),
+    "merged, no head": (
+        "merged",
+        tensors(lambda t: t.pop("head.sts.classifier.bias")),
+        "'head.sts.classifier.bias' is mis",
+    ),
     "merged, more": ("merged", tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
     "merged, transposed": ("merged", tensors(lambda t: t.update({B: t[B].T})), r"expected \(32, 9\)"),
     "merged, half": ("merged", tensors(lambda t: t.update({B: t[B].half()})), "torch.float16"),
@@ -191,7 +195,11 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         header(lambda m: m["merged"]["parts"]["sst"].update(max_length="long")),
         "broken metadata",
     ),
-    "merged, no part": ("merged", header(lambda m: m["merged"].update(order=[], parts={})), "broken metadata|extra tensor"),
+    "merged, no part": (
+        "merged",
+        header(lambda m: m["merged"].update(order=[], parts={})),
+        "broken metadata|extra tensor",
+    ),
     "merged, a part of another task": (
         "merged",
         header(lambda m: m["merged"]["parts"]["sst"]["task"].update(name="cola")),
@@ -203,8 +211,16 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "broken metadata",
     ),
     "dense, no matrix": ("dense", tensors(lambda t: t.pop(f"site.{SITE}.dense")), "dense' is missing"),
-    "ensemble, a router of tomorrow": ("ensemble", header(lambda m: m["ensemble"].update(router="arrow")), "router 'arrow'"),
-    "ensemble, no expert": ("ensemble", header(lambda m: m["ensemble"].update(order=[], experts={})), "broken metadata"),
+    "ensemble, a router of tomorrow": (
+        "ensemble",
+        header(lambda m: m["ensemble"].update(router="arrow")),
+        "router 'arrow'",
+    ),
+    "ensemble, no expert": (
+        "ensemble",
+        header(lambda m: m["ensemble"].update(order=[], experts={})),
+        "broken metadata",
+    ),
     "ensemble, another order": ("ensemble", header(lambda m: m["ensemble"].update(order=["sst"])), "broken metadata"),
     "ensemble, the order twice": (
         "ensemble",
@@ -250,7 +266,9 @@ def test_flipped_bytes_are_refused_or_harmless(
     changed, path = bytearray(wholes[kind]), tmp_path / "model.safetensors"
     size = int.from_bytes(changed[:8], "little") + 8
     for _ in range(data.draw(st.integers(1, 3))):
-        changed[data.draw(st.integers(0, size - 1) | st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+        changed[data.draw(st.integers(0, size - 1) | st.integers(0, len(changed) - 1))] ^= data.draw(
+            st.integers(1, 255)
+        )
     path.write_bytes(changed[: data.draw(st.just(len(changed)) | st.integers(0, len(changed)))])
     try:
         model = read_model(path)
@@ -262,7 +280,9 @@ def test_flipped_bytes_are_refused_or_harmless(
 
 
 def test_no_odd_value_in_the_metadata_is_a_traceback(bert: mb.Encoder, tmp_path: Path) -> None:
-    adapters = [random_adapter(bert, task, start=start, targets="pooler.dense") for task, start in (("para", 0), ("sts", 3))]
+    adapters = [
+        random_adapter(bert, task, start=start, targets="pooler.dense") for task, start in (("para", 0), ("sts", 3))
+    ]
     for name, model in (("merged", merge(adapters, "fedavg")), ("ensemble", merge(adapters, "ensemble"))):
         write_model(tmp_path / name, model)
     try_odd_values(tmp_path / "merged", tmp_path / "ensemble")

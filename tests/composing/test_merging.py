@@ -70,9 +70,7 @@ def test_a_shift_that_only_one_has_is_kept(bert: mb.Encoder) -> None:
 
 @pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("weight", [1.0, 0.5, -0.5, 3.0, 0.0])
-def test_a_weight_scales_a_delta_once_and_keeps_its_sign(
-    three: list[Adapter], method: str, weight: float
-) -> None:
+def test_a_weight_scales_a_delta_once_and_keeps_its_sign(three: list[Adapter], method: str, weight: float) -> None:
     model = merged(three[:1], method, {"sst": weight})
     for site, exact in dense64(three[0]).items():
         np.testing.assert_allclose(model.deltas[site].dense(), weight * exact, atol=1e-5)
@@ -272,7 +270,9 @@ def test_weights_are_read(text: str, weights: dict[str, float]) -> None:
     assert parse_weights(text) == weights
 
 
-@pytest.mark.parametrize("text", ["sst", "sst=", "sst=one", "sst=nan", "sst=inf", "sst=1=2", "1", "sst=1e999", "sst=1,sst=2"])
+@pytest.mark.parametrize(
+    "text", ["sst", "sst=", "sst=one", "sst=nan", "sst=inf", "sst=1=2", "1", "sst=1e999", "sst=1,sst=2"]
+)
 def test_weights_that_are_none_are_told(text: str) -> None:
     with pytest.raises(CompositionError, match=r"--weights: 'sst.*'; expected|--weights: '1'; expected"):
         parse_weights(text)
@@ -310,9 +310,7 @@ def paths(folder: Path, names: str) -> list[Path]:
         ("", "c", [("sst", 2), ("para", 3)]),
     ],
 )
-def test_files_are_chosen(
-    bert: mb.Encoder, folder: Path, files: str, keep: str, chosen: list[tuple[str, int]]
-) -> None:
+def test_files_are_chosen(bert: mb.Encoder, folder: Path, files: str, keep: str, chosen: list[tuple[str, int]]) -> None:
     found = choose_files(paths(folder, files), paths(folder, keep), folder)
     expected = [random_adapter(bert, task, seed=seed, targets="qv") for task, seed in chosen]
     assert [one.name for one in found] == [task for task, _ in chosen]
@@ -321,7 +319,9 @@ def test_files_are_chosen(
 
 @pytest.mark.parametrize(("files", "keep"), [("ab", ""), ("abd", "d"), ("abc", "ab"), ("", "")])
 def test_two_files_of_one_task_are_told_with_the_way_out(folder: Path, files: str, keep: str) -> None:
-    with pytest.raises(CompositionError, match=r"task 'sst': two adapters of it, .*a.safetensors and .*b.safetensors.*--keep"):
+    with pytest.raises(
+        CompositionError, match=r"task 'sst': two adapters of it, .*a.safetensors and .*b.safetensors.*--keep"
+    ):
         choose_files(paths(folder, files), paths(folder, keep), folder)
 
 

@@ -27,6 +27,7 @@ def tokens_of(lengths: list[int], task: str = "sst", labels: tuple[float, ...] |
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 2**40), st.integers(0, 50))
 def test_an_epoch_has_every_row_once_in_full_batches(lengths: list[int], size: int, seed: int, epoch: int) -> None:
     tokens = tokens_of(lengths)
@@ -79,6 +80,7 @@ def test_rows_are_sorted_only_within_a_window() -> None:
     assert {tuple(batch) for batch in one_window} == {(start, start + 1) for start in range(0, count, size)}
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9))
 def test_in_order_has_every_row_once_the_longest_first(lengths: list[int], size: int) -> None:
     found = list(tokens_of(lengths).in_order(size))
@@ -87,6 +89,7 @@ def test_in_order_has_every_row_once_the_longest_first(lengths: list[int], size:
     assert [lengths[row] for row in order] == sorted(lengths, reverse=True)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.data())
 def test_padding_is_on_the_right_and_no_wider_than_the_longest(lengths: list[int], data: st.DataObject) -> None:
     rows = st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -76,12 +76,14 @@ def test_every_metric_has_its_reference() -> None:
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "matthews"])
+@settings(deadline=None)
 @given(pair=labelled())
 def test_a_classification_metric_is_what_counting_gives(name: str, pair: Pair) -> None:
     assert value(name, pair) == pytest.approx(PLAIN[name](*pair), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
+@settings(deadline=None)
 @given(pair=valued())
 def test_a_correlation_is_what_the_definition_gives(name: str, pair: Pair) -> None:
     assert value(name, pair) == pytest.approx(PLAIN[name](*pair), abs=1e-9)
@@ -94,6 +96,7 @@ def test_labels_may_come_as_floats(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["f1", "matthews"])
+@settings(deadline=None)
 @given(pair=labelled(3))
 def test_naming_the_labels_otherwise_changes_nothing(name: str, pair: Pair) -> None:
     other = np.array([7, 2, 4])

@@ -250,6 +250,7 @@ def test_a_label_that_the_task_lacks_is_refused_with_the_ones_it_has(sst: Task, 
         parse_label("here", sst, value)
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.integers())
 def test_a_value_is_taken_exactly_within_its_range(value: float) -> None:
     if -1.0 <= value <= 2.5:
@@ -263,6 +264,7 @@ def numbered(count: int) -> Rows:
     return Rows(tuple((f"text {n}",) for n in range(count)), tuple(float(n) for n in range(count)), "here")
 
 
+@settings(deadline=None)
 @given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(1, 400), st.integers(0, 2**40))
 def test_held_out_rows_are_apart_complete_and_repeat(count: int, share: float, limit: int, seed: int) -> None:
     rows = numbered(count)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekit_bert.data.task import TASKS, Task, get_task
@@ -174,6 +174,7 @@ def test_a_record_comes_back_from_a_files_metadata(task: Task) -> None:
     assert len(task.label_names) in (0, task.outputs)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True),
     st.sampled_from(["accuracy", "f1", "matthews"]),

@@ -1,0 +1,252 @@
+"""Prediction: routing, order, company, threads, and what the answers say."""
+
+import dataclasses
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.composing.merging import merge
+from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
+from tests.adapters.helpers import random_adapter
+from tests.composing.helpers import trio
+from tests.tiny import ARCHITECTURES, WORDS, tiny_rows
+
+TASKS = ("sst", "sts", "para")
+
+
+@pytest.fixture(scope="module")
+def three(bert: mb.Encoder) -> list[Adapter]:
+    return trio(bert, train_bias=True)
+
+
+def rows(task: str, count: int = 40) -> Rows:
+    return tiny_rows(mb.get_task(task), count, seed=3)
+
+
+@pytest.mark.parametrize("method", ["ensemble", "orthoada"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_does_not_depend_on_its_company(
+    encoders: dict[str, mb.Encoder], architecture: str, method: str
+) -> None:
+    encoder = encoders[architecture]
+    predictor = Predictor(merge(trio(encoder), method), encoder)
+    for task in TASKS:
+        given = rows(task, 20)
+        together = predictor.outputs(task, given)
+        alone = np.concatenate([predictor.outputs(task, given.take([row])) for row in range(len(given))])
+        np.testing.assert_allclose(together, alone, atol=1e-5 * max(1.0, float(np.abs(alone).max())))
+        assert together.std(0).min() > 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_ensemble_answers_as_the_expert_alone_bit_for_bit(
+    bert: mb.Encoder, three: list[Adapter], task: str
+) -> None:
+    expert = next(one for one in three if one.name == task)
+    together, alone = Predictor(merge(three, "ensemble"), bert), Predictor(expert, bert)
+    for row in range(8):
+        one = rows(task, 8).take([row])
+        assert np.array_equal(together.outputs(task, one), alone.outputs(task, one))
+    assert np.array_equal(together.outputs(task, rows(task)), alone.outputs(task, rows(task)))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "orthoada", "task_arithmetic"])
+def test_a_merge_of_one_answers_as_the_adapter_alone(bert: mb.Encoder, three: list[Adapter], method: str) -> None:
+    alone = Predictor(three[0], bert).outputs("sst", rows("sst"))
+    found = Predictor(merge(three[:1], method, {"sst": 1.0}), bert).outputs("sst", rows("sst"))
+    np.testing.assert_allclose(found, alone, atol=1e-6 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("method", ["ensemble", "fedavg"])
+def test_a_file_answers_as_the_model_in_memory(
+    bert: mb.Encoder, three: list[Adapter], tmp_path: Path, method: str
+) -> None:
+    model = merge(three, method)
+    write_model(tmp_path / "x", model)
+    for task in TASKS:
+        one = Predictor(model, bert).outputs(task, rows(task))
+        two = Predictor(read_model(tmp_path / "x"), bert).outputs(task, rows(task))
+        assert np.array_equal(one, two)
+
+
+def test_a_merged_model_puts_all_deltas_under_each_head(bert: mb.Encoder, three: list[Adapter]) -> None:
+    model = merge(three, "fedavg")
+    for one in three:
+        part = model.part(one.name)
+        whole = classifier(fold(bert, part.deltas, part.shifts), one.task, one.head)
+        given = rows(one.name, 6)
+        inputs = bert.tokenizer(*[list(c) for c in zip(*given.texts, strict=True)], padding=True, return_tensors="pt")
+        expected = whole(**inputs).detach().numpy() * (5 if one.name == "sts" else 1)
+        np.testing.assert_allclose(Predictor(model, bert).outputs(one.name, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ensemble", "fedavg"])
+def test_answers_keep_the_order_of_the_texts(bert: mb.Encoder, three: list[Adapter], method: str) -> None:
+    predictor = Predictor(merge(three, method), bert)
+    texts = [" ".join(row) for row in rows("sst", 150).texts]
+    answers = predictor.predict("sst", texts)
+    turned = predictor.predict("sst", texts[::-1])[::-1]
+    assert len({answer.outputs for answer in answers}) > 100
+    for one, two in zip(answers, turned, strict=True):
+        np.testing.assert_allclose(one.outputs, two.outputs, atol=1e-4)
+
+
+LONG = " ".join(WORDS * 4)
+
+
+def _answers(predictor: Predictor, mixed: Sequence[tuple[str, Rows]]) -> list[np.ndarray]:
+    return [predictor.outputs(task, given) for task, given in mixed]
+
+
+@pytest.mark.filterwarnings("ignore::mergekit_bert.errors.MbertWarning")
+@pytest.mark.parametrize("method", ["ensemble", "fedavg"])
+def test_eight_threads_get_the_answers_of_one(bert: mb.Encoder, three: list[Adapter], method: str) -> None:
+    shorter = [dataclasses.replace(one, max_length=length) for one, length in zip(three, (40, 9, 16), strict=True)]
+    model = merge(shorter, method)
+    mixed = []
+    for task in TASKS * 4:
+        given = rows(task, 12)
+        long = tuple((LONG,) * len(row) if place % 3 == 0 else row for place, row in enumerate(given.texts))
+        mixed.append((task, dataclasses.replace(given, texts=long)))
+    expected = _answers(Predictor(model, bert), mixed)
+    shared, start = Predictor(model, bert), threading.Barrier(8)
+
+    def work(offset: int) -> list[np.ndarray]:
+        start.wait()
+        return _answers(shared, mixed[offset:] + mixed[:offset])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    for offset, answers in enumerate(found):
+        for one, two in zip(answers, expected[offset:] + expected[:offset], strict=True):
+            assert np.array_equal(one, two)
+
+
+def test_rows_that_are_cut_are_counted_in_one_warning(bert: mb.Encoder, three: list[Adapter]) -> None:
+    one = dataclasses.replace(three[0], max_length=9)
+    predictor = Predictor(one, bert)
+    texts = ["good film", LONG, "bad film", LONG, "a cat sees the dog and likes it"]
+    with pytest.warns(MbertWarning) as told:
+        answers = predictor.predict("sst", texts)
+    assert [str(warning.message) for warning in told] == ["sst: 3 of 5 rows are longer than 9 tokens and are cut"]
+    cut = " ".join(LONG.split()[:7])
+    assert answers[1] == answers[3]
+    np.testing.assert_allclose(answers[1].outputs, predictor.predict("sst", [cut])[0].outputs, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor.predict("sst", ["good film"])
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "message"),
+    [
+        ("sst", [("good", "film")], "2 texts in a row; expected 1 for 'sst'; give sentence"),
+        ("sts", ["good film"], "1 texts in a row; expected 2 for 'sts'; give sentence1 and sentence2"),
+        ("para", [("a", "b"), ("a", "b", "c")], "3 texts in a row; expected 2 for 'para'"),
+        ("sst", ["fine", ()], "0 texts in a row; expected 1"),
+    ],
+)
+def test_a_wrong_number_of_texts_is_told(
+    bert: mb.Encoder, three: list[Adapter], task: str, texts: list[Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        Predictor(merge(three, "ensemble"), bert).predict(task, texts)
+
+
+def test_no_texts_give_no_answers(bert: mb.Encoder, three: list[Adapter]) -> None:
+    assert Predictor(three[0], bert).predict("sst", []) == []
+
+
+def test_an_unknown_task_is_told(bert: mb.Encoder, three: list[Adapter]) -> None:
+    with pytest.raises(CompositionError, match="'cola'; expected one of sst"):
+        Predictor(three[0], bert).predict("cola", ["good"])
+
+
+def test_the_only_task_needs_no_name(three: list[Adapter]) -> None:
+    assert the_task(three[0], None).name == "sst"
+    assert the_task(merge(three, "ensemble"), "para").name == "para"
+    with pytest.raises(CompositionError, match="expected one of sst, sts, para"):
+        the_task(merge(three, "ensemble"), None)
+
+
+def test_a_predictor_checks_its_encoder(three: list[Adapter], encoders: dict[str, mb.Encoder]) -> None:
+    with pytest.raises(ModelFileError, match=r"x\.safetensors: made for base"):
+        Predictor(three[0], encoders["electra"], "x.safetensors")
+    with pytest.raises(ModelFileError, match="no encoder; expected the base"):
+        Predictor(three[0])
+
+
+def test_a_predictor_checks_its_parts(bert: mb.Encoder, three: list[Adapter]) -> None:
+    headless = dataclasses.replace(three[1], head={})
+    with pytest.raises(ModelFileError, match="x, task 'sts': no head classifier"):
+        Predictor(merge([three[0], headless], "ensemble"), bert, "x")
+
+
+def test_a_classification_answers_with_label_name_and_probability(sst: mb.Task) -> None:
+    outputs = np.log(np.array([[0.1, 0.2, 0.4, 0.2, 0.1], [0.6, 0.1, 0.1, 0.1, 0.1]])) + np.array([[1000.0], [-1000.0]])
+    one, two = predictions(sst, outputs)
+    assert (one.label, one.name, two.label, two.name) == ("2", "neutral", "0", "very negative")
+    assert (one.value, two.value) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert one.outputs == pytest.approx(tuple(outputs[0]))
+
+
+def test_a_regression_stays_in_its_range_while_its_outputs_may_not(sts: mb.Task) -> None:
+    answers = predictions(sts, np.array([[-1.5], [0.0], [2.34567], [5.0], [7.25]]))
+    assert [answer.value for answer in answers] == [0, 0, 2.34567, 5, 5]
+    assert [answer.outputs[0] for answer in answers] == [-1.5, 0, 2.34567, 5, 7.25]
+    assert [answer.label for answer in answers] == ["0.0000", "0.0000", "2.3457", "5.0000", "5.0000"]
+
+
+def test_a_wild_regression_is_kept_in_range(bert: mb.Encoder) -> None:
+    wild = random_adapter(bert, "sts", spread=2.0)
+    given = rows("sts", 60)
+    predictor = Predictor(wild, bert)
+    outputs = predictor.outputs("sts", given)[:, 0]
+    values = [answer.value for answer in predictor.predict("sts", given.texts)]
+    assert outputs.min() < 0 or outputs.max() > 5
+    np.testing.assert_allclose(values, np.clip(outputs, 0, 5))
+
+
+def test_ticks_count_the_rows(bert: mb.Encoder, three: list[Adapter]) -> None:
+    ticks: list[int] = []
+    Predictor(three[0], bert).outputs("sst", rows("sst", 70), ticks.append)
+    assert ticks == [64, 70]
+
+
+@pytest.mark.parametrize(
+    ("task", "header", "columns"),
+    [
+        ("sst", ["sentence", "prediction", "name", "probability"], 4),
+        ("sts", ["sentence1", "sentence2", "prediction"], 3),
+    ],
+)
+def test_the_table_of_answers(
+    bert: mb.Encoder, three: list[Adapter], task: str, header: list[str], columns: int
+) -> None:
+    predictor = Predictor(merge(three, "ensemble"), bert)
+    given = rows(task, 5)
+    lines = [line.split("\t") for line in predict_table(predictor, mb.get_task(task), given).splitlines()]
+    answers = predictor.predict(task, given.texts)
+    assert lines[0] == header
+    assert {len(line) for line in lines} == {columns}
+    for line, texts, answer in zip(lines[1:], given.texts, answers, strict=True):
+        assert line[: len(texts)] == list(texts)
+        assert line[len(texts) : len(texts) + 2] == [answer.label, answer.name][: columns - len(texts)]
+
+
+def test_a_tab_in_a_text_is_quoted(bert: mb.Encoder, three: list[Adapter]) -> None:
+    table = predict_table(Predictor(three[0], bert), three[0].task, Rows((("good\tfilm",),), None, "texts"))
+    assert table.splitlines()[1].startswith('"good\tfilm"\t')
