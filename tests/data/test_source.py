@@ -16,7 +16,6 @@ from mergekit_bert.data.source import DEFAULT_FOLDER, has_rows, load_rows, write
 from mergekit_bert.data.task import HubSource, Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError, OutputError
 
-
 GENERATE = functools.cache(sample.generate)  # it takes a second a task, and gives the same rows every time
 
 
