@@ -12,7 +12,7 @@ import typer
 from benchmarks.machine import provenance
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.quickstart import MODELS, model_path, quickstart
-from mergekit_bert.training.run import MANIFEST, run_folder
+from mergekit_bert.training.manifest import MANIFEST, run_folder
 
 TASKS = ("sst", "para", "sts")
 

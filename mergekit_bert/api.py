@@ -17,7 +17,7 @@ from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
 from mergekit_bert.files import refuse_existing
-from mergekit_bert.training import run
+from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
 ADAPTERS, MODELS = Path("adapters"), Path("models")
@@ -53,7 +53,7 @@ def train_adapter(
     for the options. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
-    control = run.Control(resume, force, tensorboard, progress)
+    control = manifest.Control(resume, force, tensorboard, progress)
     path = Path(out) if out else default_out(found, kind)
     rows = load_rows(found, "train", data)
     return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control)
@@ -73,7 +73,7 @@ def finetune(
 ) -> FullModel:
     """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out`` (``models/<task>``)."""
     found = get_task(task)
-    control = run.Control(resume, force, tensorboard, progress)
+    control = manifest.Control(resume, force, tensorboard, progress)
     rows = load_rows(found, "train", data)
     return run.finetune(_encoder(base), found, rows, Path(out) if out else MODELS / found.name, train, control)
 

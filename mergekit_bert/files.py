@@ -59,6 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: a killed process leaves the old file or none, never half of one."""
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_parts(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -84,6 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_parts(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
@@ -122,7 +124,6 @@ def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
     """Write ``tensors`` and ``metadata`` atomically as one safetensors file."""
-    sweep_parts(path)
     write_atomic(path, tensor_bytes(tensors, metadata))
 
 

@@ -18,7 +18,7 @@ from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.evaluation.tables import as_markdown, as_text, grid_table
 from mergekit_bert.files import write_atomic
 from mergekit_bert.training.config import TrainConfig
-from mergekit_bert.training.run import is_finished
+from mergekit_bert.training.manifest import is_finished
 
 _METHODS = ("fedavg", "orthoada", "ensemble")
 _PLACES = {"probe": "adapters/{}.probe.safetensors", "full": "models/{}", "adapters": "adapters/{}.safetensors"}

@@ -64,7 +64,7 @@ def test_an_existing_path_is_refused_unless_forced(tmp_path: Path) -> None:
     files.refuse_existing(path, force=False)
     path.write_bytes(b"")
     files.refuse_existing(path, force=True)
-    with pytest.raises(OutputError, match="exists already.*--force"):
+    with pytest.raises(OutputError, match=r"exists already.*--force"):
         files.refuse_existing(path, force=False)
 
 
@@ -200,9 +200,14 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, raised: Exceptio
     path = tmp_path / "model"
     with files.atomic_folder(path) as part:
         (part / "old").write_text("old")
-    with pytest.raises(told), files.atomic_folder(path) as part:
-        (part / "new").write_text("new")
-        raise raised
+
+    def fail() -> None:
+        with files.atomic_folder(path) as part:
+            (part / "new").write_text("new")
+            raise raised
+
+    with pytest.raises(told):
+        fail()
     assert os.listdir(path) == ["old"]
     assert parts(tmp_path) == []
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.errors import BasisError, OutputError
-from mergekit_bert.files import sweep_parts, write_json
+from mergekit_bert.files import write_json
 
 LEDGER = "basis.json"
 _VERSION = 1
@@ -77,7 +77,6 @@ class Ledger:
                 "use a smaller --rank, another folder, or --basis random",
             )
         holders[holder] = {"start": start, "count": count}
-        sweep_parts(self.path)
         write_json(self.path, value)
         return BasisRows(value["seed"], start, count)
 

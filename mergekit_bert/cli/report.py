@@ -7,7 +7,7 @@ from mergekit_bert import api
 from mergekit_bert.data.source import has_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.training.run import MANIFEST, run_folder
+from mergekit_bert.training.manifest import MANIFEST, run_folder
 
 
 def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:

@@ -4,20 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import provenance
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.folder import read_folder, write_folder
+from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import refuse_existing
 
-_TOLERANCE = 1e-4
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
 
@@ -39,14 +36,7 @@ def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool 
         write_folder(path, whole, encoder, task, record)
         rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
         one, two = expected.outputs(task.name, rows), Predictor(read_folder(path)).outputs(task.name, rows)
-        worst = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
-        if worst > _TOLERANCE:
-            raise ModelFileError(
-                str(path),
-                f"its outputs differ by {worst:.2g}",
-                f"at most {_TOLERANCE:g}",
-                "report this as a bug; the folder must not be used",
-            )
+        check_same_outputs(str(path), one, two)
     return paths
 
 

@@ -15,7 +15,7 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.heads import Classifier, last_linear
 from mergekit_bert.encoder.load import Encoder, quiet_transformers
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import atomic_folder, sweep_parts, write_json
+from mergekit_bert.files import atomic_folder, write_json
 
 RECORD = "mbert.json"
 _FORMAT = 1
@@ -42,7 +42,6 @@ def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, re
 
     A regression's range goes into the last layer, so that the folder's output is the value itself.
     """
-    sweep_parts(path)
     with atomic_folder(path) as part, quiet_transformers():
         scale_head(model, task)
         model.shell.save_pretrained(part)

@@ -8,9 +8,12 @@ from jaxtyping import Float
 from torch import nn
 
 from mergekit_bert.data.batches import Batch, Tokens
+from mergekit_bert.errors import ModelFileError
 from mergekit_bert.hardware import autocast
 
 EVAL_BATCH = 64
+_TOLERANCE = 1e-4
+"""Relative to the largest output."""
 
 
 def forward_rows(
@@ -41,3 +44,15 @@ def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] |
         return outputs
     low, high = bounds
     return low + (high - low) * outputs
+
+
+def check_same_outputs(where: str, before: Float[np.ndarray, "rows out"], after: Float[np.ndarray, "rows out"]) -> None:
+    """Raise ModelFileError where outputs ``after`` a save differ from those ``before`` by more than rounding."""
+    worst = float(np.abs(before - after).max() / max(1.0, float(np.abs(before).max())))
+    if not worst <= _TOLERANCE:
+        raise ModelFileError(
+            where,
+            f"after saving its outputs differ by {worst:.2g}",
+            f"at most {_TOLERANCE:g}",
+            "report this as a bug; what was written must not be used",
+        )

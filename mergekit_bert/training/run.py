@@ -1,21 +1,12 @@
-"""Training runs: from rows to a finished adapter file or model folder, with a manifest, resumable at any moment.
+"""Training runs: from rows to a finished adapter file or model folder, resumable at any moment."""
 
-Beside the output ``X`` lies the folder ``X.run`` with the log, the manifest and, while unfinished, a checkpoint.
-"""
-
-import contextlib
 import dataclasses
 import json
-import platform
-import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,45 +20,33 @@ from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel, load_folder, read_folder, write_folder
-from mergekit_bert.encoder.forward import forward_rows
+from mergekit_bert.encoder.forward import check_same_outputs, forward_rows
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
-from mergekit_bert.errors import MbertWarning, ModelFileError, TrainingError
-from mergekit_bert.files import file_fingerprint, refuse_existing, sweep_parts, write_json
+from mergekit_bert.errors import MbertWarning, TrainingError
 from mergekit_bert.hardware import (
     default_device,
     generator,
     gpu_meter,
-    peak_memory_bytes,
     pick_precision,
     threads,
 )
 from mergekit_bert.training.config import ADAPTER_RATES, FULL_RATES, TrainConfig
-from mergekit_bert.training.loop import Outcome, Setting, fit
-from mergekit_bert.training.resume import CHECKPOINT, check_same
-from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
+from mergekit_bert.training.loop import Setting, fit
+from mergekit_bert.training.manifest import (
+    Control,
+    begin,
+    check_recorded,
+    claim,
+    finish,
+    provenance,
+    recorded,
+    run_folder,
+)
+from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
-MANIFEST = "manifest.json"
-_RUN = "run.json"
-_PACKAGES = ("mbert", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 _CHECKED_ROWS = 8
-_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Control:
-    """How a run meets what lies at its output already, and how it is watched."""
-
-    resume: bool = False
-    force: bool = False
-    tensorboard: bool = False
-    show: bool = True
-
-
-def run_folder(out: Path) -> Path:
-    """Where the log, the manifest and the checkpoint of the run that makes ``out`` lie."""
-    return out.parent / f"{out.name.removesuffix('.safetensors')}.run"
 
 
 def train_adapter(
@@ -89,16 +68,16 @@ def train_adapter(
     rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     folder = run_folder(out)
-    finished = _claim(out, folder, control)
+    finished = claim(out, folder, control)
     described = {"type": kind, "adapter": dataclasses.asdict(adapter)}
     setting = _setting(encoder, task, rows, train, control, folder, described, rates)
     if control.resume:  # before the ledger hands out rows
-        _check_recorded(folder, setting.run, finished)
+        check_recorded(folder, setting.run, finished)
     if finished:
         return read_adapter(out)
     basis = _basis_rows(encoder, out, adapter, sites)
     setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
-    _begin(setting)
+    begin(setting)
     work = adapter_trainable(encoder, task, kind, adapter, sites, basis, train)
     with gpu_meter(default_device()) as meter:
         outcome = fit(work, setting)
@@ -114,12 +93,12 @@ def train_adapter(
         shifts={name: (value - encoder.model.get_parameter(name)).cpu() for name, value in values["shift"].items()},
         head=values["head"],
         basis=basis,
-        training=_provenance(setting, outcome),
+        training=provenance(setting, outcome),
         scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
     )
     write_adapter(out, trained)
     _check_reload(out, trained, encoder, setting)
-    _finish(out, folder, setting, outcome, work, (meter.average_bytes, meter.maximum_bytes))
+    finish(out, folder, setting, outcome, work, meter)
     return trained
 
 
@@ -134,13 +113,13 @@ def finetune(
     """Train every weight on ``rows`` and write a plain Hugging Face folder to ``out``: the reference for adapters."""
     train, control = train or TrainConfig(), control or Control()
     folder = run_folder(out)
-    finished = _claim(out, folder, control)
+    finished = claim(out, folder, control)
     setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, FULL_RATES)
     if control.resume:
-        _check_recorded(folder, setting.run, finished)
+        check_recorded(folder, setting.run, finished)
     if finished:
         return read_folder(out)
-    _begin(setting)
+    begin(setting)
     work = full_trainable(encoder, task, train)
     with gpu_meter(default_device()) as meter:
         outcome = fit(work, setting)
@@ -151,65 +130,14 @@ def finetune(
         "kind": "full",
         "base": dataclasses.asdict(Base.of(encoder)),
         "max_length": _max_length(encoder, train),
-        "training": _provenance(setting, outcome),
+        "training": provenance(setting, outcome),
         "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
     }
     write_folder(out, work.model, encoder, task, record)
     model = read_folder(out)
-    _compare(out, work.model, load_folder(model)[0], setting.held_out)
-    _finish(out, folder, setting, outcome, work, (meter.average_bytes, meter.maximum_bytes))
+    _check_outputs(out, work.model, load_folder(model)[0], setting.held_out)
+    finish(out, folder, setting, outcome, work, meter)
     return model
-
-
-def _claim(out: Path, folder: Path, control: Control) -> bool:
-    """Whether the run is finished already; raises when something lies in its way."""
-    unfinished = (folder / CHECKPOINT).exists()
-    if control.resume:
-        return is_finished(out)
-    refuse_existing(out, control.force)
-    if unfinished and not control.force:
-        raise TrainingError(
-            str(folder),
-            "an unfinished run",
-            "a new place, or a decision about it",
-            "give --resume to go on or --force to start over",
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    return False
-
-
-def is_finished(out: Path) -> bool:
-    """Whether the run that makes ``out`` has ended."""
-    return out.exists() and not (run_folder(out) / CHECKPOINT).exists()
-
-
-def _recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """How the run of ``folder`` was begun, and the file that says so; None where none does."""
-    for name in (_RUN, MANIFEST):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            value = json.loads((folder / name).read_text(encoding="utf-8"))
-            return folder / name, dict(value if name == _RUN else value["run"])
-    return None
-
-
-def _check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None:
-    """Raise TrainingError unless the run of ``folder``, finished or not, was begun as this one."""
-    recorded = _recorded(folder)
-    if recorded is not None:
-        check_same(*recorded, run)
-    elif finished:
-        raise TrainingError(
-            str(folder / MANIFEST),
-            "the output exists, but no manifest says how it was made",
-            "a run to resume",
-            "choose another --out or give --force",
-        )
-
-
-def _begin(setting: Setting) -> None:
-    """Write down how the run is begun."""
-    sweep_parts(setting.folder / _RUN)
-    write_json(setting.folder / _RUN, setting.run)
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
@@ -271,9 +199,9 @@ def _setting(
 
 def _precision(train: TrainConfig, folder: Path, resume: bool) -> str:
     """The precision, which ``auto`` finds out once: a resumed run keeps what it began with."""
-    recorded = _recorded(folder) if resume and train.precision == "auto" else None
-    if recorded is not None and "precision" in recorded[1]:
-        return str(recorded[1]["precision"])
+    earlier = recorded(folder) if resume and train.precision == "auto" else None
+    if earlier is not None and "precision" in earlier[1]:
+        return str(earlier[1]["precision"])
     return str(pick_precision(train.precision, default_device())).removeprefix("torch.")
 
 
@@ -313,80 +241,17 @@ def _site_tensors(
     return tensors
 
 
-def _provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
-    """What the model file says about its training: nothing that differs between equal runs."""
-    return {
-        "examples": len(setting.train),
-        "held_out": len(setting.held_out),
-        "truncated": setting.train.truncated + setting.held_out.truncated,
-        "epochs": outcome.progress.epoch,
-        "best_epoch": outcome.progress.best_epoch + 1,
-        "steps": outcome.progress.step,
-        "optimizer": "AdamW",
-        **setting.run["train"],
-        **{key: setting.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
     """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
     beside = classifier(fold(encoder, {}, trained.shifts), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
     part = read_adapter(out).part(trained.name)
     folded = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
-    _compare(out, beside, folded, setting.held_out)
+    _check_outputs(out, beside, folded, setting.held_out)
 
 
-def _compare(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
-    few = dataclasses.replace(
-        tokens, labels=None, columns={name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()}
-    )
-    one, two = forward_rows(before, few), forward_rows(after, few)
-    worst = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
-    if worst > _TOLERANCE:
-        raise ModelFileError(
-            str(out),
-            f"after reloading its outputs differ by {worst:.2g}",
-            f"at most {_TOLERANCE:g}",
-            "report this as a bug; the file must not be used",
-        )
-
-
-def _finish(
-    out: Path, folder: Path, setting: Setting, outcome: Outcome, work: Trainable, gpu: tuple[int | None, int | None]
-) -> None:
-    """Write the manifest and drop the checkpoint."""
-    trainable = sum(p.numel() for p in work.parameters.values())
-    total = sum(p.numel() for p in work.model.parameters())
-    sweep_parts(folder / MANIFEST)
-    write_json(
-        folder / MANIFEST,
-        {
-            "output": out.name,
-            "sha256": file_fingerprint(out),
-            "run": setting.run,
-            "training": _provenance(setting, outcome),
-            "history": outcome.progress.history,
-            "parameters": {
-                "trainable": trainable,
-                "total": total,
-                "reduction_percent": round(100 * (1 - trainable / total), 3),
-            },
-            "wall_seconds": round(outcome.progress.seconds, 2),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "gpu_memory_bytes": {"average": gpu[0], "maximum": gpu[1]},
-            "device": str(default_device()),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
-    )
-    for name in (_RUN, CHECKPOINT):  # the checkpoint last: while it is there, the run is unfinished
-        (folder / name).unlink(missing_ok=True)
+def _check_outputs(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
+    """Compare both models on a few rows."""
+    few = {name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()}
+    sample = dataclasses.replace(tokens, labels=None, columns=few)
+    check_same_outputs(str(out), forward_rows(before, sample), forward_rows(after, sample))

@@ -109,8 +109,14 @@ def renamed(adapter: Adapter, name: str) -> Adapter:
     return dataclasses.replace(adapter, task=dataclasses.replace(adapter.task, name=name))
 
 
+def one_line(error: Exception) -> bool:
+    """Check that the message is one line; true if it is."""
+    assert "\n" not in str(error), str(error)
+    return True
+
+
 def try_odd_values(*files: Path) -> None:
-    """Put odd values everywhere in the metadata, in a process where no type checker stands before mbert's own checks."""
+    """Put odd values everywhere in the metadata, in a process without the type checker of the tests."""
     script = Path(__file__).with_name("odd_values.py")
     ran = subprocess.run([sys.executable, str(script), *map(str, files)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

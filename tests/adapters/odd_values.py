@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mergekit_bert.composing.file import read_model, write_model  # noqa: E402
-from mergekit_bert.errors import MbertError  # noqa: E402
-from tests.adapters.helpers import read_raw, write_raw  # noqa: E402
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.errors import MbertError
+from tests.adapters.helpers import one_line, read_raw, write_raw
 
 ODD: tuple[Any, ...] = (None, -1, 2, 10**30, 1.5, float("inf"), "", "x", [], ["x"], {})
 GONE = object()
@@ -29,6 +29,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
     if path[-1:] in (("labels",), ("label_names",)):
         value = value[:1]
+    if path[-1:] in (("parts",), ("experts",)):
+        value = dict(list(value.items())[:1])
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from places(inner, (*path, key))
@@ -55,8 +57,7 @@ def refused(path: Path) -> bool:
     try:
         model = read_model(path)
     except MbertError as error:
-        assert "\n" not in str(error), "more than one line"
-        return True
+        return one_line(error)
     for task in model.tasks:
         for delta in model.part(task.name).deltas.values():
             delta.dense()

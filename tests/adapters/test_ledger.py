@@ -145,7 +145,7 @@ def test_a_broken_ledger_is_told_and_kept(tmp_path: Path, text: str | bytes) -> 
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     before = path.read_bytes()
     for ask in (Ledger(tmp_path).take, lambda *_: Ledger(tmp_path).capacity_left("base", 4, 32)):
-        with pytest.raises(BasisError, match="not readable as a ledger.*without it rows could collide") as caught:
+        with pytest.raises(BasisError, match=r"not readable as a ledger.*without it rows could collide") as caught:
             ask("base", "a", 4, 32)
         assert "\n" not in str(caught.value)
     assert path.read_bytes() == before

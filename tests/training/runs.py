@@ -10,7 +10,8 @@ from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.training.config import TrainConfig
-from mergekit_bert.training.run import Control, finetune, run_folder, train_adapter
+from mergekit_bert.training.manifest import Control, run_folder
+from mergekit_bert.training.run import finetune, train_adapter
 from tests.tiny import tiny_rows
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "hold_out": 0.2, "lr": 0.01, "precision": "fp32"}

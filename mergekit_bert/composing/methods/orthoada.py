@@ -13,7 +13,7 @@ from mergekit_bert.composing.method import Method
 
 
 def _check(adapters: Sequence[Adapter]) -> None:
-    shared_basis({adapter.name: adapter.basis for adapter in adapters})
+    shared_basis({adapter.name: adapter.basis for adapter in adapters if adapter.sites})
 
 
 RECORD = Method(

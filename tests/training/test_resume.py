@@ -1,0 +1,301 @@
+"""Killed runs: resumed at any moment they end in the same bytes; what cannot be resumed is told in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import ModelFileError, TrainingError
+from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.training import loop
+from mergekit_bert.training.resume import CHECKPOINT
+from mergekit_bert.training.run import Control, is_finished, run_folder
+from tests.tiny import write_tiny
+from tests.training.runs import everything, log, manifest, train, tune
+
+ROOT = Path(__file__).parents[2]
+RESUME, FORCE, PLAIN = Control(show=False, resume=True), Control(show=False, force=True), Control(show=False)
+
+
+def killed(mode: str, kind: str, folder: Path) -> dict[str, Any]:
+    write_tiny(folder / "base", "bert")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.killed", mode, kind, str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return value | {"stderr": done.stderr}
+
+
+def model_bytes(out: Path) -> bytes:
+    return (out / "model.safetensors" if out.is_dir() else out).read_bytes()
+
+
+def without_seconds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in event.items() if key != "seconds"} for event in events]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    result = killed("random", kind, tmp_path)
+    assert result["codes"].count(-signal.SIGKILL) >= 5, result
+    assert set(result["codes"]) <= {0, -signal.SIGKILL}, result
+    assert result["codes"][-1] == 0
+    whole, resumed = tmp_path / "whole/a", tmp_path / "killed/a"
+    assert model_bytes(resumed) == model_bytes(whole)
+    steps = [event["step"] for event in log(resumed) if "loss" in event]
+    assert steps == list(range(10, 401, 10))
+    assert [event["epoch"] for event in log(resumed) if "train_loss" in event] == list(range(10))
+    assert without_seconds(log(resumed)) == without_seconds(log(whole))
+    assert manifest(resumed)["history"] == manifest(whole)["history"]
+    assert manifest(resumed)["sha256"] == manifest(whole)["sha256"]
+    assert sorted(everything(resumed.parent)) == sorted(everything(whole.parent))
+    assert not [name for name in everything(resumed.parent) if ".part" in name or "checkpoint" in name]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_killed_at_every_write_ends_in_the_same_files(tmp_path: Path, kind: str) -> None:
+    result = killed("writes", kind, tmp_path)
+    assert result["calls"] > 15
+    assert result["wrong"] == []
+
+
+class Killed(BaseException):
+    """Stands for a kill inside this process."""
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Have the next run stop after ``steps`` steps, with a checkpoint of the step before."""
+    really, count = loop._step, 0
+
+    def step(*arguments: Any) -> float:
+        nonlocal count
+        count += 1
+        if count > steps:
+            raise Killed
+        return really(*arguments)
+
+    monkeypatch.setattr(loop, "_step", step)
+
+
+def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 7, **options: Any) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut_short(patch, steps)
+        train(bert, out, checkpoint_seconds=0.0, **options)
+    assert not is_finished(out)
+    assert (run_folder(out) / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("steps", [1, 6, 7, 11])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "sts"},
+        {"kind": "probe"},
+        {"precision": "bf16"},
+        {"adapter": AdapterConfig(rank=2, dropout=0.2, basis="random", train_bias=True, train_layernorm=True)},
+    ],
+    ids=["regression", "probe", "bf16", "dropout and shifts"],
+)
+def test_every_kind_of_run_goes_on_to_the_same_bytes(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int
+) -> None:
+    out, whole = tmp_path / "one/a.safetensors", tmp_path / "two/a.safetensors"
+    unfinished(bert, out, monkeypatch, steps, **options)
+    train(bert, out, control=RESUME, **options)
+    train(bert, whole, **options)
+    assert out.read_bytes() == whole.read_bytes()
+    assert without_seconds(log(out)) == without_seconds(log(whole))
+
+
+def test_an_early_stop_is_kept_through_a_resume(bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"epochs": 20, "patience": 1, "kind": "probe", "lr": 0.3}
+    out, whole = tmp_path / "one/a", tmp_path / "two/a"
+    train(bert, whole, **options)
+    epochs = len(manifest(whole)["history"])
+    assert epochs < 20
+    unfinished(bert, out, monkeypatch, 6 * (epochs - 1) + 3, **options)
+    train(bert, out, control=RESUME, **options)
+    assert manifest(out)["history"] == manifest(whole)["history"]
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_is_written_each_epoch_and_as_often_as_asked(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, steps = loop.save_checkpoint, list[int]()
+
+    def note(folder: Path, run: Any, progress: Any, *rest: Any) -> None:
+        steps.append(progress.step)
+        really(folder, run, progress, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", note)
+    train(bert, tmp_path / "a", checkpoint_seconds=1e9)
+    assert steps == [6, 12]
+    steps.clear()
+    train(bert, tmp_path / "b", checkpoint_seconds=0.0)
+    assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("kind", ["lora", "probe", "full"])
+def test_a_finished_run_comes_back_and_no_byte_changes(bert: Encoder, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "a"
+
+    def make(control: Control) -> Any:
+        return tune(bert, out, control=control) if kind == "full" else train(bert, out, kind=kind, control=control)
+
+    first = make(PLAIN)
+    before = everything(tmp_path)
+    second = make(RESUME)
+    assert everything(tmp_path) == before
+    if kind == "full":
+        assert second.record == first.record
+    else:
+        assert second.training == first.training
+        assert all(second.head[name].equal(tensor) for name, tensor in first.head.items())
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["finished", "unfinished"])
+def test_automatic_precision_is_found_out_once(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    import torch
+
+    from mergekit_bert.training import run
+
+    out = tmp_path / "a"
+    monkeypatch.setattr(run, "pick_precision", lambda asked, device: torch.bfloat16)
+    if done:
+        train(bert, out, precision="auto")
+    else:
+        unfinished(bert, out, monkeypatch, precision="auto")
+    monkeypatch.setattr(run, "pick_precision", lambda asked, device: torch.float32)
+    assert train(bert, out, precision="auto", control=RESUME).training["precision"] == "bfloat16"
+
+
+OTHER: dict[str, tuple[dict[str, Any], str]] = {
+    "epochs": ({"epochs": 3}, r"train.epochs was 2, now 3"),
+    "seed": ({"seed": 1}, r"train.seed was 0, now 1"),
+    "batch size": ({"batch_size": 4}, r"train.batch_size was 8, now 4"),
+    "rate": ({"lr": 0.5}, r"lr was 0.01, now 0.5"),
+    "task": ({"task": "sts"}, r"task.name was 'sst', now 'sts'"),
+    "rows": ({"rows": 61}, r"data was "),
+    "precision": ({"precision": "bf16"}, r"precision was 'float32', now 'bfloat16'"),
+    "rank": ({"adapter": AdapterConfig(rank=3)}, r"adapter.rank was 2, now 3"),
+    "basis": ({"adapter": AdapterConfig(rank=2, basis="random")}, r"adapter.basis was 'orthogonal', now 'random'"),
+    "type": ({"kind": "probe"}, r"type was 'lora', now 'probe'"),
+}
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["finished", "unfinished"])
+def test_other_options_are_refused_by_name_and_change_nothing(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    out = tmp_path / "a.safetensors"
+    if done:
+        train(bert, out)
+    else:
+        unfinished(bert, out, monkeypatch)
+    before = everything(tmp_path)
+    for options, message in OTHER.values():
+        with pytest.raises(TrainingError, match=message) as caught:
+            train(bert, out, control=RESUME, **options)
+        assert "\n" not in str(caught.value)
+        assert everything(tmp_path) == before
+    train(bert, out, control=RESUME)
+    assert is_finished(out)
+
+
+def test_another_base_is_refused(
+    bert: Encoder, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished(bert, tmp_path / "a", monkeypatch)
+    with pytest.raises(TrainingError, match="base was "):
+        train(encoders["electra"], tmp_path / "a", control=RESUME)
+
+
+def test_an_unfinished_run_needs_a_decision(bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.safetensors"
+    unfinished(bert, out, monkeypatch)
+    before = everything(tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"a.run: an unfinished run; .*; give --resume to go on or --force to start"
+    ):
+        train(bert, out)
+    assert everything(tmp_path) == before
+    train(bert, out, seed=5, control=FORCE)
+    other = tmp_path / "other/a.safetensors"
+    train(bert, other, seed=5)
+    assert out.read_bytes() == other.read_bytes()
+
+
+def test_resume_with_nothing_there_starts(bert: Encoder, tmp_path: Path) -> None:
+    train(bert, tmp_path / "one/a", control=RESUME)
+    train(bert, tmp_path / "two/a")
+    assert (tmp_path / "one/a").read_bytes() == (tmp_path / "two/a").read_bytes()
+
+
+def test_an_output_of_unknown_making_cannot_be_resumed(bert: Encoder, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    train(bert, out)
+    before = out.read_bytes()
+    (run_folder(out) / "manifest.json").unlink()
+    with pytest.raises(TrainingError, match="the output exists, but no manifest says how it was made"):
+        train(bert, out, control=RESUME)
+    assert out.read_bytes() == before
+
+
+def break_tensor(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    tensors.pop("generator")
+    write_tensors(path, tensors, metadata)
+
+
+def break_version(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, metadata | {"format": 99})
+
+
+def break_progress(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, metadata | {"progress": {"nothing": 1}})
+
+
+BROKEN = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "no header": lambda path: path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:]),
+    "another file": lambda path: path.write_bytes((path.parents[1] / "other").read_bytes()),
+    "another version": break_version,
+    "a tensor less": break_tensor,
+    "other metadata": break_progress,
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_checkpoint_is_one_line(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    out = tmp_path / "a.safetensors"
+    train(bert, tmp_path / "other", epochs=1)
+    unfinished(bert, out, monkeypatch)
+    BROKEN[fault](run_folder(out) / CHECKPOINT)
+    with pytest.raises((TrainingError, ModelFileError), match=r"a.run/checkpoint.safetensors: ") as caught:
+        train(bert, out, control=RESUME)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    train(bert, out, control=FORCE)
+    assert is_finished(out)
