@@ -27,7 +27,7 @@ class Progress:
     loss_sum: float = 0.0
     best_epoch: int = -1
     best_score: float | None = None
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, int | float]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     log_bytes: int = 0
 
@@ -78,8 +78,19 @@ def load_checkpoint(
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or metadata.get("kind") != "checkpoint":
         raise TrainingError(str(path), "not a checkpoint of this version", f"format {_FORMAT}", "start with --force")
-    check_same(path, metadata["run"], run)
-    progress = Progress(**metadata["progress"])
+    try:
+        check_same(path, metadata["run"], run)
+        return _restore(tensors, Progress(**metadata["progress"]), work, optimizer)
+    except (KeyError, TypeError, RuntimeError) as error:
+        found = " ".join(str(error).split())[:160]
+        raise TrainingError(
+            str(path), f"a broken checkpoint ({found})", "one as mbert writes it", "start over with --force"
+        ) from error
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], progress: Progress, work: Trainable, optimizer: torch.optim.AdamW
+) -> tuple[Progress, dict[str, Tensor]]:
     with torch.no_grad():
         for name, parameter in work.parameters.items():
             parameter.copy_(tensors[f"value.{name}"])
