@@ -25,7 +25,7 @@ _METHODS = ("fedavg", "orthoada", "ensemble")
 _PLACES = {"probe": "adapters/{}.probe.safetensors", "full": "models/{}", "adapters": "adapters/{}.safetensors"}
 MODELS = (*_PLACES, *_METHODS)
 """The columns of the table."""
-_SAMPLE_EPOCHS = {"probe": 2, "full": 2, "adapters": 2}
+_SAMPLE_EPOCHS = {"probe": 1, "full": 2, "adapters": 2}
 """Shorter training on the generated corpus, so that all is done in a few minutes."""
 
 

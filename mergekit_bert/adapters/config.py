@@ -20,7 +20,7 @@ class AdapterConfig:
     trained.
     """
 
-    rank: int = option(8, "Rank of each site's Delta.")
+    rank: int = option(12, "Rank of each site's Delta.")
     alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
     rank_stabilized: bool = option(False, "Scale by alpha / √rank (rsLoRA).")
     dropout: float = option(0.0, "Dropout before the adapter.")

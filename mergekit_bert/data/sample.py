@@ -40,8 +40,8 @@ from mergekit_bert.data.lexicon import (
 )
 
 SAMPLE_TASKS: tuple[str, ...] = ("sst", "para", "sts")
-TRAIN_ROWS = 2400
-DEV_ROWS = 600
+TRAIN_ROWS = 2000
+DEV_ROWS = 400
 
 Row: TypeAlias = tuple[tuple[str, ...], str]
 T = TypeVar("T")

@@ -197,7 +197,7 @@ def _site_table(sites: Mapping[str, Any]) -> Table:
     return table
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def _range(values: Sequence[int] | Sequence[float], form: str) -> str:
     if not values:
         return ""
     low, high = f"{min(values):{form}}", f"{max(values):{form}}"

@@ -25,7 +25,7 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
     for row, values in enumerate(cells):
         top = values[place]
         for column, value in enumerate(values):
-            if value is not None and top is not None:
+            if value is not None and top is not None and on_unit_scale(metrics[row], top) > 0:
                 unit = on_unit_scale(metrics[row], value) / on_unit_scale(metrics[row], top)
                 shares[row, column] = 100 * unit
     picture = Figure(figsize=(2.2 + 1.25 * len(grid.models), 1.6 + 0.6 * len(names)), layout="constrained")

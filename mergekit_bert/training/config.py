@@ -35,7 +35,7 @@ class TrainConfig:
     clip: float = option(1.0, "Largest norm of the gradient.")
     head_dropout: float = option(0.1, "Dropout before the head.")
     max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
-    hold_out: float = option(0.05, "Share of the training rows that only choose the best epoch.")
+    hold_out: float = option(0.1, "Share of the training rows that only choose the best epoch.")
     hold_out_limit: int = option(1000, "Most rows to hold out.")
     patience: int = option(2, "Stop after so many epochs without a better one.")
     seed: int = option(0, "Seed of everything random.")

@@ -5,7 +5,7 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
+from mergekit_bert.files import read_tensors, tensor_bytes
 from mergekit_bert.hardware import generator
 
 quick = settings(
@@ -133,3 +134,27 @@ def write_raw(path: Path, header: Mapping[str, Any], data: bytes) -> None:
     """The inverse of :func:`read_raw`."""
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def edit_metadata(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A change of a model file's metadata."""
+
+    def edit(path: Path) -> None:
+        header, data = read_raw(path)
+        metadata = json.loads(header["__metadata__"]["mbert"])
+        change(metadata)
+        header["__metadata__"]["mbert"] = json.dumps(metadata)
+        write_raw(path, header, data)
+
+    return edit
+
+
+def edit_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """A change of a model file's tensors that keeps the container whole."""
+
+    def edit(path: Path) -> None:
+        found, metadata = read_tensors(path)
+        change(found)
+        path.write_bytes(tensor_bytes(found, metadata))
+
+    return edit

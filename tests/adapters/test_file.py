@@ -18,7 +18,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert import files
@@ -26,7 +25,17 @@ from mergekit_bert.adapters.adapter import TYPES, Adapter, Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import adapter_sha256, check_base, check_part, pack, read_adapter, write_adapter
 from mergekit_bert.errors import MbertError, ModelFileError, OutputError
-from tests.adapters.helpers import one_line, quick, random_adapter, read_raw, same_adapter, try_odd_values, write_raw
+from tests.adapters.helpers import (
+    edit_metadata,
+    edit_tensors,
+    one_line,
+    quick,
+    random_adapter,
+    read_raw,
+    same_adapter,
+    try_odd_values,
+    write_raw,
+)
 
 SITE = "encoder.layer.0.attention.self.query"
 
@@ -99,19 +108,6 @@ def test_the_metadata_is_one_sorted_key(path: Path) -> None:
     assert metadata["mbert"] == files.canonical_json(json.loads(metadata["mbert"]))
 
 
-def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A change of the file's metadata."""
-
-    def edit(path: Path) -> None:
-        whole, data = read_raw(path)
-        metadata = json.loads(whole["__metadata__"]["mbert"])
-        change(metadata)
-        whole["__metadata__"]["mbert"] = json.dumps(metadata)
-        write_raw(path, whole, data)
-
-    return edit
-
-
 def record(**changes: object) -> Callable[[Path], None]:
     """New values of keys of the adapter's record, by ``key`` or ``key__inner``."""
 
@@ -123,25 +119,11 @@ def record(**changes: object) -> Callable[[Path], None]:
                 place = place[key]
             place[last] = value
 
-    return header(change)
-
-
-def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    """A change of the file's tensors that keeps the container whole."""
-
-    def edit(path: Path) -> None:
-        from safetensors.torch import save_file
-
-        metadata = read_raw(path)[0]["__metadata__"]
-        found, _ = files.read_tensors(path)
-        change(found)
-        save_file(found, path, metadata)
-
-    return edit
+    return edit_metadata(change)
 
 
 def fill(name: str, value: float) -> Callable[[Path], None]:
-    return tensors(lambda found: found[name].view(-1)[-1:].fill_(value))
+    return edit_tensors(lambda found: found[name].view(-1)[-1:].fill_(value))
 
 
 B = f"site.{SITE}.B"
@@ -156,27 +138,27 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "without metadata": (lambda path: write_raw(path, {}, b""), "a foreign header .metadata keys: none"),
     "not JSON": (lambda path: write_raw(path, {"__metadata__": {"mbert": "{"}}, b""), "broken metadata"),
     "a list": (lambda path: write_raw(path, {"__metadata__": {"mbert": "[]"}}, b""), "format version"),
-    "a newer format": (header(lambda m: m.update(format=2)), "format version 2; expected version 1"),
-    "no format": (header(lambda m: m.pop("format")), "format version None"),
-    "an unknown kind": (header(lambda m: m.update(kind="soup")), "a file of kind 'soup'; expected an adapter"),
-    "no kind": (header(lambda m: m.pop("kind")), "a file of kind 'None'"),
-    "no record": (header(lambda m: m.pop("adapter")), "metadata keys format, kind; expected"),
-    "an extra outer key": (header(lambda m: m.update(note=1)), "keys .*note; expected format, kind and adapter"),
-    "a missing key": (header(lambda m: m["adapter"].pop("head")), "missing or extra metadata: head"),
+    "a newer format": (edit_metadata(lambda m: m.update(format=2)), "format version 2; expected version 1"),
+    "no format": (edit_metadata(lambda m: m.pop("format")), "format version None"),
+    "an unknown kind": (edit_metadata(lambda m: m.update(kind="soup")), "a file of kind 'soup'; expected an adapter"),
+    "no kind": (edit_metadata(lambda m: m.pop("kind")), "a file of kind 'None'"),
+    "no record": (edit_metadata(lambda m: m.pop("adapter")), "metadata keys format, kind; expected"),
+    "an extra outer key": (edit_metadata(lambda m: m.update(note=1)), "keys .*note; expected format, kind and adapter"),
+    "a missing key": (edit_metadata(lambda m: m["adapter"].pop("head")), "missing or extra metadata: head"),
     "an extra key": (record(colour="red"), "missing or extra metadata: colour"),
-    "a record that is a list": (header(lambda m: m.update(adapter=[])), "broken metadata|missing or extra"),
-    "a missing tensor": (tensors(lambda t: t.pop(B)), f"tensor '{B}' is missing"),
-    "a missing head": (tensors(lambda t: t.pop("head.classifier.bias")), "'head.classifier.bias' is missing"),
-    "an extra tensor": (tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
-    "stored rows": (tensors(lambda t: t.update({f"site.{SITE}.A": torch.ones(3, 32)})), "an extra tensor"),
+    "a record that is a list": (edit_metadata(lambda m: m.update(adapter=[])), "broken metadata|missing or extra"),
+    "a missing tensor": (edit_tensors(lambda t: t.pop(B)), f"tensor '{B}' is missing"),
+    "a missing head": (edit_tensors(lambda t: t.pop("head.classifier.bias")), "'head.classifier.bias' is missing"),
+    "an extra tensor": (edit_tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
+    "stored rows": (edit_tensors(lambda t: t.update({f"site.{SITE}.A": torch.ones(3, 32)})), "an extra tensor"),
     "a wrong shape": (
-        tensors(lambda t: t.update({B: torch.ones(3, 32)})),
+        edit_tensors(lambda t: t.update({B: torch.ones(3, 32)})),
         r"is \(3, 32\) torch.float32; expected \(32, 3",
     ),
-    "float16": (tensors(lambda t: t.update({B: t[B].half()})), "torch.float16; expected"),
-    "float64": (tensors(lambda t: t.update({B: t[B].double()})), "torch.float64; expected"),
-    "integers": (tensors(lambda t: t.update({B: t[B].int()})), "torch.int32; expected"),
-    "8 bits": (tensors(lambda t: t.update({B: t[B].to(torch.float8_e4m3fn)})), "torch.float8_e4m3fn; expected"),
+    "float16": (edit_tensors(lambda t: t.update({B: t[B].half()})), "torch.float16; expected"),
+    "float64": (edit_tensors(lambda t: t.update({B: t[B].double()})), "torch.float64; expected"),
+    "integers": (edit_tensors(lambda t: t.update({B: t[B].int()})), "torch.int32; expected"),
+    "8 bits": (edit_tensors(lambda t: t.update({B: t[B].to(torch.float8_e4m3fn)})), "torch.float8_e4m3fn; expected"),
     "NaN": (fill(B, float("nan")), f"tensor '{B}' holds NaN"),
     "infinity": (fill("head.classifier.bias", float("inf")), "tensor 'head.classifier.bias' holds NaN or inf"),
     "an unknown type": (record(type="loha9"), "'loha9'.*expected"),

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mergekit_bert as mb
-from mergekit_bert import files
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import read_adapter, write_adapter
@@ -23,15 +22,15 @@ from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.errors import MbertError, ModelFileError
 from tests.adapters.helpers import (
+    edit_metadata,
+    edit_tensors,
     one_line,
     quick,
     random_adapter,
-    read_raw,
     renamed,
     same_adapter,
     same_tensors,
     try_odd_values,
-    write_raw,
 )
 from tests.composing.helpers import merged, trio
 
@@ -143,107 +142,95 @@ def test_a_composition_is_no_adapter(path: Path, kind: str) -> None:
         read_adapter(path)
 
 
-def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A change of the file's metadata."""
-
-    def edit(path: Path) -> None:
-        whole, data = read_raw(path)
-        metadata = json.loads(whole["__metadata__"]["mbert"])
-        change(metadata)
-        whole["__metadata__"]["mbert"] = json.dumps(metadata)
-        write_raw(path, whole, data)
-
-    return edit
-
-
-def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    """A change of the file's tensors that keeps the container whole."""
-
-    def edit(path: Path) -> None:
-        found, metadata = files.read_tensors(path)
-        change(found)
-        path.write_bytes(files.tensor_bytes(found, metadata))
-
-    return edit
-
-
 B = f"site.{SITE}.B"
 CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "merged, cut": ("merged", lambda path: os.truncate(path, path.stat().st_size - 9), "not readable"),
-    "merged, of no known kind": ("merged", header(lambda m: m.update(kind="soup")), "kind 'soup'"),
-    "merged, without a record": ("merged", header(lambda m: m.pop("merged")), "kind 'merged' with keys format, kind"),
-    "merged, of another format": ("merged", header(lambda m: m.update(format=9)), "format version 9"),
-    "merged, no factor": ("merged", tensors(lambda t: t.pop(B)), f"'{B}' is missing"),
+    "merged, of no known kind": ("merged", edit_metadata(lambda m: m.update(kind="soup")), "kind 'soup'"),
+    "merged, without a record": (
+        "merged",
+        edit_metadata(lambda m: m.pop("merged")),
+        "kind 'merged' with keys format, kind",
+    ),
+    "merged, of another format": ("merged", edit_metadata(lambda m: m.update(format=9)), "format version 9"),
+    "merged, no factor": ("merged", edit_tensors(lambda t: t.pop(B)), f"'{B}' is missing"),
     "merged, no head": (
         "merged",
-        tensors(lambda t: t.pop("head.sts.classifier.bias")),
+        edit_tensors(lambda t: t.pop("head.sts.classifier.bias")),
         "'head.sts.classifier.bias' is mis",
     ),
-    "merged, more": ("merged", tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
-    "merged, transposed": ("merged", tensors(lambda t: t.update({B: t[B].T})), r"expected \(32, 9\)"),
-    "merged, half": ("merged", tensors(lambda t: t.update({B: t[B].half()})), "torch.float16"),
-    "merged, NaN": ("merged", tensors(lambda t: t[B].fill_(float("nan"))), f"'{B}' holds NaN"),
-    "merged, no weights": ("merged", header(lambda m: m["merged"].pop("weights")), "weights"),
-    "merged, a weight too few": ("merged", header(lambda m: m["merged"]["weights"].pop("sst")), "broken metadata.*sst"),
-    "merged, an extra key": ("merged", header(lambda m: m["merged"].update(note=1)), "note"),
+    "merged, more": ("merged", edit_tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
+    "merged, transposed": ("merged", edit_tensors(lambda t: t.update({B: t[B].T})), r"expected \(32, 9\)"),
+    "merged, half": ("merged", edit_tensors(lambda t: t.update({B: t[B].half()})), "torch.float16"),
+    "merged, NaN": ("merged", edit_tensors(lambda t: t[B].fill_(float("nan"))), f"'{B}' holds NaN"),
+    "merged, no weights": ("merged", edit_metadata(lambda m: m["merged"].pop("weights")), "weights"),
+    "merged, a weight too few": (
+        "merged",
+        edit_metadata(lambda m: m["merged"]["weights"].pop("sst")),
+        "broken metadata.*sst",
+    ),
+    "merged, an extra key": ("merged", edit_metadata(lambda m: m["merged"].update(note=1)), "note"),
     "merged, a part without length": (
         "merged",
-        header(lambda m: m["merged"]["parts"]["sst"].pop("max_length")),
+        edit_metadata(lambda m: m["merged"]["parts"]["sst"].pop("max_length")),
         "max_length",
     ),
     "merged, an endless length": (
         "merged",
-        header(lambda m: m["merged"]["parts"]["sst"].update(max_length="long")),
+        edit_metadata(lambda m: m["merged"]["parts"]["sst"].update(max_length="long")),
         "broken metadata",
     ),
     "merged, no part": (
         "merged",
-        header(lambda m: m["merged"].update(order=[], parts={})),
+        edit_metadata(lambda m: m["merged"].update(order=[], parts={})),
         "broken metadata|extra tensor",
     ),
     "merged, a part of another task": (
         "merged",
-        header(lambda m: m["merged"]["parts"]["sst"]["task"].update(name="cola")),
+        edit_metadata(lambda m: m["merged"]["parts"]["sst"]["task"].update(name="cola")),
         "the part 'sst' is of another task",
     ),
     "merged, a size of three": (
         "merged",
-        header(lambda m: m["merged"]["sites"][SITE].update(size=[1, 2, 3])),
+        edit_metadata(lambda m: m["merged"]["sites"][SITE].update(size=[1, 2, 3])),
         "broken metadata",
     ),
-    "dense, no matrix": ("dense", tensors(lambda t: t.pop(f"site.{SITE}.dense")), "dense' is missing"),
+    "dense, no matrix": ("dense", edit_tensors(lambda t: t.pop(f"site.{SITE}.dense")), "dense' is missing"),
     "ensemble, a router of tomorrow": (
         "ensemble",
-        header(lambda m: m["ensemble"].update(router="arrow")),
+        edit_metadata(lambda m: m["ensemble"].update(router="arrow")),
         "router 'arrow'",
     ),
     "ensemble, no expert": (
         "ensemble",
-        header(lambda m: m["ensemble"].update(order=[], experts={})),
+        edit_metadata(lambda m: m["ensemble"].update(order=[], experts={})),
         "broken metadata",
     ),
-    "ensemble, another order": ("ensemble", header(lambda m: m["ensemble"].update(order=["sst"])), "broken metadata"),
+    "ensemble, another order": (
+        "ensemble",
+        edit_metadata(lambda m: m["ensemble"].update(order=["sst"])),
+        "broken metadata",
+    ),
     "ensemble, the order twice": (
         "ensemble",
-        header(lambda m: m["ensemble"].update(order=["sst", "sts", "para", "sst"])),
+        edit_metadata(lambda m: m["ensemble"].update(order=["sst", "sts", "para", "sst"])),
         "broken metadata",
     ),
-    "ensemble, an extra key": ("ensemble", header(lambda m: m["ensemble"].update(note=1)), "note"),
-    "ensemble, more": ("ensemble", tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
+    "ensemble, an extra key": ("ensemble", edit_metadata(lambda m: m["ensemble"].update(note=1)), "note"),
+    "ensemble, more": ("ensemble", edit_tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
     "ensemble, more of an expert": (
         "ensemble",
-        tensors(lambda t: t.update({"expert.sst.more": torch.ones(1)})),
+        edit_tensors(lambda t: t.update({"expert.sst.more": torch.ones(1)})),
         "an extra tensor 'more'",
     ),
-    "ensemble, less of an expert": ("ensemble", tensors(lambda t: t.pop(f"expert.sst.{B}")), f"'{B}' is missing"),
+    "ensemble, less of an expert": ("ensemble", edit_tensors(lambda t: t.pop(f"expert.sst.{B}")), f"'{B}' is missing"),
     "ensemble, an expert of another task": (
         "ensemble",
-        header(lambda m: m["ensemble"]["experts"]["sst"]["task"].update(name="cola")),
+        edit_metadata(lambda m: m["ensemble"]["experts"]["sst"]["task"].update(name="cola")),
         "the expert 'sst' is of another task",
     ),
     "ensemble, an expert of another base": (
         "ensemble",
-        header(lambda m: m["ensemble"]["experts"]["sts"]["base"].update(fingerprint="0" * 64)),
+        edit_metadata(lambda m: m["ensemble"]["experts"]["sts"]["base"].update(fingerprint="0" * 64)),
         "the expert 'sts' is of another task or base",
     ),
 }

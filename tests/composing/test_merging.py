@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mergekit_bert as mb
@@ -30,7 +30,7 @@ def three(bert: mb.Encoder) -> list[Adapter]:
     return trio(bert, train_bias=True, train_layernorm=True)
 
 
-@quick
+@settings(quick, max_examples=20)
 @given(method=st.sampled_from(LINEAR), weights=WEIGHTS)
 def test_a_linear_merge_is_the_dense_sum(three: list[Adapter], method: str, weights: dict[str, float]) -> None:
     model, exact = merged(three, method, weights), brute_force(three, weights)
@@ -51,7 +51,7 @@ def test_so_it_is_in_every_architecture(encoders: dict[str, mb.Encoder], archite
         np.testing.assert_allclose(delta.dense(), exact[site], atol=2e-5)
 
 
-@quick
+@settings(quick, max_examples=20)
 @given(method=st.sampled_from(LINEAR), weights=WEIGHTS)
 def test_shifts_add_up_linearly(three: list[Adapter], method: str, weights: dict[str, float]) -> None:
     model = merged(three, method, weights)

@@ -14,6 +14,7 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.composing import prediction
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
@@ -49,14 +50,38 @@ def test_a_row_does_not_depend_on_its_company(encoders: dict[str, mb.Encoder], a
         assert together.std(0).min() > 1e-4
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_an_ensemble_answers_as_the_expert_alone_bit_for_bit(bert: mb.Encoder, three: list[Adapter], task: str) -> None:
-    expert = next(one for one in three if one.name == task)
-    together, alone = Predictor(merge(three, "ensemble"), bert), Predictor(expert, bert)
-    for row in range(8):
-        one = rows(task, 8).take([row])
-        assert np.array_equal(together.outputs(task, one), alone.outputs(task, one))
-    assert np.array_equal(together.outputs(task, rows(task)), alone.outputs(task, rows(task)))
+def test_an_ensemble_answers_as_the_expert_alone_bit_for_bit(bert: mb.Encoder, three: list[Adapter]) -> None:
+    together = Predictor(merge(three, "ensemble"), bert)
+    for expert in three:
+        alone = Predictor(expert, bert)
+        for row in range(8):
+            one = rows(expert.name, 8).take([row])
+            assert np.array_equal(together.outputs(expert.name, one), alone.outputs(expert.name, one))
+        many = rows(expert.name)
+        assert np.array_equal(together.outputs(expert.name, many), alone.outputs(expert.name, many))
+
+
+@pytest.mark.parametrize(("method", "count"), [("ensemble", 3), ("fedavg", 1)])
+def test_deltas_are_folded_once_however_many_threads_ask(
+    bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch, method: str, count: int
+) -> None:
+    folded: list[object] = []
+
+    def counting(*args: Any) -> mb.Encoder:
+        folded.append(args)
+        return fold(*args)
+
+    monkeypatch.setattr(prediction, "fold", counting)
+    predictor, start = Predictor(merge(three, method), bert), threading.Barrier(8)
+
+    def ask(place: int) -> None:
+        start.wait()
+        for task in TASKS:
+            predictor.outputs(task, rows(task, 2))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert len(folded) == count
 
 
 @pytest.mark.parametrize("method", ["fedavg", "orthoada", "task_arithmetic"])

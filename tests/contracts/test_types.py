@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import TYPES, Adapter, AdapterType, Size
@@ -29,12 +30,14 @@ def kind(request: pytest.FixtureRequest) -> AdapterType:
     return TYPES.get(request.param)
 
 
-def made(kind: AdapterType, config: mb.AdapterConfig, size: Size, seed: int = 0, basis: bool = False) -> dict:
+def made(
+    kind: AdapterType, config: mb.AdapterConfig, size: Size, seed: int = 0, basis: bool = False
+) -> dict[str, Tensor]:
     rows = BasisRows(0, 0, config.rank).matrix("site", size[1]) if basis else None
     return kind.init(config, size, rows, generator(seed))
 
 
-def random_values(kind: AdapterType, config: mb.AdapterConfig, size: Size) -> dict:
+def random_values(kind: AdapterType, config: mb.AdapterConfig, size: Size) -> dict[str, Tensor]:
     source = generator(7)
     return {name: v + torch.randn(v.shape, generator=source) for name, v in made(kind, config, size).items()}
 

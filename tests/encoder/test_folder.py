@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Base
@@ -101,8 +102,6 @@ def test_a_broken_record_is_one_line(folder: Path, change: Callable[[Path], obje
 
 
 def _without_head(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = folder / "model.safetensors"
     kept = {name: value for name, value in load_file(path).items() if not name.startswith("classifier")}
     save_file(kept, path, {"format": "pt"})

@@ -20,13 +20,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 
 from mergekit_bert.encoder.load import Encoder, load_encoder
-from mergekit_bert.training.run import Control
+from mergekit_bert.training.manifest import Control
 from tests.training.runs import train, tune
 
 
 def run(kind: str, encoder: Encoder, out: Path, resume: bool, long: bool) -> None:
-    """One run, with a checkpoint after every step: several hundred steps if ``long``, else four."""
-    options: dict[str, Any] = {"rows": 400, "epochs": 10, "patience": 10} if long else {"rows": 20, "epochs": 2}
+    """One run, with a checkpoint after every step: several hundred steps if ``long``, else two."""
+    options: dict[str, Any] = {"rows": 160, "epochs": 10, "patience": 10} if long else {"rows": 10, "epochs": 2}
     control = Control(show=False, resume=resume)
     make = tune if kind == "full" else train
     make(encoder, out, control=control, head_dropout=0.2, checkpoint_seconds=0.0, **options)
@@ -69,20 +69,17 @@ def at_random(kind: str, encoder: Encoder, folder: Path, kills: int) -> dict[str
 _CALLS = ("replace", "unlink", "fsync")
 
 
-def _kill_at(number: int, after: bool) -> None:
-    """Have this process killed at its ``number``-th call that changes a file's place, before or after it takes place."""
+def _kill_at(number: int) -> None:
+    """Have this process killed just before its ``number``-th call that moves, removes or flushes a file."""
     count = 0
 
     def wrap(really: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
-            if count == number and not after:
+            if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = really(*arguments, **options)
-            if count == number and after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return really(*arguments, **options)
 
         return call
 
@@ -91,27 +88,26 @@ def _kill_at(number: int, after: bool) -> None:
 
 
 def at_every_write(kind: str, encoder: Encoder, folder: Path) -> dict[str, Any]:
-    """Kill at the first call that changes a file, at the second, …, and resume after each; what was not the same."""
-    whole, wrong, number = folder / "whole" / "a", [], 0
+    """Kill before the first call that changes a file, the second, …, and resume after each; what was not the same."""
+    whole, out, number = folder / "whole" / "a", folder / "killed" / "a", 0
+    wrong: list[list[Any]] = []
     if ended(child(lambda: run(kind, encoder, whole, False, False))) != 0:
         raise SystemExit("the uninterrupted run failed")
     expected = contents(whole.parent)
+
+    def cut() -> None:
+        _kill_at(number)
+        run(kind, encoder, out, False, False)
+
     while True:
         number += 1
-        for after in (False, True):
-            out = folder / "killed" / "a"
-            shutil.rmtree(out.parent, ignore_errors=True)
-
-            def work(out: Path = out, number: int = number, after: bool = after) -> None:
-                _kill_at(number, after)
-                run(kind, encoder, out, False, False)
-
-            code = ended(child(work))
-            if code == 0:
-                return {"calls": number - 1, "wrong": wrong}
-            again = ended(child(lambda out=out: run(kind, encoder, out, True, False)))  # type: ignore[misc]
-            if (code, again) != (-signal.SIGKILL, 0) or contents(out.parent) != expected:
-                wrong.append([number, after, code, again, sorted(contents(out.parent))])
+        shutil.rmtree(out.parent, ignore_errors=True)
+        code = ended(child(cut))
+        if code == 0:
+            return {"calls": number - 1, "wrong": wrong}
+        again = ended(child(lambda: run(kind, encoder, out, True, False)))
+        if (code, again) != (-signal.SIGKILL, 0) or contents(out.parent) != expected:
+            wrong.append([number, code, again, sorted(contents(out.parent))])
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -123,9 +119,17 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-if __name__ == "__main__":
-    mode, kind, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+def main(folder: Path) -> dict[str, dict[str, Any]]:
+    """Both ways of killing, for an adapter and for full fine-tuning."""
     torch.set_num_threads(1)
     encoder = load_encoder(folder / "base")
-    result = at_random(kind, encoder, folder, 8) if mode == "random" else at_every_write(kind, encoder, folder)
-    print(json.dumps(result))
+    results: dict[str, dict[str, Any]] = {}
+    for kind in ("lora", "full"):
+        run(kind, encoder, folder / kind / "first" / "a", False, False)  # imports what children then need not
+        results[kind] = at_random(kind, encoder, folder / kind / "random", 8)
+        results[kind] |= at_every_write(kind, encoder, folder / kind / "writes")
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

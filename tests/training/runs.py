@@ -65,3 +65,8 @@ def log(out: Path) -> list[dict[str, Any]]:
 def everything(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder``, by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_seconds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Log events that equal runs share."""
+    return [{key: value for key, value in event.items() if key != "seconds"} for event in events]
