@@ -12,7 +12,7 @@ from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merging import merge as merge_adapters
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.source import load_rows
-from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
@@ -116,20 +116,23 @@ def evaluate(
     data: str | Path | None = None,
     *,
     base: Base | None = None,
-    tasks: Sequence[str] = (),
+    tasks: Sequence[str | Path | Task] = (),
     predictions: str | Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Score ``model`` on the dev rows of every task it answers.
 
     Given a file, the figures are recorded beside it, and its adapters, the linear probe and full fine-tuning are
-    looked up among the results recorded around it. ``predictions`` is a folder for the predictions.
+    looked up among the results recorded around it. ``predictions`` is a folder for the predictions. ``tasks`` are
+    names, or YAML files and Tasks where these say where the rows are; a model file does not.
     """
+    given = {str(one): get_task(one) for one in tasks if isinstance(one, Task) or Path(one).suffix in YAML}
+    named = {task.name: task for task in given.values()}
     return evaluate_model(
         predictor(model, base=base),
-        lambda task: load_rows(task, "dev", data),
+        lambda task: load_rows(with_source(task, named.get(task.name)), "dev", data),
         Path(model) if isinstance(model, str | Path) else None,
-        tasks,
+        [given[str(one)].name if str(one) in given else str(one) for one in tasks],
         Path(predictions) if predictions else None,
         progress,
     )

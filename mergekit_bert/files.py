@@ -5,6 +5,7 @@ Only this module opens weight files. It knows nothing of adapters: what the tens
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -104,7 +105,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def sweep_parts(path: Path) -> None:
     """Remove what killed writers of ``path`` left beside it."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:

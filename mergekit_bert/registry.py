@@ -25,7 +25,7 @@ def unknown(noun: str, name: str, names: list[str]) -> UnknownNameError:
 def names_in(package: str) -> list[str]:
     """The names of a package's plug-ins, sorted, without importing one."""
     path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path))
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
 
 class Registry(Generic[R]):

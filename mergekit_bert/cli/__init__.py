@@ -59,7 +59,7 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 the user can fix it (one line says how), 2 usage."""
     warnings.showwarning = _show_warning
     try:
-        app()
+        app(prog_name="mbert")
     except MbertError as error:
         _fail(str(error))
     except OSError as error:

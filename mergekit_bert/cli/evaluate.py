@@ -14,7 +14,11 @@ def command(
     file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
     data: options.Data = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Only this task; may be repeated.", show_default="all in the file")
+        list[str] | None,
+        typer.Option(
+            help="Only this task, by name, or by its YAML file where that tells where the rows are; may be repeated.",
+            show_default="all in the file",
+        ),
     ] = None,
     base: options.ModelBase = None,
     json: options.Json = None,

@@ -24,5 +24,5 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
         f"({parameters['reduction_percent']:.2f} % fewer), peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     if has_rows(task, "dev", data):
-        for score in api.evaluate(path, data, base=encoder).scores:
+        for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
             print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")

@@ -111,6 +111,9 @@ def choose_files(files: Sequence[Path], keep: Sequence[Path], folder: Path) -> l
     if not found:
         raise CompositionError(str(folder), "no adapters", "adapter files", "name them, or train some")
     kept = {path.resolve() for path in keep}
+    for path in keep:
+        if path.resolve() not in {one.resolve() for one in named}:
+            raise CompositionError("--keep", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
     by_task: dict[str, list[tuple[Path, Adapter]]] = {}
     for path, adapter in found:
         by_task.setdefault(adapter.name, []).append((path, adapter))

@@ -4,9 +4,7 @@ Deltas are folded into the weights once a task (once in all for a merged model),
 the bare encoder costs. Routing is by the task that the caller names.
 """
 
-import csv
 import dataclasses
-import io
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import check_base, check_part
 from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.rows import Rows, tsv_text
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel, load_folder
 from mergekit_bert.encoder.forward import forward_rows, scaled
@@ -152,10 +150,8 @@ def the_task(model: Model, name: str | None) -> Task:
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
     """A TSV: the texts, the predicted label, its name, and its probability (of a regression: prediction alone)."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     more = ["name", "probability"] if task.kind == "classify" else []
-    writer.writerow([*task.text, "prediction", *more])
+    lines = [[*task.text, "prediction", *more]]
     for texts, answer in zip(rows.texts, predictions(task, predictor.outputs(task.name, rows)), strict=True):
-        writer.writerow([*texts, answer.label, *([answer.name, f"{answer.value:.4f}"] if more else [])])
-    return text.getvalue()
+        lines.append([*texts, answer.label, *([answer.name, f"{answer.value:.4f}"] if more else [])])
+    return tsv_text(lines)

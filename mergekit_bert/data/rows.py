@@ -200,6 +200,16 @@ def read_table(where: str, data: bytes, task: Task) -> Rows:
     return parse_rows(where, records, task, labelled=False)
 
 
+def tsv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows of cells as TSV that reads back, whatever is in the cells."""
+    text = io.StringIO()
+    plain = csv.writer(text, delimiter="\t", lineterminator="\n")
+    quoted = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:  # the csv module leaves a lone carriage return unquoted
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+    return text.getvalue()
+
+
 def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     return read_delimited(str(path), _lines(path), columns, "\t")
 

@@ -6,7 +6,7 @@ It never falls back silently to the generated sample.
 from pathlib import Path
 
 from mergekit_bert.data import sample
-from mergekit_bert.data.rows import Rows, find_file, missing_column, parse_rows, read_rows
+from mergekit_bert.data.rows import Rows, find_file, missing_column, parse_rows, read_rows, tsv_text
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 
@@ -108,9 +108,6 @@ def _hub_rows(task: Task, split: str) -> Rows:
 
 def write_sample(folder: Path) -> list[Path]:
     """Write the generated corpus as ``folder/<task>/<split>.tsv``; returns the paths."""
-    import csv
-    import io
-
     from mergekit_bert.data.task import get_task
     from mergekit_bert.files import refuse_existing, write_atomic
 
@@ -118,12 +115,9 @@ def write_sample(folder: Path) -> list[Path]:
     for name in sample.SAMPLE_TASKS:
         task = get_task(name)
         for split in SPLITS:
-            text = io.StringIO()
-            writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-            writer.writerow([*task.text, task.label])
-            writer.writerows([*texts, label] for texts, label in sample.generate(name, split))
+            rows = [[*texts, label] for texts, label in sample.generate(name, split)]
             path = folder / name / f"{split}.tsv"
             refuse_existing(path, force=False)
-            write_atomic(path, text.getvalue().encode())
+            write_atomic(path, tsv_text([[*task.text, task.label], *rows]).encode())
             paths.append(path)
     return paths

@@ -108,6 +108,7 @@ class Task:
 
 
 TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
+YAML = (".yml", ".yaml")
 
 _YAML_KEYS = {"name", "kind", "text", "label", "labels", "label_names", "range", "metric", "files", "description"}
 
@@ -117,12 +118,20 @@ def get_task(name: str | Path | Task) -> Task:
     if isinstance(name, Task):
         return name
     path = Path(name)
-    if path.suffix in (".yml", ".yaml"):
+    if path.suffix in YAML:
         return read_task(path)
     try:
         return TASKS.get(str(name))
     except UnknownNameError as error:
         raise UnknownNameError("task", error.found, f"{error.expected}, or a .yml file", error.remedy) from error
+
+
+def with_source(task: Task, known: Task | None = None) -> Task:
+    """A model file's ``task`` with the places of its rows: those of ``known``, or of the built-in task that it is."""
+    if known is None and task.name in TASKS.names():
+        built_in = TASKS.get(task.name)
+        known = built_in if built_in.to_json() == task.to_json() else None
+    return task if known is None else dataclasses.replace(task, hub=known.hub, files=known.files)
 
 
 def read_task(path: Path) -> Task:

@@ -156,7 +156,7 @@ def _max_length(config: Any, tokenizer: Any) -> int:
 def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], config: Any) -> None:
     """Give weights that the checkpoint lacks (a pooler, say) values that are the same at every load."""
     parameters = dict(model.named_parameters())
-    lacking = sorted(key.removeprefix(f"{prefix}.") for key in missing if key.startswith(f"{prefix}."))
+    lacking = sorted(name for name in parameters if f"{prefix}.{name}" in missing)
     if len(lacking) > len(parameters) / 2:
         raise EncoderError(
             f"base {name!r}",

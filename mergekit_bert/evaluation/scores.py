@@ -1,7 +1,5 @@
 """Scores: model × task → metric value, 95 % interval, number of rows, and the predictions behind them."""
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from scipy import stats
 
 from mergekit_bert.composing.prediction import Predictor, predictions
 from mergekit_bert.data.metrics import metric, predicted_column
-from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.rows import Rows, tsv_text
 from mergekit_bert.data.task import Task
 from mergekit_bert.files import write_atomic
 
@@ -81,12 +79,11 @@ def _interval(
 
 def write_predictions(path: Path, result: TaskResult) -> None:
     """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows."""
-    task, text = result.task, io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    outputs = [f"output_{label}" for label in task.labels] or ["output"]
-    writer.writerow(["row", "label", "prediction", *outputs])
-    labels = result.rows.label_column()
+    task, labels = result.task, result.rows.label_column().tolist()
+    lines: list[list[object]] = [
+        ["row", "label", "prediction", *([f"output_{label}" for label in task.labels] or ["output"])]
+    ]
     for number, answer in enumerate(predictions(task, result.outputs)):
-        true = task.labels[int(labels[number])] if task.kind == "classify" else f"{labels[number]:g}"
-        writer.writerow([number + 1, true, answer.label, *(f"{value:.9g}" for value in answer.outputs)])
-    write_atomic(path, text.getvalue().encode())
+        true = task.labels[int(labels[number])] if task.kind == "classify" else labels[number]
+        lines.append([number + 1, true, answer.label, *(f"{value:.9g}" for value in answer.outputs)])
+    write_atomic(path, tsv_text(lines).encode())

@@ -1,0 +1,250 @@
+"""Whatever a user gets wrong is exit code 1 and one line: where, what was found, what was expected, what to do."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mergekit_bert.evaluation import scores
+from tests.cli.command import Done, mbert, unchanged
+from tests.corpus import write_corpus
+
+QUICK = ("--epochs", "1", "--batch-size", "8", "--hold-out", "0.2", "--precision", "fp32", "--rank", "3")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder in which adapters have been trained, and the base they were trained on."""
+
+    folder: Path
+    base: Path
+    other_base: Path
+
+    def mbert(self, *words: str | Path, stdin: bytes = b"") -> Done:
+        """A command in the folder; BASE and OTHER stand for the two bases."""
+        known = {"BASE": self.base, "OTHER": self.other_base}
+        return mbert(*(known.get(str(word), word) for word in words), stdin=stdin, here=self.folder)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("place")
+    write_corpus(folder / "data", ("sst", "sts"))
+    found = Place(folder, tiny_folders["bert"], tiny_folders["electra"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "RESAMPLES", 20)
+        for task, *more in (
+            ("sst",),
+            ("sts",),
+            ("sst", "--basis", "random", "--out", "random/sst.safetensors"),
+            ("sts", "--basis", "random", "--out", "random/sts.safetensors"),
+            ("sst", "--out", "again/sst.safetensors"),
+            ("sst", "--base", "OTHER", "--out", "electra/sst.safetensors"),
+            ("sts", "--out", "alone/sts.safetensors"),
+        ):
+            base = () if "--base" in more else ("--base", "BASE")
+            done = found.mbert("train-adapter", "--task", task, *base, *QUICK, *more)
+            assert done.code == 0, done.err
+    assert found.mbert("merge").code == 0
+    assert found.mbert("merge", "--method", "ensemble", "--out", "routed.safetensors").code == 0
+    (folder / "file").write_text("just a file")
+    (folder / "bad.tsv").write_text("sentence\tlabel\ngood\t9\n")
+    (folder / "garbage.safetensors").write_bytes(b"\x00garbage" * 40)
+    (folder / "cut.safetensors").write_bytes((folder / "merged.safetensors").read_bytes()[:-100])
+    (folder / "odd.yml").write_text("name: odd\nkind: rank\ntext: a\nmetric: f1\n")
+    (folder / "empty").mkdir()
+    (folder / "labels/sst").mkdir(parents=True)
+    (folder / "labels/sst/train.tsv").write_text("sentence\tlabel\n" + "good\t1\n" * 9 + "bad\t9\n")
+    (folder / "columns/sst").mkdir(parents=True)
+    (folder / "columns/sst/train.csv").write_text("text,stars\ngood,1\n")
+    return found
+
+
+TRAIN = ("train-adapter", "--task", "sst", "--base", "BASE", *QUICK, "--out", "new/x.safetensors")
+TUNE = ("finetune", "--task", "sst", "--base", "BASE", "--epochs", "1", "--out", "new/x")
+SST, STS = "adapters/sst.safetensors", "adapters/sts.safetensors"
+
+ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown task": ((*TRAIN, "--task", "ssst"), r"task: 'ssst'; expected one of .*; did you mean 'sst'\?"),
+    "unknown task to tell": (("tasks", "sstt"), r"task: 'sstt'; .*; did you mean 'sst'\?"),
+    "task that contradicts itself": (
+        ("tasks", "odd.yml"),
+        r"odd.yml: kind is 'rank'; expected one of classify",
+    ),
+    "missing task file": ((*TRAIN, "--task", "none.yml"), r"none.yml: no such file; expected a task's YAML file"),
+    "unknown base": ((*TRAIN, "--base", "no/such-base"), r"base 'no/such-base': it cannot be loaded \(.*\); .*--base"),
+    "base that is no model": ((*TRAIN, "--base", "empty"), r"base 'empty': it cannot be loaded"),
+    "unknown type": (
+        (*TRAIN, "--type", "lore"),
+        r"adapter type: 'lore'; expected one of .*; did you mean 'lora'",
+    ),
+    "unknown basis": ((*TRAIN, "--basis", "orthogonl"), r"basis: 'orthogonl'; .*; did you mean 'orthogonal'\?"),
+    "unknown precision": ((*TRAIN, "--precision", "fp23"), r"precision: 'fp23'; .*; did you mean 'fp32'\?"),
+    "unknown targets": ((*TRAIN, "--targets", "kv"), r"targets 'kv': no linear layer of base .* matches; .*--targets"),
+    "targets that are no pattern": ((*TRAIN, "--targets", "(("), r"targets '\(\(': not a pattern"),
+    "rank 0": ((*TRAIN, "--rank", "0"), r"--rank: 0; expected a whole number of at least 1; correct --rank"),
+    "rank beyond the basis": ((*TRAIN, "--rank", "33"), r"basis.json: .*33 free rows in a run; use a smaller --rank"),
+    "no epochs": ((*TRAIN, "--epochs", "0"), r"--epochs: 0; expected a whole number of at least 1"),
+    "rate that is no number": ((*TUNE, "--lr", "nan"), r"--lr: nan; expected a positive number"),
+    "hold out all": ((*TUNE, "--hold-out", "1"), r"--hold-out: 1.0; expected a share between 0 and 1"),
+    "missing data": ((*TRAIN, "--data", "none"), r"none: no such folder; expected a folder that holds sst/train.tsv"),
+    "data without the task": ((*TUNE, "--data", "empty"), r"empty/sst: no file for the split 'train'"),
+    "bad label": ((*TRAIN, "--data", "labels"), r"train.tsv, line 11: label '9'; expected one of 0, 1, 2, 3, 4"),
+    "wrong columns": ((*TRAIN, "--data", "columns"), r"train.csv: no column 'sentence' \(found: text, stars\)"),
+    "output exists": ((*TRAIN, "--out", SST), r"adapters/sst.safetensors: it exists already; .*--force"),
+    "output folder exists": ((*TUNE, "--out", "empty"), r"empty: it exists already; .*--force"),
+    "output below a file": ((*TRAIN, "--out", "file/x.safetensors"), r"file/\S+: (not a directory|file exists); "),
+    "folder below a file": ((*TUNE, "--out", "file/x"), r"file/\S+: not a directory; "),
+    "nowhere to write": ((*TUNE, "--out", "/proc/none/x"), r"/proc/none\S*: no such file or directory; "),
+    "unknown method": (
+        ("merge", "--method", "fedavgg", "--out", "m"),
+        r"merge method: 'fedavgg'; .*fedavg'\?",
+    ),
+    "orthoada without a shared basis": (
+        ("merge", "random/sst.safetensors", "random/sts.safetensors", "--out", "m"),
+        r"orthoada: sst, sts trained without an orthogonal basis; .*--basis orthogonal .*--method fedavg",
+    ),
+    "orthoada with colliding rows": (
+        ("merge", "again/sst.safetensors", "alone/sts.safetensors", "--out", "m"),
+        r"orthoada: sst \(rows 0–2\) and sts \(rows 0–2\) collide in the basis",
+    ),
+    "two adapters of a task": (
+        ("merge", SST, "again/sst.safetensors", "--out", "m"),
+        r"task 'sst': two adapters of it, adapters/sst.safetensors and again/sst.safetensors; .*--keep",
+    ),
+    "other bases": (
+        ("merge", "electra/sst.safetensors", STS, "--out", "m"),
+        r"adapters 'sst' and 'sts': different bases",
+    ),
+    "weights without a number": (
+        ("merge", "--weights", "sst", "--out", "m"),
+        r"--weights: 'sst'; expected name=num",
+    ),
+    "weights with words": (
+        ("merge", "--weights", "sst=much", "--out", "m"),
+        r"--weights: 'sst=much'; expected name",
+    ),
+    "weights that are infinite": (
+        ("merge", "--weights", "sst=inf", "--out", "m"),
+        r"--weights: 'sst=inf'; ",
+    ),
+    "weights twice": (
+        ("merge", "--weights", "sst=1,sst=2", "--out", "m"),
+        r"--weights: 'sst=2'; .*once",
+    ),
+    "weights of nobody": (
+        ("merge", "--weights", "para=1", "--out", "m"),
+        r"--weights: 'para'; expected .*sst",
+    ),
+    "weights of an ensemble": (
+        ("merge", "--method", "ensemble", "--weights", "sst=1", "--out", "m"),
+        r"--weights: weights for an ensemble; ",
+    ),
+    "merging a merged file": (
+        ("merge", "merged.safetensors", "--out", "m"),
+        r"a file of kind 'merged'; expected an",
+    ),
+    "merging nothing": (("merge", "none.safetensors", "--out", "m"), r"none.safetensors: no such file"),
+    "merged file exists": (
+        ("merge", "--out", "routed.safetensors"),
+        r"routed.safetensors: it exists already; .*--fo",
+    ),
+    "dense folder exists": (
+        ("merge", "--out", "m", "--dense", "labels"),
+        r"labels/sst: it exists already; expected a new path; .*--force",
+    ),
+    "file that is garbage": (("inspect", "garbage.safetensors"), r"garbage.safetensors: not readable as safetensors"),
+    "file that is cut short": (("eval", "cut.safetensors"), r"cut.safetensors: not readable as safetensors"),
+    "foreign file": (("inspect", "FOREIGN"), r"model.safetensors: a foreign header \(metadata keys: format\)"),
+    "file that is text": (("predict", "file", "good"), r"file: not readable as safetensors"),
+    "missing file": (("inspect", "none.safetensors"), r"none.safetensors: no such file; expected a .safetensors file"),
+    "folder given as file": (("eval", "adapters"), r"adapters/mbert.json: no such file; expected a model folder"),
+    "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert's"),
+    "adapter is a folder": (("merge", "adapters", "--out", "m"), r"adapters: it is a folder; expected "),
+    "other base": (("eval", SST, "--base", "OTHER"), r"adapters/sst.safetensors: made for base .*; .*--base it was"),
+    "eval of a missing task": (
+        ("eval", "merged.safetensors", "--task", "para"),
+        r"--task: 'para'; expected one of sst",
+    ),
+    "eval without rows": (("eval", "merged.safetensors", "--data", "labels"), r"no file for the split 'dev'"),
+    "figures exist": (("eval", "merged.safetensors", "--json", "file"), r"file: it exists already; .*--force"),
+    "table exists": (("eval", "merged.safetensors", "--markdown", "file"), r"file: it exists already; .*--force"),
+    "predict without a task": (("predict", "merged.safetensors", "good"), r"--task: ''; expected one of sst, sts"),
+    "predict with one text of two": (("predict", STS, "good"), r"arguments: 1 texts in a row; expected 2 for 'sts'"),
+    "predict twice": (("predict", SST, "good", "--input", "bad.tsv"), r"texts and --input; expected one of them"),
+    "predict from a missing file": (("predict", SST, "--input", "none.tsv"), r"none.tsv: no such file"),
+    "predict from a text file": (("predict", SST, "--input", "file"), r"file: suffix ''; expected one of .tsv"),
+    "predict from other columns": (
+        ("predict", STS, "--input", "bad.tsv"),
+        r"bad.tsv: no column 'sentence1' \(found:",
+    ),
+    "predict from nothing": (("predict", SST), r"standard input: it is empty"),
+    "predictions exist": (("predict", SST, "good", "--out", "file"), r"file: it exists already; .*--force"),
+    "sample below a file": (("sample", "file/corpus"), r"file/corpus\S*: not a directory; "),
+    "quickstart without rows": (
+        ("quickstart", "--data", "none", "--base", "BASE", "--out", "new"),
+        r"none: no such f",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_and_nothing_is_touched(place: Place, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergekit_bert.data import sample
+
+    monkeypatch.setattr(sample, "generate", lambda task, split: [(("A.",) if task == "sst" else ("A.", "B."), "1")])
+    words, message = ERRORS[case]
+    words = tuple(str(place.base / "model.safetensors") if word == "FOREIGN" else word for word in words)
+    new = place.folder / "new"
+    with unchanged(place.folder):
+        done = place.mbert(*words)
+        left = {path.name for path in new.rglob("*")}
+        shutil.rmtree(new, ignore_errors=True)
+    assert left <= {"basis.json.lock"}  # the ledger may have been opened
+    assert done.code == 1
+    assert re.fullmatch(r"error: \S.*; expected .*; .*\n|error: .*; check the path and the disk\n", done.err), done.err
+    assert re.search(message, done.err), done.err
+    assert done.out == ""
+
+
+def test_force_overwrites(place: Place) -> None:
+    before = (place.folder / "routed.safetensors").read_bytes()
+    try:
+        done = place.mbert("merge", "--out", "routed.safetensors", "--force")
+        assert (done.code, done.err) == (0, "")
+        assert (place.folder / "routed.safetensors").read_bytes() != before
+    finally:
+        (place.folder / "routed.safetensors").write_bytes(before)
+
+
+def test_no_text_at_all_is_told_at_a_terminal(place: Place) -> None:
+    done = mbert("predict", SST, here=place.folder, terminal=True)
+    assert (done.code, "no texts; expected sentence as arguments" in done.err) == (1, True)
+
+
+def test_the_installed_program_ends_with_these_codes_and_no_traceback(place: Place) -> None:
+    program = "from mergekit_bert.cli import main; main()"
+    for words, code, out, err in (
+        (["tasks"], 0, "sst", ""),
+        (["inspect", SST], 0, "rank", ""),
+        (["inspect", "none.safetensors"], 1, "", "error: none.safetensors: no such file; "),
+        (["inspect"], 2, "", "Missing argument"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            cwd=place.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == code, done.stderr
+        assert out in done.stdout
+        assert err in done.stderr
+        assert "Traceback" not in done.stderr
+        assert code != 1 or done.stderr.count("\n") == 1
