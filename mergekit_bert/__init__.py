@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from mergekit_bert.encoder.folder import FullModel
     from mergekit_bert.encoder.load import Encoder, load_encoder
     from mergekit_bert.errors import MbertError, MbertWarning
+    from mergekit_bert.evaluation.describe import describe
     from mergekit_bert.evaluation.evaluate import Evaluation
+    from mergekit_bert.hardware import set_threads
     from mergekit_bert.training.config import TrainConfig
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Predictor",
     "Task",
     "TrainConfig",
+    "describe",
     "evaluate",
     "export",
     "finetune",
@@ -53,6 +56,7 @@ __all__ = [
     "merge",
     "predictor",
     "save",
+    "set_threads",
     "train_adapter",
     "write_sample",
 ]
@@ -67,10 +71,17 @@ _HOMES = {
     "encoder.folder": ("FullModel",),
     "encoder.load": ("Encoder", "load_encoder"),
     "errors": ("MbertError", "MbertWarning"),
+    "evaluation.describe": ("describe",),
     "evaluation.evaluate": ("Evaluation",),
+    "hardware": ("set_threads",),
     "training.config": ("TrainConfig",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> object:

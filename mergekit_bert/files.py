@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mergekit_bert.errors import ModelFileError, OutputError
 
 Json = Any
@@ -49,8 +51,8 @@ def refuse_existing(path: Path, force: bool) -> None:
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             str(path), reason.lower(), "a place that can be written", "free space or choose another path"
         ) from error
@@ -124,7 +126,12 @@ def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
-    """Write ``tensors`` and ``metadata`` atomically as one safetensors file."""
+    """Write ``tensors`` and ``metadata`` atomically as one safetensors file; OutputError for a value that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise OutputError(
+                str(path), f"tensor {name!r} would hold NaN or infinity", "finite values", "use smaller weights"
+            )
     write_atomic(path, tensor_bytes(tensors, metadata))
 
 
@@ -134,7 +141,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
     Raises :class:`ModelFileError` for a file that is missing, cut short, foreign, or holds a non-finite value.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     remedy = "write the file again, or name another"
     if not path.is_file():

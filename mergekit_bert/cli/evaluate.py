@@ -40,7 +40,7 @@ def command(
     from mergekit_bert.hardware import set_threads
 
     set_threads(threads)
-    for path in (json, markdown):
+    for path in (json, markdown, predictions):
         if path is not None:
             refuse_existing(path, force)
     folder = predictions or file.parent / f"{file.name.removesuffix('.safetensors')}.predictions"

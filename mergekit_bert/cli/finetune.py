@@ -26,13 +26,14 @@ def command(
 ) -> None:
     """Fine-tune the whole encoder for one task: what adapters and merges are measured against."""
     from mergekit_bert import api
-    from mergekit_bert.cli.report import after_training
+    from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task
     from mergekit_bert.hardware import set_threads
 
     set_threads(train.threads)
     found = get_task(task)
     path = out or api.MODELS / found.name
+    check_dev(found, data)
     api.finetune(
         found, data, path, base=base, train=train, resume=resume, force=force, tensorboard=tensorboard, progress=True
     )

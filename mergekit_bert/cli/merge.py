@@ -40,6 +40,7 @@ def command(
     from mergekit_bert import api
     from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.merging import choose_files, parse_weights
+    from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
     refuse_existing(out, force)
@@ -48,6 +49,7 @@ def command(
     if dense is not None:  # before any long work
         for task in model.tasks:
             refuse_existing(dense / task.name, force)
+    encoder = load_encoder(base or model.base.name) if dense is not None else None
     api.save(model, out, force=force)
     if isinstance(model, Merged):
         told = ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
@@ -62,5 +64,5 @@ def command(
             f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {out.stat().st_size / 2**20:.2f} MiB"
         )
     if dense is not None:
-        for path in api.export(model, dense, base=base, force=force):
+        for path in api.export(model, dense, base=encoder, force=force):
             print(f"wrote {path}")

@@ -4,10 +4,18 @@ import json
 from pathlib import Path
 
 from mergekit_bert import api
-from mergekit_bert.data.source import has_rows
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.training.manifest import MANIFEST, run_folder
+
+
+def check_dev(task: Task, data: str | None) -> None:
+    """Read the dev rows, where there are any, so that a bad line is told before training and not after."""
+    if has_rows(task, "dev", data):
+        load_rows(task, "dev", data)
 
 
 def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
@@ -23,6 +31,12 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
         f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters "
         f"({parameters['reduction_percent']:.2f} % fewer), peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
+    model = api.load(path)
+    if isinstance(model, Adapter) and model.basis:
+        width = min(in_features for _, in_features in model.sites.values())
+        left = Ledger(path.parent).capacity_left(model.base.fingerprint, model.basis.count, width)
+        last = model.basis.start + model.basis.count - 1
+        print(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
     if has_rows(task, "dev", data):
         for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
             print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")

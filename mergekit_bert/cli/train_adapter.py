@@ -33,7 +33,7 @@ def command(
     the manifest lie beside it in <out>.run/.
     """
     from mergekit_bert import api
-    from mergekit_bert.cli.report import after_training
+    from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.hardware import set_threads
@@ -41,6 +41,7 @@ def command(
     set_threads(train.threads)
     found = get_task(task)
     path = out or api.default_out(found, kind)
+    check_dev(found, data)
     encoder = load_encoder(base)
     api.train_adapter(
         found,

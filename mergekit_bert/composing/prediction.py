@@ -24,7 +24,7 @@ from mergekit_bert.encoder.folder import FullModel, load_folder
 from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import DataError, MbertWarning, ModelFileError
+from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,12 @@ def the_task(model: Model, name: str | None) -> Task:
     """The task called ``name``, or the only one; raises CompositionError."""
     if name is None and len(model.tasks) == 1:
         return model.tasks[0]
-    return find_task(model, name or "")
+    if name is None:
+        names = ", ".join(task.name for task in model.tasks)
+        raise CompositionError(
+            "mbert predict", "a file of several tasks and no --task", f"one of {names}", "give --task"
+        )
+    return find_task(model, name)
 
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:

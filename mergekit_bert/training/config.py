@@ -55,6 +55,8 @@ class TrainConfig:
         for name in ("lr", "head_lr", "clip"):
             value = getattr(self, name)
             check(value is None or (math.isfinite(value) and value > 0), name, value, "a positive number")
+        check(self.hold_out_limit >= 1, "hold_out_limit", self.hold_out_limit, "at least 1 row")
+        check(self.checkpoint_seconds >= 0, "checkpoint_seconds", self.checkpoint_seconds, "at least 0 seconds")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
         for name in ("warmup", "head_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")

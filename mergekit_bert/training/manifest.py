@@ -60,7 +60,7 @@ def claim(out: Path, folder: Path, control: Control) -> bool:
 
 def is_finished(out: Path) -> bool:
     """Whether the run that makes ``out`` has ended."""
-    return out.exists() and not (run_folder(out) / CHECKPOINT).exists()
+    return out.exists() and not any((run_folder(out) / name).exists() for name in (_RUN, CHECKPOINT))
 
 
 def recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -76,7 +76,8 @@ def check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None
     """Raise TrainingError unless the run of ``folder``, finished or not, was begun as this one."""
     earlier = recorded(folder)
     if earlier is not None:
-        check_same(*earlier, run)
+        # A finished file may be reused whatever the number of threads is now; an unfinished run must keep it.
+        check_same(*earlier, {key: value for key, value in run.items() if not (finished and key == "threads")})
     elif finished:
         raise TrainingError(
             str(folder / MANIFEST),
