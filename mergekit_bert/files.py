@@ -126,7 +126,7 @@ def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
-    """Write ``tensors`` and ``metadata`` atomically as one safetensors file; OutputError for a value that is not finite."""
+    """Write ``tensors`` and ``metadata`` as one safetensors file, atomically; OutputError for a value not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise OutputError(
