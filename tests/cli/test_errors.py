@@ -174,7 +174,10 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "eval without rows": (("eval", "merged.safetensors", "--data", "labels"), r"no file for the split 'dev'"),
     "figures exist": (("eval", "merged.safetensors", "--json", "file"), r"file: it exists already; .*--force"),
     "table exists": (("eval", "merged.safetensors", "--markdown", "file"), r"file: it exists already; .*--force"),
-    "predict without a task": (("predict", "merged.safetensors", "good"), r"--task: ''; expected one of sst, sts"),
+    "predict without a task": (
+        ("predict", "merged.safetensors", "good"),
+        r"no --task; expected one of sst, sts; give --task",
+    ),
     "predict with one text of two": (("predict", STS, "good"), r"arguments: 1 texts in a row; expected 2 for 'sts'"),
     "predict twice": (("predict", SST, "good", "--input", "bad.tsv"), r"texts and --input; expected one of them"),
     "predict from a missing file": (("predict", SST, "--input", "none.tsv"), r"none.tsv: no such file"),

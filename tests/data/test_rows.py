@@ -156,9 +156,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "latin-1": (
         "tsv",
         "text\tscore\na\t1\né\t1\n".encode("latin-1"),
-        r"{path}, after line \d: a byte that is not UTF-8",
+        r"{path}, line 3: a byte that is not UTF-8",
     ),
-    "UTF-16": ("tsv", "text\tscore\na\t1\n".encode("utf-16"), r"{path}, after line 0: a byte that is not UTF-8 \("),
+    "UTF-16": ("tsv", "text\tscore\na\t1\n".encode("utf-16"), r"{path}, line 1: a byte that is not UTF-8 \("),
     "UTF-16 without mark": ("csv", "text,score\na,1\n".encode("utf-16-le"), r"{path}: no column 'text' \(found: t"),
     "broken JSON": (
         "jsonl",

@@ -49,15 +49,16 @@ def brute_force(task: Task, name: str, rows: Rows, outputs: np.ndarray) -> tuple
 @pytest.mark.parametrize(("kind", "noise"), [("classify", 0.6), ("regress", 0.8)])
 def test_an_interval_is_that_of_a_bootstrap_over_rows(kind: str, noise: float) -> None:
     task = EVERY[kind]
-    rows = tiny_rows(task, 120)
+    rows = tiny_rows(task, 300)
     outputs = outputs_near(rows, task, noise)
     scores = scores_of(task, rows, outputs)
     assert tuple(score.metric for score in scores) == task.metrics
     for score in scores:
         low, high = brute_force(task, score.metric, rows, outputs)
-        assert (score.ci_low, score.ci_high) == pytest.approx((low, high), abs=0.2 * (high - low))
+        assert (score.ci_low, score.ci_high) == pytest.approx((low, high), abs=0.1 * (high - low))
+        assert score.ci_high - score.ci_low == pytest.approx(high - low, rel=0.12)  # that of 90 % is 16 % narrower
         assert low < score.value < high
-        assert (score.task, score.n, score.data) == (task.name, 120, rows.fingerprint())
+        assert (score.task, score.n, score.data) == (task.name, 300, rows.fingerprint())
     assert scores_of(task, rows, outputs) == scores
 
 

@@ -39,7 +39,7 @@ def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps:
     with monkeypatch.context() as patch:
         cut_short(patch, steps)
         with pytest.raises(Killed):
-            train(bert, out, checkpoint_seconds=0.0, **options)
+            train(bert, out, **({"checkpoint_seconds": 0.0} | options))
     assert not is_finished(out)
     assert (run_folder(out) / CHECKPOINT).exists()
 
@@ -64,6 +64,18 @@ def test_every_kind_of_run_goes_on_to_the_same_bytes(
     train(bert, whole, **options)
     assert out.read_bytes() == whole.read_bytes()
     assert without_seconds(log(out)) == without_seconds(log(whole))
+
+
+def test_steps_after_the_last_checkpoint_are_logged_once(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "one/a", tmp_path / "two/a"
+    unfinished(bert, out, monkeypatch, 11, checkpoint_seconds=1e9)
+    assert [event["step"] for event in log(out)] == [6, 10], "step 10 was logged, the checkpoint is of step 6"
+    train(bert, out, control=RESUME)
+    train(bert, whole)
+    assert without_seconds(log(out)) == without_seconds(log(whole))
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_an_early_stop_is_kept_through_a_resume(bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

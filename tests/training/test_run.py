@@ -75,7 +75,8 @@ def test_training_learns_what_the_words_say(bert: Encoder, tmp_path: Path, kind:
     if task.range is None:
         assert outputs.argmax(1).tolist() == fresh.label_column().tolist()
     else:
-        np.testing.assert_allclose(outputs[:, 0], fresh.label_column(), atol=0.7)
+        assert ((outputs[:, 0] > 2.5) == (fresh.label_column() > 2.5)).all()
+        np.testing.assert_allclose(outputs[:, 0], fresh.label_column(), atol=1.0)
 
 
 def test_a_regressions_outputs_are_in_the_tasks_own_units(bert: Encoder, tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_saved_file_that_does_not_give_the_same_outputs_is_refused(
         really(path, dataclasses.replace(adapter, head=head))
 
     monkeypatch.setattr(run, "write_adapter", spoil)
-    with pytest.raises(Exception, match="after reloading its outputs differ by"):
+    with pytest.raises(Exception, match="its outputs differ by"):
         train(bert, tmp_path / "a.safetensors", epochs=1)
 
 
