@@ -1,6 +1,6 @@
 """Kill a training run and a merge at random moments: every resume must end in the same bytes, nothing broken be left.
 
-Usage: python -m benchmarks.kills [--kills N] [--seed N]
+Usage: python -m benchmarks.kills [--kills N] [--seed N] [--base BASE]
 """
 
 import hashlib
@@ -72,24 +72,24 @@ def check_broken(folder: Path) -> None:
                 raise SystemExit(f"broken file: {error}") from error
 
 
-def training_kills(kills: int, source: random.Random, folder: Path) -> dict[str, object]:
+def training_kills(train: list[str], kills: int, source: random.Random, folder: Path) -> dict[str, object]:
     """One run killed ``kills`` times against one that is left alone."""
     calm, wild = folder / "calm", folder / "wild"
     calm.mkdir()
     wild.mkdir()
     started = time.monotonic()
-    subprocess.run(mbert(*TRAIN), cwd=calm, check=True, capture_output=True)
+    subprocess.run(mbert(*train), cwd=calm, check=True, capture_output=True)
     whole = time.monotonic() - started
     struck = 0
     while struck < kills:
-        struck += killed(mbert(*TRAIN, "--resume"), wild, source.uniform(0.2, 1.0) * whole)
+        struck += killed(mbert(*train, "--resume"), wild, source.uniform(0.2, 1.0) * whole)
         check_broken(wild)
         if (wild / "adapters" / "sts.safetensors").exists() and not (wild / "adapters" / "sts.run").exists():
             raise SystemExit("an output without its run")
         if (wild / "adapters" / "sts.scores.json").exists():  # it came through: compare, and begin anew
             compare(calm, wild)
             subprocess.run(["rm", "-rf", "adapters"], cwd=wild, check=True)
-    subprocess.run(mbert(*TRAIN, "--resume"), cwd=wild, check=True, capture_output=True)
+    subprocess.run(mbert(*train, "--resume"), cwd=wild, check=True, capture_output=True)
     compare(calm, wild)
     return {"kills": struck, "sha256": digest(calm / "adapters" / "sts.safetensors"), "seconds_undisturbed": whole}
 
@@ -120,11 +120,19 @@ def merge_kills(kills: int, source: random.Random, folder: Path) -> dict[str, ob
     return {"kills": struck, "sha256": expected}
 
 
-def main(kills: Annotated[int, typer.Option()] = 20, seed: Annotated[int, typer.Option()] = 0) -> None:
+def main(
+    kills: Annotated[int, typer.Option()] = 20,
+    seed: Annotated[int, typer.Option()] = 0,
+    base: Annotated[str, typer.Option(help="An encoder; a tiny one makes it quick.")] = "minilm",
+) -> None:
     source = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        told = {**provenance(), "seed": seed, "training": training_kills(kills, source, folder)}
+        told = {
+            **provenance(),
+            "seed": seed,
+            "training": training_kills([*TRAIN, "--base", base], kills, source, folder),
+        }
         told["merge"] = merge_kills(kills, source, folder)
     print(json.dumps(told, indent=2, sort_keys=True))
     results = Path(__file__).parent / "results"

@@ -41,7 +41,7 @@ def test_adapters_learn_and_compose(real_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "sts.safetensors"
     mb.train_adapter("sts", tmp_path / "data", file, base=encoder, train=mb.TrainConfig(epochs=2, lr=3e-3))
     alone = mb.evaluate(file, tmp_path / "data", base=encoder).scores[0]
-    assert alone.value > 0.4
+    assert alone.ci_low > 0
     both = mb.merge([file, ADAPTERS / "para.safetensors"], "ensemble")
     routed = mb.evaluate(both, tmp_path / "data", base=encoder, tasks=["sts"]).scores[0]
     assert routed.value == pytest.approx(alone.value, abs=1e-6)
