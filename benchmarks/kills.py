@@ -82,6 +82,7 @@ def training_kills(train: list[str], kills: int, source: random.Random, folder: 
     whole = time.monotonic() - started
     struck = 0
     while struck < kills:
+        print(f"training: {struck} of {kills} kills", file=sys.stderr, flush=True)
         struck += killed(mbert(*train, "--resume"), wild, source.uniform(0.2, 1.0) * whole)
         check_broken(wild)
         if (wild / "adapters" / "sts.safetensors").exists() and not (wild / "adapters" / "sts.run").exists():
@@ -110,6 +111,7 @@ def merge_kills(kills: int, source: random.Random, folder: Path) -> dict[str, ob
     whole, expected = time.monotonic() - started, digest(folder / "merged.safetensors")
     struck = 0
     while struck < kills:
+        print(f"merge: {struck} of {kills} kills", file=sys.stderr, flush=True)
         struck += killed(command, folder, source.uniform(0.5, 1.0) * whole)
         if digest(folder / "merged.safetensors") != expected:
             raise SystemExit("a killed merge changed the file")

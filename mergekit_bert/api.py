@@ -15,8 +15,9 @@ from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
+from mergekit_bert.errors import OutputError
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
-from mergekit_bert.files import refuse_existing
+from mergekit_bert.files import SUFFIX, refuse_existing
 from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
@@ -26,6 +27,19 @@ Base = str | Path | Encoder
 
 def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
+
+
+def _file(path: str | Path) -> Path:
+    """``path`` as the name of a model file; raises OutputError for another suffix, which would hide its kind."""
+    if Path(path).suffix != SUFFIX:
+        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct --out")
+    return Path(path)
+
+
+def _folder(path: str | Path) -> Path:
+    if Path(path).suffix == SUFFIX:
+        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct --out")
+    return Path(path)
 
 
 def default_out(task: Task, kind: str) -> Path:
@@ -54,7 +68,7 @@ def train_adapter(
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
-    path = Path(out) if out else default_out(found, kind)
+    path = _file(out or default_out(found, kind))
     rows = load_rows(found, "train", data)
     return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control)
 
@@ -74,8 +88,9 @@ def finetune(
     """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out`` (``models/<task>``)."""
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
+    path = _folder(out or MODELS / found.name)
     rows = load_rows(found, "train", data)
-    return run.finetune(_encoder(base), found, rows, Path(out) if out else MODELS / found.name, train, control)
+    return run.finetune(_encoder(base), found, rows, path, train, control)
 
 
 def load(path: str | Path) -> Model:
@@ -85,7 +100,7 @@ def load(path: str | Path) -> Model:
 
 def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
     """Write ``model`` to one safetensors file; raises OutputError where one exists, unless ``force``."""
-    refuse_existing(Path(path), force)
+    refuse_existing(_file(path), force)
     write_model(Path(path), model)
 
 
@@ -135,4 +150,6 @@ def evaluate(
         [given[str(one)].name if str(one) in given else str(one) for one in tasks],
         Path(predictions) if predictions else None,
         progress,
+        data,
+        {task.name: spelling for spelling, task in given.items() if Path(spelling).suffix in YAML},
     )

@@ -21,6 +21,7 @@ from mergekit_bert.errors import ModelFileError, OutputError
 
 Json = Any
 METADATA_KEY = "mbert"
+SUFFIX = ".safetensors"
 
 
 def canonical_json(value: Json) -> str:
@@ -39,6 +40,11 @@ def file_fingerprint(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors"))])
+
+
+def beside(model: Path, ending: str) -> Path:
+    """What lies beside a model file or folder ``X`` (or ``X.safetensors``): ``X<ending>``."""
+    return model.parent / f"{model.name.removesuffix(SUFFIX)}{ending}"
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -105,13 +111,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def withdrawn(path: Path) -> Iterator[None]:
+    """Remove the file or folder ``path`` when the block, which checks it, raises."""
+    try:
+        yield
+    except Exception:
+        remove(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sweep_parts(path: Path) -> None:
     """Remove what killed writers of ``path`` left beside it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+        remove(part)
 
 
 def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:

@@ -42,6 +42,13 @@ def generator(*seeds: int, device: torch.device | str = "cpu") -> torch.Generato
     return torch.Generator(device).manual_seed(mixed)
 
 
+@contextlib.contextmanager
+def global_seed_kept() -> Iterator[None]:
+    """Leave torch's global random state as it was, whatever the block (a library) draws from it."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
 def pick_precision(asked: str, device: torch.device) -> torch.dtype:
     """``fp32`` or ``bf16`` as asked; ``auto`` is bf16 where a quick matrix product shows that it is faster."""
     if asked not in PRECISIONS:

@@ -29,16 +29,19 @@ _SAMPLE_EPOCHS = {"probe": 1, "full": 2, "adapters": 2}
 """Shorter training on the generated corpus, so that all is done in a few minutes."""
 
 
-def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int = 0) -> Grid:
-    """Run the main job into the folder ``out``, print and draw the table. What is finished there is reused."""
+def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int = 0, force: bool = False) -> Grid:
+    """Run the main job into the folder ``out``, print and draw the table.
+
+    What is finished there is reused, unless ``force``.
+    """
     started = time.monotonic()
     encoder = load_encoder(base)
     measured: dict[str, list[Score]] = {role: [] for role in _PLACES}
     for role in _PLACES:
         for task in tasks:
             path = model_path(out, role, task)
-            reused = is_finished(path)
-            _train(role, task, data, path, encoder, seed)
+            reused = is_finished(path) and not force
+            _train(role, task, data, path, encoder, seed, force)
             print(f"{'reused' if reused else 'trained'} {path}", flush=True)
             measured[role] += _measure(path, data, encoder)
     for method in _METHODS:
@@ -69,13 +72,15 @@ def model_path(out: Path, model: str, task: str = "") -> Path:
     return out / _PLACES.get(model, f"{model}.safetensors").format(task)
 
 
-def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: int) -> None:
+def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: int, force: bool) -> None:
     """Train one model, go on with it, or find it finished."""
     train = TrainConfig(seed=seed)
     if data == SAMPLE:
         train = dataclasses.replace(train, epochs=_SAMPLE_EPOCHS[role])
     if role == "full":
-        api.finetune(task, data, path, base=encoder, train=train, resume=True, progress=True)
+        api.finetune(task, data, path, base=encoder, train=train, resume=not force, force=force, progress=True)
     else:
         kind = "probe" if role == "probe" else "lora"
-        api.train_adapter(task, data, path, base=encoder, kind=kind, train=train, resume=True, progress=True)
+        api.train_adapter(
+            task, data, path, base=encoder, kind=kind, train=train, resume=not force, force=force, progress=True
+        )

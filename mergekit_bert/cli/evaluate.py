@@ -1,5 +1,6 @@
 """``mbert eval``: what a model keeps of its adapters and of full fine-tuning."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,15 +37,16 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table
-    from mergekit_bert.files import refuse_existing, write_atomic, write_json
+    from mergekit_bert.files import beside, refuse_existing, write_atomic, write_json
     from mergekit_bert.hardware import set_threads
 
     set_threads(threads)
     for path in (json, markdown, predictions):
         if path is not None:
             refuse_existing(path, force)
-    folder = predictions or file.parent / f"{file.name.removesuffix('.safetensors')}.predictions"
-    evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=folder, progress=True)
+    if predictions is None and os.access(file.parent, os.W_OK):
+        predictions = beside(file, ".predictions")
+    evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=predictions, progress=True)
     comparison = evaluation.comparison
     print(as_text(comparison_table(comparison)), end="")
     for missing in comparison.missing:

@@ -19,6 +19,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("quickstart"),
     seed: options.Seed = 0,
     threads: options.Threads = None,
+    force: options.Force = False,
 ) -> None:
     """Train adapters, linear probes and full fine-tuning for sst, para and sts; merge; compare in one table.
 
@@ -29,4 +30,4 @@ def command(
     from mergekit_bert.quickstart import quickstart
 
     set_threads(threads)
-    quickstart(data, base, out, TASKS, seed)
+    quickstart(data, base, out, TASKS, seed, force)

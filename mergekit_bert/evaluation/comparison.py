@@ -1,7 +1,9 @@
 """The comparison: what a composition keeps of its adapters and of full fine-tuning, task by task and overall."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +19,7 @@ from mergekit_bert.evaluation.scores import Score
 
 REFERENCES = ("adapter", "probe", "full")
 _COMMANDS = {
-    "adapter": "mbert eval adapters/{task}.safetensors",
+    "adapter": "mbert eval adapters/{name}.safetensors --task {task}",
     "probe": "mbert train-adapter --type probe --task {task}",
     "full": "mbert finetune --task {task}",
 }
@@ -91,18 +93,32 @@ class Comparison:
         }
 
 
-def compare(model: Model, scores: Sequence[Score], records: Sequence[Record]) -> Comparison:
-    """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning."""
+def compare(
+    model: Model,
+    scores: Sequence[Score],
+    records: Sequence[Record],
+    data: str | Path | None = None,
+    spelled: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning.
+
+    ``data`` and ``spelled`` (a task's YAML file by the task's name) are how the caller named the rows: the commands
+    that make what is missing repeat them.
+    """
     lines, missing = [], []
     tasks = {task.name: task for task in model.tasks}
     name = model.base["name"] if isinstance(model, FullModel) else model.base.name
-    base = "" if name == MINILM else f" --base {name}"
+    rest = "" if data is None else f" --data {shlex.quote(str(data))}"
+    rest += "" if name == MINILM else f" --base {shlex.quote(name)}"
     for score in scores:
         found = {name: _reference(name, model, score, records) for name in REFERENCES}
         lines.append(Line(score, found))
         if score.metric == tasks[score.task].metric:
+            task = shlex.quote((spelled or {}).get(score.task, score.task))
             missing += [
-                _COMMANDS[name].format(task=score.task) + base for name, value in found.items() if value is None
+                _COMMANDS[name].format(name=score.task, task=task) + rest
+                for name, value in found.items()
+                if value is None
             ]
     main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
     return Comparison(role_of(model), tuple(lines), main, tuple(missing))

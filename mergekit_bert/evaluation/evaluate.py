@@ -1,13 +1,15 @@
 """Evaluating a model on every task it answers: scores, recorded results, predictions, and the comparison."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit_bert.composing.composition import find_task
+from mergekit_bert.composing.composition import Model, find_task
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.errors import MbertWarning, OutputError
 from mergekit_bert.evaluation.comparison import Comparison, compare
 from mergekit_bert.evaluation.records import find_records, write_record
 from mergekit_bert.evaluation.scores import Score, TaskResult, score_task, write_predictions
@@ -39,11 +41,14 @@ def evaluate_model(
     tasks: Sequence[str] = (),
     predictions: Path | None = None,
     show: bool = False,
+    data: str | Path | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score ``predictor`` on the rows that ``rows_of`` gives for each task (all of them, or those named).
 
     With ``path``, the model's file, the figures are recorded beside it and references are looked for around it. With
-    ``predictions``, a folder, the predictions behind the figures are written there, one TSV a task.
+    ``predictions``, a folder, the predictions behind the figures are written there, one TSV a task. ``data`` and
+    ``spelled`` are how the caller named the rows, for the commands that the comparison suggests.
     """
     model = predictor.model
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
@@ -57,6 +62,14 @@ def evaluate_model(
         results.append(result)
     scores = [score for result in results for score in result.scores]
     if path is not None:
-        write_record(path, model, scores)
+        _record(path, model, scores)
     records = find_records(reference_folders(path)) if path is not None else []
-    return Evaluation(tuple(results), compare(model, scores, records))
+    return Evaluation(tuple(results), compare(model, scores, records, data, spelled))
+
+
+def _record(path: Path, model: Model, scores: Sequence[Score]) -> None:
+    """Record the figures beside the model; where nothing can be written they are no less true."""
+    try:
+        write_record(path, model, scores)
+    except OutputError as error:
+        warnings.warn(f"the figures are not recorded: {error}", MbertWarning, stacklevel=3)

@@ -14,7 +14,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.scores import Score
-from mergekit_bert.files import file_fingerprint, write_json
+from mergekit_bert.files import beside, file_fingerprint, write_json
 
 SUFFIX = ".scores.json"
 _FORMAT = 1
@@ -47,7 +47,7 @@ def base_of(model: Model) -> str:
 
 def record_path(model_path: Path) -> Path:
     """Where the figures of the model at ``model_path`` are kept."""
-    return model_path.parent / f"{model_path.name.removesuffix('.safetensors')}{SUFFIX}"
+    return beside(model_path, SUFFIX)
 
 
 def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.errors import TrainingError
-from mergekit_bert.files import file_fingerprint, refuse_existing, write_json
+from mergekit_bert.files import beside, file_fingerprint, refuse_existing, write_json
 from mergekit_bert.hardware import GpuMeter, default_device, peak_memory_bytes
 from mergekit_bert.training.loop import Outcome, Setting
 from mergekit_bert.training.resume import CHECKPOINT, check_same
@@ -38,7 +38,7 @@ class Control:
 
 def run_folder(out: Path) -> Path:
     """Where the log, the manifest and the checkpoint of the run that makes ``out`` lie."""
-    return out.parent / f"{out.name.removesuffix('.safetensors')}.run"
+    return beside(out, ".run")
 
 
 def claim(out: Path, folder: Path, control: Control) -> bool:

@@ -25,6 +25,7 @@ from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
+from mergekit_bert.files import withdrawn
 from mergekit_bert.hardware import (
     default_device,
     generator,
@@ -66,6 +67,10 @@ def train_adapter(
     adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
     record = TYPES.get(kind)
     rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
+    if not record.has_sites and adapter != AdapterConfig():
+        raise TrainingError(
+            f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
+        )
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     folder = run_folder(out)
     finished = claim(out, folder, control)
@@ -97,7 +102,8 @@ def train_adapter(
         scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
     )
     write_adapter(out, trained)
-    _check_reload(out, trained, encoder, setting)
+    with withdrawn(out):
+        _check_reload(out, trained, encoder, setting)
     finish(out, folder, setting, outcome, work, meter)
     return trained
 
@@ -134,8 +140,9 @@ def finetune(
         "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
     }
     write_folder(out, work.model, encoder, task, record)
-    model = read_folder(out)
-    _check_outputs(out, work.model, load_folder(model)[0], setting.held_out)
+    with withdrawn(out):
+        model = read_folder(out)
+        _check_outputs(out, work.model, load_folder(model)[0], setting.held_out)
     finish(out, folder, setting, outcome, work, meter)
     return model
 

@@ -83,6 +83,26 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         (*TRAIN, "--type", "lore"),
         r"adapter type: 'lore'; expected one of .*; did you mean 'lora'",
     ),
+    "probe with a rank": (
+        (*TRAIN, "--type", "probe", "--rank", "4"),
+        r"--type probe: options of an adapter; expected none: it has a head and nothing else; drop them",
+    ),
+    "output of another suffix": (
+        (*TRAIN, "--out", "new/x"),
+        r"new/x: no name of a model file; expected a name that ends in .safetensors",
+    ),
+    "merge into another suffix": (
+        ("merge", "--out", "m.bin"),
+        r"m.bin: no name of a model file; expected a name that ends in .safetensors",
+    ),
+    "model folder named as a file": (
+        (*TUNE, "--out", "x.safetensors"),
+        r"x.safetensors: the name of a file; expected a folder",
+    ),
+    "base that is no folder": (
+        (*TRAIN, "--base", "./none"),
+        r"base './none': no such folder; expected 'minilm', a fol",
+    ),
     "unknown basis": ((*TRAIN, "--basis", "orthogonl"), r"basis: 'orthogonl'; .*; did you mean 'orthogonal'\?"),
     "unknown precision": ((*TRAIN, "--precision", "fp23"), r"precision: 'fp23'; .*; did you mean 'fp32'\?"),
     "unknown targets": ((*TRAIN, "--targets", "kv"), r"targets 'kv': no linear layer of base .* matches; .*--targets"),
@@ -102,54 +122,54 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "folder below a file": ((*TUNE, "--out", "file/x"), r"file/\S+: not a directory; "),
     "nowhere to write": ((*TUNE, "--out", "/proc/none/x"), r"/proc/none\S*: no such file or directory; "),
     "unknown method": (
-        ("merge", "--method", "fedavgg", "--out", "m"),
+        ("merge", "--method", "fedavgg", "--out", "m.safetensors"),
         r"merge method: 'fedavgg'; .*fedavg'\?",
     ),
     "orthoada without a shared basis": (
-        ("merge", "random/sst.safetensors", "random/sts.safetensors", "--out", "m"),
+        ("merge", "random/sst.safetensors", "random/sts.safetensors", "--out", "m.safetensors"),
         r"orthoada: sst, sts trained without an orthogonal basis; .*--basis orthogonal .*--method fedavg",
     ),
     "orthoada with colliding rows": (
-        ("merge", "again/sst.safetensors", "alone/sts.safetensors", "--out", "m"),
+        ("merge", "again/sst.safetensors", "alone/sts.safetensors", "--out", "m.safetensors"),
         r"orthoada: sst \(rows 0–2\) and sts \(rows 0–2\) collide in the basis",
     ),
     "two adapters of a task": (
-        ("merge", SST, "again/sst.safetensors", "--out", "m"),
+        ("merge", SST, "again/sst.safetensors", "--out", "m.safetensors"),
         r"task 'sst': two adapters of it, adapters/sst.safetensors and again/sst.safetensors; .*--keep",
     ),
     "other bases": (
-        ("merge", "electra/sst.safetensors", STS, "--out", "m"),
+        ("merge", "electra/sst.safetensors", STS, "--out", "m.safetensors"),
         r"adapters 'sst' and 'sts': different bases",
     ),
     "weights without a number": (
-        ("merge", "--weights", "sst", "--out", "m"),
+        ("merge", "--weights", "sst", "--out", "m.safetensors"),
         r"--weights: 'sst'; expected name=num",
     ),
     "weights with words": (
-        ("merge", "--weights", "sst=much", "--out", "m"),
+        ("merge", "--weights", "sst=much", "--out", "m.safetensors"),
         r"--weights: 'sst=much'; expected name",
     ),
     "weights that are infinite": (
-        ("merge", "--weights", "sst=inf", "--out", "m"),
+        ("merge", "--weights", "sst=inf", "--out", "m.safetensors"),
         r"--weights: 'sst=inf'; ",
     ),
     "weights twice": (
-        ("merge", "--weights", "sst=1,sst=2", "--out", "m"),
+        ("merge", "--weights", "sst=1,sst=2", "--out", "m.safetensors"),
         r"--weights: 'sst=2'; .*once",
     ),
     "weights of nobody": (
-        ("merge", "--weights", "para=1", "--out", "m"),
+        ("merge", "--weights", "para=1", "--out", "m.safetensors"),
         r"--weights: 'para'; expected .*sst",
     ),
     "weights of an ensemble": (
-        ("merge", "--method", "ensemble", "--weights", "sst=1", "--out", "m"),
+        ("merge", "--method", "ensemble", "--weights", "sst=1", "--out", "m.safetensors"),
         r"--weights: weights for an ensemble; ",
     ),
     "merging a merged file": (
-        ("merge", "merged.safetensors", "--out", "m"),
+        ("merge", "merged.safetensors", "--out", "m.safetensors"),
         r"a file of kind 'merged'; expected an",
     ),
-    "merging nothing": (("merge", "none.safetensors", "--out", "m"), r"none.safetensors: no such file"),
+    "merging nothing": (("merge", "none.safetensors", "--out", "m.safetensors"), r"none.safetensors: no such file"),
     "merged file exists": (
         ("merge", "--out", "routed.safetensors"),
         r"routed.safetensors: it exists already; .*--fo",
@@ -165,7 +185,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("inspect", "none.safetensors"), r"none.safetensors: no such file; expected a .safetensors file"),
     "folder given as file": (("eval", "adapters"), r"adapters/mbert.json: no such file; expected a model folder"),
     "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert's"),
-    "adapter is a folder": (("merge", "adapters", "--out", "m"), r"adapters: it is a folder; expected "),
+    "adapter is a folder": (("merge", "adapters", "--out", "m.safetensors"), r"adapters: it is a folder; expected "),
     "other base": (("eval", SST, "--base", "OTHER"), r"adapters/sst.safetensors: made for base .*; .*--base it was"),
     "eval of a missing task": (
         ("eval", "merged.safetensors", "--task", "para"),

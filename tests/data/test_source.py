@@ -52,6 +52,19 @@ def test_a_named_folder_is_read(sst: Task, tmp_path: Path) -> None:
     assert load_rows(sst, "dev", folder).texts == load_rows(sst, "dev", str(folder)).texts == (("good dev",),)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tasks_own_files_and_a_named_folder_may_not_disagree(sst: Task, tmp_path: Path, same: bool) -> None:
+    folder = write_sst(tmp_path / "mine")
+    own = folder if same else write_sst(tmp_path / "own", "fine")
+    task = dataclasses.replace(sst, files=(("dev", str(own / "sst" / "dev.tsv")),))
+    assert load_rows(task, "dev").texts == load_rows(task, "dev", tmp_path).texts
+    if same:
+        assert load_rows(task, "dev", folder).texts == (("good dev",),)
+    else:
+        with pytest.raises(DataError, match=r"own/sst/dev.tsv \(the task's files\) and \S+mine/sst/dev.tsv \(--data\)"):
+            load_rows(task, "dev", folder)
+
+
 def test_the_folder_data_is_read_where_none_is_named(sst: Task, elsewhere: Path) -> None:
     write_sst(elsewhere / DEFAULT_FOLDER)
     assert load_rows(sst, "train").texts == (("good train",),)
@@ -65,7 +78,7 @@ def test_a_named_folder_comes_before_the_folder_data(sst: Task, elsewhere: Path,
 def test_a_tasks_own_file_comes_first(sst: Task, tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("sentence,label\nown,0\n")
     task = dataclasses.replace(sst, files=(("train", str(tmp_path / "own.csv")),))
-    assert load_rows(task, "train", write_sst(tmp_path / "mine")).texts == (("own",),)
+    assert load_rows(task, "train", write_sst(tmp_path / "mine", splits=("dev",))).texts == (("own",),)
     assert load_rows(task, "dev", write_sst(tmp_path / "mine")).texts == (("good dev",),)
 
 

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 import mergekit_bert as mb
+from mergekit_bert.encoder import load
 from mergekit_bert.encoder.load import load_encoder, minilm_folder, weights_fingerprint
 from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
 from tests.tiny import write_tiny
@@ -18,9 +20,9 @@ from tests.tiny import write_tiny
 MAX_LENGTH = {
     "bert": 40,
     "minilm": 40,
-    "roberta": 38,
-    "xlm-roberta": 38,
-    "camembert": 38,
+    "roberta": 39,
+    "xlm-roberta": 39,
+    "camembert": 39,
     "distilbert": 40,
     "electra": 40,
     "deberta-v2": 40,
@@ -31,6 +33,46 @@ MAX_LENGTH = {
 @pytest.fixture
 def copy(tiny_folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folders["bert"], tmp_path / "copy"))
+
+
+def test_positions_that_a_family_keeps_for_padding_do_not_count(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = AutoConfig.for_model("mpnet", **sizes, max_position_embeddings=40, vocab_size=30)
+    write_tiny(tmp_path, "roberta")  # for its tokenizer
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path)
+    assert encoder.max_length == 38
+    encoder.model(input_ids=torch.full((1, 38), 5))
+    with pytest.raises(IndexError):
+        encoder.model(input_ids=torch.full((1, 39), 5))
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("t5", d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=30)
+    write_tiny(tmp_path, "bert")
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        EncoderError, match=r"a t5 model, which has an encoder and a decoder; expected an encoder alone"
+    ):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./none", "../a/b", "a/b/c", "none/", "x.txt"])
+def test_what_can_only_be_a_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("no folder")
+    monkeypatch.setattr(load, "_from_pretrained", lambda *given: pytest.fail("looked for"))
+    for one in (name, str(tmp_path / name)):
+        with pytest.raises(EncoderError, match="no such folder; expected 'minilm', a folder"):
+            load_encoder(one)
+
+
+def test_loading_leaves_the_global_random_state(tiny_folders: dict[str, Path]) -> None:
+    before = torch.get_rng_state()
+    load_encoder(tiny_folders["bert"])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_encoder_is_frozen_in_float32_and_at_inference(encoder: mb.Encoder) -> None:
@@ -141,10 +183,9 @@ def test_a_broken_folder_is_one_line(copy: Path, broken: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_base_is_told(tmp_path: Path) -> None:
-    for name in ("no-such-base-of-anyone", tmp_path / "nowhere"):
-        with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base"):
-            load_encoder(name)
+def test_an_unknown_base_is_told() -> None:
+    with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base"):
+        load_encoder("no-such-base-of-anyone")
 
 
 def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError, DataError, ModelFileError
+from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
 from mergekit_bert.evaluation import scores
 from mergekit_bert.evaluation.evaluate import Evaluation
 from mergekit_bert.evaluation.records import find_records, read_record, record_path
@@ -47,7 +47,7 @@ def made(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> World:
                 folder / f"adapters/{name}.safetensors",
                 base=bert,
                 kind=kind,
-                adapter=AdapterConfig(rank=2),
+                adapter=AdapterConfig(rank=2) if kind == "lora" else None,
                 train=QUICK,
             )
         mb.finetune(task, folder / "corpus", folder / "models" / task, base=bert, train=QUICK)
@@ -97,6 +97,26 @@ def test_without_records_every_reference_is_missing_and_the_commands_are_named(w
         assert f"mbert train-adapter --type probe --task {task}" in told
         assert f"mbert finetune --task {task}" in told
     assert len(comparison.missing) == 6
+    rest = f"--data {world.folder / 'corpus'} --base {world.encoder.name}"
+    assert all(command.endswith(rest) for command in comparison.missing)
+
+
+def test_the_commands_for_what_is_missing_name_a_task_as_the_caller_did(world: World) -> None:
+    path = world.folder / "my task.yml"
+    path.write_text(
+        "name: sst\nkind: classify\ntext: sentence\nlabels: ['0', '1', '2', '3', '4']\nmetric: accuracy\n"
+        f"files: {{dev: {world.folder / 'corpus/sst/dev.tsv'}}}\n"
+    )
+    found = mb.evaluate(world.folder / "merged.safetensors", base=world.encoder, tasks=[path]).comparison.missing
+    assert found[1] == f"mbert train-adapter --type probe --task '{path}' --base {world.encoder.name}"
+
+
+def test_figures_that_cannot_be_recorded_are_shown_all_the_same(world: World) -> None:
+    path = world.folder / "merged.safetensors"
+    record_path(path).mkdir()
+    with pytest.warns(MbertWarning, match=r"the figures are not recorded: \S+merged.scores.json: is a directory"):
+        evaluation = world.evaluate("merged.safetensors")
+    assert {score.task for score in evaluation.scores} == set(TASKS)
 
 
 def test_references_are_found_where_all_matches(world: World) -> None:

@@ -33,7 +33,7 @@ def train(
     **options: Any,
 ) -> Adapter:
     """A tiny adapter (``kind`` lora or probe)."""
-    found, config = get_task(task), adapter or AdapterConfig(rank=2)
+    found, config = get_task(task), adapter or AdapterConfig(**({} if kind == "probe" else {"rank": 2}))
     control = control or Control(show=False)
     return train_adapter(encoder, found, tiny_rows(found, rows), out, kind, config, quick(**options), control)
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ModelFileError, TrainingError
 from mergekit_bert.files import read_tensors, write_tensors
-from mergekit_bert.training import loop
+from mergekit_bert.training import loop, run
 from mergekit_bert.training.manifest import Control, is_finished, run_folder
 from mergekit_bert.training.resume import CHECKPOINT
 from tests.training.runs import everything, log, manifest, train, tune, without_seconds
@@ -129,10 +132,6 @@ def test_a_finished_run_comes_back_and_no_byte_changes(bert: Encoder, tmp_path: 
 def test_automatic_precision_is_found_out_once(
     bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
-    import torch
-
-    from mergekit_bert.training import run
-
     out = tmp_path / "a"
     monkeypatch.setattr(run, "pick_precision", lambda asked, device: torch.bfloat16)
     if done:
@@ -195,6 +194,39 @@ def test_an_unfinished_run_needs_a_decision(bert: Encoder, tmp_path: Path, monke
     other = tmp_path / "other/a.safetensors"
     train(bert, other, seed=5)
     assert out.read_bytes() == other.read_bytes()
+
+
+def test_a_forced_run_that_was_cut_short_does_not_come_back_as_the_old_one(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "a.safetensors", tmp_path / "other/a.safetensors"
+    train(bert, out, seed=1)
+    old = out.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fit", lambda *given: pytest.fail("cut short"))
+        with pytest.raises(pytest.fail.Exception):
+            train(bert, out, control=FORCE)
+    assert not is_finished(out)
+    train(bert, out, control=RESUME)
+    train(bert, other)
+    assert out.read_bytes() == other.read_bytes() != old
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_output_that_fails_its_check_does_not_stay(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = tmp_path / "a"
+    make = tune if kind == "full" else train
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run, "check_same_outputs", lambda *given: check_same_outputs("a", np.zeros((1, 1)), np.ones((1, 1)))
+        )
+        with pytest.raises(ModelFileError, match="after saving its outputs differ"):
+            make(bert, out)
+    assert not out.exists()
+    make(bert, out, control=RESUME)
+    assert is_finished(out)
 
 
 def test_resume_with_nothing_there_starts(bert: Encoder, tmp_path: Path) -> None:
