@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
@@ -24,10 +23,9 @@ Tensors = Mapping[str, Tensor]
 class AdapterType:
     """One way of adapting a linear layer.
 
-    ``shapes`` names the tensors of a site; ``init`` makes them (given basis rows for ``A``, or None); ``change`` is
-    what they add to the site's output; ``delta`` is the same as a change of its weight. ``lr`` and
-    ``head_lr`` are the peak learning rates it needs, where they are not the
-    usual ones. A type without sites is a head alone.
+    ``shapes`` names the tensors of a site; ``init`` makes them (given basis rows for ``A``, or None); ``delta`` is
+    the change of the site's weight, differentiable in the tensors. ``lr`` and ``head_lr`` are the peak learning rates
+    it needs, where they are not the usual ones. A type without sites is a head alone.
     """
 
     name: str
@@ -35,7 +33,6 @@ class AdapterType:
     source: str
     shapes: Callable[[AdapterConfig, Size], dict[str, tuple[int, ...]]]
     init: Callable[[AdapterConfig, Size, Tensor | None, torch.Generator], dict[str, Tensor]]
-    change: Callable[[Float[Tensor, "... in"], Tensors, AdapterConfig], Float[Tensor, "... out"]]
     delta: Callable[[Tensors, AdapterConfig], Delta]
     has_sites: bool = True
     lr: float | None = None

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mergekit_bert.adapters.adapter import TYPES, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, apply
+from mergekit_bert.adapters.delta import Delta, LowRank, apply
+from mergekit_bert.adapters.linear import adapted_linear
 from mergekit_bert.encoder.heads import Classifier, share
 from mergekit_bert.encoder.load import Encoder
 
@@ -27,9 +29,14 @@ class SeededDropout(nn.Module):
         self.eval()
         self.p, self.source = p, source
 
+    @property
+    def drops(self) -> bool:
+        """Whether it does anything now."""
+        return self.training and self.p > 0
+
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``x`` with entries dropped and the rest scaled by 1/(1−p), while training."""
-        if not self.training or self.p == 0:
+        if not self.drops:
             return x
         keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.source)
         return x * keep / (1 - self.p)
@@ -49,7 +56,7 @@ class AdaptedLinear(nn.Module):
     ) -> None:
         """``tensors`` are the type's; those in ``frozen`` are not trained."""
         super().__init__()
-        self.linear, self.config, self.change = linear, config, TYPES.get(kind).change
+        self.linear, self.config, self.delta = linear, config, TYPES.get(kind).delta
         self.tensors = nn.ParameterDict(
             {
                 name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
@@ -59,9 +66,13 @@ class AdaptedLinear(nn.Module):
         self.dropout = SeededDropout(config.dropout, source)
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        """``x Wᵀ + b`` plus the adapter's change."""
+        """``x (W + Δ)ᵀ + b``; with dropout the Delta alone sees dropped entries."""
+        delta, weight = self.delta(dict(self.tensors.items()), self.config), self.linear.weight
+        assert isinstance(delta, LowRank)
+        if not self.dropout.drops:
+            return adapted_linear(x, weight, self.linear.bias, delta)
         out: Tensor = self.linear(x)
-        return out + self.change(self.dropout(x), dict(self.tensors.items()), self.config)
+        return out + functional.linear(functional.linear(self.dropout(x), delta.A), delta.B)
 
 
 def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""Batches: tokenised rows, grouped by length so that little padding is computed, in a reproducible order."""
+"""Batches: tokenised rows end to end, of like length (attention then pads little), in an order that repeats."""
 
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +24,22 @@ Tokenizer = Callable[..., dict[str, list[list[int]]]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, padded to the longest: model inputs of shape (rows, tokens), and where the rows came from."""
+    """Some rows end to end: model inputs of shape (tokens,), the rows' lengths, and where they came from."""
 
-    inputs: dict[str, Int[Tensor, "rows tokens"]]
+    inputs: dict[str, Int[Tensor, "tokens"]]
+    lengths: tuple[int, ...]
+    padding: dict[str, int]
     labels: Float[Tensor, "rows"] | Int[Tensor, "rows"] | None
     index: list[int]
+
+    def padded(self) -> dict[str, Int[Tensor, "rows width"]]:
+        """The inputs padded to the longest row, with an attention mask, as transformers takes them."""
+        step = torch.arange(max(self.lengths))
+        mask = step < torch.tensor(self.lengths)[:, None]
+        padded = {"attention_mask": mask.long()}
+        for name, values in self.inputs.items():
+            padded[name] = torch.full(mask.shape, self.padding[name]).masked_scatter_(mask, values)
+        return padded
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,11 @@ class Tokens:
 
     def batch(self, index: list[int]) -> Batch:
         """The rows at ``index`` as one batch; regression labels are scaled to 0…1 by the task's range."""
-        width = max(map(self.length, index))
-        inputs = {}
-        for name, column in self.columns.items():
-            pad = self.padding[name]
-            inputs[name] = torch.tensor([column[i] + [pad] * (width - len(column[i])) for i in index])
-        return Batch(inputs, self._labels(index), index)
+        inputs = {
+            name: torch.tensor(list(chain.from_iterable(column[i] for i in index)))
+            for name, column in self.columns.items()
+        }
+        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._labels(index), index)
 
     def _labels(self, index: list[int]) -> Tensor | None:
         if self.labels is None:
@@ -100,4 +111,6 @@ def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_
 
 def _encode(rows: Rows, tokenizer: Tokenizer, **options: object) -> dict[str, list[list[int]]]:
     texts = [list(column) for column in zip(*rows.texts, strict=True)]
-    return dict(tokenizer(*texts, verbose=False, **options))
+    columns = dict(tokenizer(*texts, verbose=False, **options))
+    columns.pop("attention_mask", None)  # rows are not padded here
+    return columns

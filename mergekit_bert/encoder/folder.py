@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, last_linear
 from mergekit_bert.encoder.load import Encoder, quiet_transformers
 from mergekit_bert.errors import MbertError, ModelFileError
@@ -99,4 +100,5 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
+    packing.enable(shell.base_model)
     return Classifier(shell).eval().requires_grad_(False), tokenizer

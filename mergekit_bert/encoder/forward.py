@@ -5,9 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor
 
 from mergekit_bert.data.batches import Batch, Tokens
+from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.heads import Classifier
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.hardware import autocast
 
@@ -17,7 +19,7 @@ _TOLERANCE = 1e-4
 
 
 def forward_rows(
-    model: nn.Module,
+    model: Classifier,
     tokens: Tokens,
     dtype: torch.dtype = torch.float32,
     tick: Callable[[int], None] = lambda rows: None,
@@ -27,15 +29,24 @@ def forward_rows(
     outputs: dict[int, np.ndarray] = {}
     with torch.inference_mode(), autocast(dtype, device):
         for batch in tokens.in_order(EVAL_BATCH):
-            values = model(**to_device(batch, device)).float().cpu().numpy()
+            values = outputs_of(model, batch).float().cpu().numpy()
             outputs.update(zip(batch.index, values, strict=True))
             tick(len(outputs))
     return np.stack([outputs[row] for row in range(len(tokens))])
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The model inputs of a batch on ``device``."""
-    return {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
+    """Outputs of the rows of ``batch``: without padding where the architecture allows it."""
+    device = next(model.parameters()).device
+    if not packing.enabled(model.encoder):
+        padded: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.padded().items()})
+        return padded
+    layout = packing.Layout(batch.lengths, device)
+    inputs = {name: tensor.to(device)[None] for name, tensor in batch.inputs.items()}
+    positions = layout.positions[None] + packing.position_offset(model.encoder)
+    with packing.packed(layout):
+        outputs: Tensor = model(**inputs, position_ids=positions)
+    return outputs
 
 
 def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] | None) -> Float[np.ndarray, "rows out"]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergekit_bert.encoder import packing
 from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
 from mergekit_bert.files import fingerprint
 from mergekit_bert.hardware import default_device, generator, global_seed_kept
@@ -66,6 +67,7 @@ def load_encoder(name: str | Path) -> Encoder:
     model = shell.base_model
     _fill_missing(str(name), model, shell.base_model_prefix, missing, shell.config)
     model.eval().requires_grad_(False).to(default_device())
+    packing.enable(model)
     return Encoder(
         name=str(name),
         config=shell.config,
@@ -168,9 +170,7 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
 def _max_length(model: nn.Module, config: Any, tokenizer: Any) -> int:
     """The model's positions less those that its family (RoBERTa's) never gives to a token: padding_idx and below."""
     positions = getattr(config, "max_position_embeddings", None) or 512
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
+    positions -= packing.position_offset(model)
     return int(min(positions, tokenizer.model_max_length))
 
 

@@ -21,7 +21,7 @@ from mergekit_bert.adapters.attach import cast_frozen, dropout_on
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.metrics import metric, predicted_column
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.forward import forward_rows, scaled, to_device
+from mergekit_bert.encoder.forward import forward_rows, outputs_of, scaled
 from mergekit_bert.errors import TrainingError
 from mergekit_bert.hardware import autocast
 from mergekit_bert.progress import progress_bar
@@ -149,7 +149,7 @@ def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index
     assert batch.labels is not None
     dropout_on(work.model, True)
     with autocast(setting.dtype, device):
-        outputs = work.model(**to_device(batch, device))
+        outputs = outputs_of(work.model, batch)
     loss = task_loss(setting.task, outputs.float(), batch.labels.to(device))
     loss.backward()
     nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)

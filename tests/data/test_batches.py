@@ -19,9 +19,9 @@ def tokens_of(lengths: list[int], task: str = "sst", labels: tuple[float, ...] |
     """Rows whose ids all are 1000 + their number, as a tokeniser would give them."""
     columns = {
         "input_ids": [[1000 + row] * length for row, length in enumerate(lengths)],
-        "attention_mask": [[1] * length for length in lengths],
+        "token_type_ids": [[row % 2] * length for row, length in enumerate(lengths)],
     }
-    return Tokens(columns, labels, 0, {"input_ids": 77, "attention_mask": 0}, get_task(task))
+    return Tokens(columns, labels, 0, {"input_ids": 77, "token_type_ids": 0}, get_task(task))
 
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -91,12 +91,19 @@ def test_in_order_has_every_row_once_the_longest_first(lengths: list[int], size:
 
 @settings(deadline=None)
 @given(LENGTHS, st.data())
-def test_padding_is_on_the_right_and_no_wider_than_the_longest(lengths: list[int], data: st.DataObject) -> None:
+def test_rows_lie_end_to_end_and_padding_is_on_the_right_and_no_wider_than_the_longest(
+    lengths: list[int], data: st.DataObject
+) -> None:
     rows = st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)
     index = data.draw(rows)
     batch = tokens_of(lengths).batch(index)
-    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    assert batch.inputs["input_ids"].tolist() == [1000 + row for row in index for _ in range(lengths[row])]
+    assert batch.lengths == tuple(lengths[row] for row in index)
+    padded = batch.padded()
+    assert padded.keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    ids, mask = padded["input_ids"], padded["attention_mask"]
     assert ids.shape == mask.shape == (len(index), max(lengths[row] for row in index))
+    assert torch.equal(padded["token_type_ids"], mask * (torch.tensor(index) % 2)[:, None])
     for place, row in enumerate(index):
         assert ids[place, : lengths[row]].tolist() == [1000 + row] * lengths[row]
         assert ids[place, lengths[row] :].eq(77).all()
@@ -164,13 +171,13 @@ def test_a_pair_is_one_input_with_two_token_types(bert: Encoder, sts: Task) -> N
 
 def test_every_architectures_own_padding_is_used(encoder: Encoder, sst: Task) -> None:
     tokens = tokenise(tiny_rows(sst, 6), sst, encoder.tokenizer, 40, encoder.pad_token)
-    batch = tokens.batch(list(range(6)))
+    inputs = tokens.batch(list(range(6))).padded()
     widths = [tokens.length(row) for row in range(6)]
     assert len(set(widths)) > 1
     for row, width in enumerate(widths):
-        assert batch.inputs["input_ids"][row, width:].eq(encoder.tokenizer.pad_token_id).all()
-        assert batch.inputs["attention_mask"][row].sum() == width
-    assert ("token_type_ids" in batch.inputs) == ("token_type_ids" in encoder.tokenizer.model_input_names)
+        assert inputs["input_ids"][row, width:].eq(encoder.tokenizer.pad_token_id).all()
+        assert inputs["attention_mask"][row].sum() == width
+    assert ("token_type_ids" in inputs) == ("token_type_ids" in encoder.tokenizer.model_input_names)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u2028", "zzz unheard of"])

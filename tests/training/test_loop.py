@@ -61,11 +61,13 @@ def setting_of(
 
 def padded(tokens: Tokens, index: list[int]) -> dict[str, Tensor]:
     """Model inputs of some rows, padded one by one."""
+    columns = {**tokens.columns, "attention_mask": [[1] * tokens.length(row) for row in range(len(tokens))]}
+    padding = {**tokens.padding, "attention_mask": 0}
     return {
         name: nn.utils.rnn.pad_sequence(
-            [torch.tensor(column[i]) for i in index], batch_first=True, padding_value=tokens.padding[name]
+            [torch.tensor(column[i]) for i in index], batch_first=True, padding_value=padding[name]
         )
-        for name, column in tokens.columns.items()
+        for name, column in columns.items()
     }
 
 
@@ -126,7 +128,7 @@ def plain_fit(work: Trainable, setting: Setting) -> tuple[dict[str, Tensor], lis
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loop_ends_where_a_plain_one_does(bert: Encoder, tmp_path: Path, kind: str, name: str, clip: float) -> None:
     task = get_task(name)
-    config = quick(epochs=3, head_dropout=0.0, warmup=0.3, weight_decay=0.1, clip=clip, hold_out=0.3, patience=9)
+    config = quick(epochs=2, head_dropout=0.0, warmup=0.3, weight_decay=0.1, clip=clip, hold_out=0.3, patience=9)
     setting = setting_of(bert, task, tmp_path, config)
     found = fit(work_of(bert, task, kind, config), setting)
     expected, scores = plain_fit(work_of(bert, task, kind, config), setting)

@@ -6,9 +6,7 @@ With an orthogonal basis ``A`` is frozen rows of it and only ``B`` is trained (a
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mergekit_bert.adapters.adapter import AdapterType, Size, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
@@ -28,10 +26,6 @@ def _init(config: AdapterConfig, size: Size, rows: Tensor | None, source: torch.
     return {"A": drawn if rows is None else rows, "B": torch.zeros(out_features, config.rank)}
 
 
-def _change(x: Float[Tensor, "... in"], tensors: Tensors, config: AdapterConfig) -> Float[Tensor, "... out"]:
-    return functional.linear(functional.linear(x, tensors["A"]), config.scale * tensors["B"])
-
-
 def _delta(tensors: Tensors, config: AdapterConfig) -> LowRank:
     return LowRank(config.scale * tensors["B"], tensors["A"])
 
@@ -42,6 +36,5 @@ RECORD = AdapterType(
     source="arXiv 2106.09685",
     shapes=_shapes,
     init=_init,
-    change=_change,
     delta=_delta,
 )

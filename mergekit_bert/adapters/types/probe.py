@@ -22,7 +22,6 @@ RECORD = AdapterType(
     source="Alain & Bengio 2016, arXiv 1610.01644",
     shapes=lambda config, size: {},
     init=_none,
-    change=lambda x, tensors, config: torch.zeros_like(x),
     delta=_zero,
     has_sites=False,
     lr=3e-2,

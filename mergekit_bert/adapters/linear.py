@@ -1,0 +1,60 @@
+"""The adapted linear layer: ``x Wᵀ + b + (x Aᵀ) Bᵀ`` with the gradients that training needs and no more.
+
+The thin products are added into the wide ones' results in place, and what is kept for the backward pass is ``x``
+and ``x Aᵀ`` (Hu et al. 2021, arXiv 2106.09685, section 4.2: nothing of the size of ``W`` is ever made).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_bert.adapters.delta import LowRank
+
+
+def adapted_linear(
+    x: Float[Tensor, "... in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, "out"] | None, delta: LowRank
+) -> Float[Tensor, "... out"]:
+    """``x (W + B A)ᵀ + b`` in the dtype of ``W``, which is frozen."""
+    out: Tensor = _AdaptedLinear.apply(x, weight, bias, delta.A, delta.B)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "... in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, "out"] | None,
+        a: Float[Tensor, "r in"],
+        b: Float[Tensor, "out r"],
+    ) -> Float[Tensor, "... out"]:
+        dtype = weight.dtype
+        rows, a, b = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
+        thin = rows @ a.T
+        out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)
+        out.addmm_(thin, b.T)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[3] else None, thin, weight, a, b)
+        ctx.dtypes = x.dtype, bias.dtype if bias is not None else dtype
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        rows, thin, weight, a, b = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_a, needs_b = ctx.needs_input_grad
+        out = gradients[0].reshape(-1, weight.shape[0])
+        by_x = by_bias = by_a = by_b = None
+        by_thin = out @ b if needs_x or needs_a else None
+        if needs_x:
+            by_x = (out @ weight).addmm_(by_thin, a)
+            by_x = by_x.view(*gradients[0].shape[:-1], -1).to(ctx.dtypes[0])
+        if needs_bias:
+            by_bias = out.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
+        if needs_a:
+            assert by_thin is not None
+            by_a = (by_thin.T @ rows).float()
+        if needs_b:
+            by_b = (out.T @ thin).float()
+        return by_x, None, by_bias, by_a, by_b

@@ -1,0 +1,271 @@
+"""Packing: rows end to end without padding, ``(1, tokens, width)``, through transformers' own modules.
+
+A transformers model is told of row boundaries in two places, and no architecture is copied. Attention, the only part
+in which tokens meet, is a function registered with transformers' attention interface. And since a classification head
+reads the first token of each row alone, the last layer drops the others as soon as attention is over: from there on
+tensors have the shape ``(rows, 1, width)``, which the pooler and the head take for rows of one token.
+
+The layout of a forward pass is an argument of :func:`packed`, carried to those places by a context variable, never by
+a module, so that threads do not disturb each other.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+ATTENTION = "mbert"
+"""The name of our attention in transformers' interface."""
+
+_NEAR = 0.75
+"""Rows are attended to together if none is shorter than this share of the longest among them."""
+
+_POST_ATTENTION = ("attention.output", "sa_layer_norm")
+"""What follows attention in a layer and takes all that later parts need: BERT's family, DistilBERT."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of near length as one padded block for attention, ``(rows, heads, width, …)``.
+
+    ``slots`` says which of the batch's ``tokens · heads`` vectors lies in each slot of the block (in a padded slot,
+    the row's first). ``keep`` is False where a slot is padded; None where none is.
+    """
+
+    rows: int
+    width: int
+    slots: Int[Tensor, "slots"]
+    keep: Bool[Tensor, "rows 1 width"] | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a packed batch lie."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def starts(self) -> Int[Tensor, "rows"]:
+        """The place of each row's first token."""
+        return torch.tensor([0, *accumulate(self.lengths)][:-1], device=self.device)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "tokens"]:
+        """Each token's place in its row."""
+        return torch.cat([torch.arange(length, device=self.device) for length in self.lengths])
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[list[Block], Tensor]]:
+        return {}
+
+    def blocks(self, heads: int) -> tuple[list[Block], Int[Tensor, "vectors"]]:
+        """The rows in blocks of near length, the longest first, and where in them each of the batch's vectors lies."""
+        if heads not in self._known:
+            order = sorted(range(len(self.lengths)), key=lambda row: -self.lengths[row])
+            cuts, longest = [0], self.lengths[order[0]]
+            for place, row in enumerate(order):
+                if self.lengths[row] < _NEAR * longest:
+                    cuts.append(place)
+                    longest = self.lengths[row]
+            blocks = [self._block(order[start:stop], heads) for start, stop in pairwise([*cuts, len(order)])]
+            slots = torch.cat([block.slots for block in blocks])
+            real = torch.cat([_everywhere(block, heads) for block in blocks]).nonzero()[:, 0]
+            places = torch.empty(len(self.positions) * heads, dtype=torch.long, device=self.device)
+            self._known[heads] = blocks, places.scatter_(0, slots[real], real)
+        return self._known[heads]
+
+    def _block(self, rows: Sequence[int], heads: int) -> Block:
+        lengths = torch.tensor([self.lengths[row] for row in rows], device=self.device)
+        step = torch.arange(int(lengths[0]), device=self.device)
+        keep = (step < lengths[:, None])[:, None]
+        starts = self.starts[torch.tensor(rows, device=self.device)][:, None, None]
+        tokens = starts + torch.where(keep, step, 0)
+        slots = tokens * heads + torch.arange(heads, device=self.device)[:, None]
+        return Block(len(rows), len(step), slots.flatten(), None if bool(keep.all()) else keep)
+
+
+def _everywhere(block: Block, heads: int) -> Bool[Tensor, "slots"]:
+    """Which slots of a block hold a token."""
+    if block.keep is None:
+        return torch.ones_like(block.slots, dtype=torch.bool)
+    return block.keep.expand(-1, heads, -1).flatten()
+
+
+_LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def packed(layout: Layout) -> Iterator[None]:
+    """Inside the block, this thread's forward passes take packed rows that lie as ``layout`` says."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
+def enable(model: nn.Module) -> None:
+    """Prepare a transformers encoder for packed rows, where its architecture allows it. Padded rows still work."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    last = _last_layer(model)
+    config: Any = model.config
+    reads_first_token = getattr(config, "classifier_pooling", "cls") == "cls"
+    if last is None or not reads_first_token or not getattr(model, "_supports_attention_backend", False):
+        return
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, lambda **given: None if _LAYOUT.get() else eager_mask(**given))
+    for part in model.modules():
+        own: Any = getattr(part, "config", None)
+        if own is not None:
+            own._attn_implementation = ATTENTION
+    for name in _POST_ATTENTION:
+        with contextlib.suppress(AttributeError):
+            last.get_submodule(name).register_forward_pre_hook(_drop_inputs)
+    last.register_forward_hook(_drop_output)
+
+
+def enabled(model: nn.Module) -> bool:
+    """Whether ``model`` takes packed rows."""
+    config: Any = model.config
+    return bool(config._attn_implementation == ATTENTION)
+
+
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    """The last of the encoder's layers; None where they cannot be told."""
+    config: Any = model.config
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
+    return stacks[0][-1] if len(stacks) == 1 else None
+
+
+def position_offset(model: nn.Module) -> int:
+    """The position of a row's first token: RoBERTa's family counts from ``padding_idx + 1``, all others from 0."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def _drop(x: Any, layout: Layout) -> Any:
+    """First tokens alone, ``(rows, 1, width)``, of a packed tensor; anything else as it is."""
+    if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[0] != 1 or x.shape[1] != len(layout.positions):
+        return x
+    return x[0].index_select(0, layout.starts)[:, None]
+
+
+def _drop_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    layout = _LAYOUT.get()
+    return None if layout is None else tuple(_drop(x, layout) for x in inputs)
+
+
+def _drop_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    layout = _LAYOUT.get()
+    if layout is None:
+        return output
+    return tuple(_drop(x, layout) for x in output) if isinstance(output, tuple) else _drop(output, layout)
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "rows heads tokens width"],
+    key: Float[Tensor, "rows heads tokens width"],
+    value: Float[Tensor, "rows heads tokens width"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "rows tokens heads width"], None]:
+    """Attention as transformers calls it. Packed rows come as one row of all tokens; ``scaling`` is 1/√width if None.
+
+    ``sliding_window`` is the first distance at which tokens do not see each other.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout = _LAYOUT.get()
+    if layout is None:
+        scores = query @ key.transpose(2, 3) * scaling
+        scores = scores if attention_mask is None else scores + attention_mask
+        return (scores.softmax(-1) @ value).transpose(1, 2), None
+    heads = (x[0].transpose(0, 1) for x in (query, key, value))
+    out: Tensor = _PackedAttention.apply(*heads, layout, scaling, sliding_window)  # type: ignore[no-untyped-call]
+    return out[None], None
+
+
+def _bias(block: Block, window: int | None, device: torch.device) -> Float[Tensor, "rows 1 _ width"] | None:
+    """What is added to the scores: the least number where a token must not be seen."""
+    keep = None if block.keep is None else block.keep[:, :, None]
+    if window is not None and block.width > window:
+        step = torch.arange(block.width, device=device)
+        near = (step[:, None] - step).abs() < window
+        keep = near[None, None] if keep is None else keep & near
+    if keep is None:
+        return None
+    return torch.zeros(keep.shape, device=device).masked_fill(~keep, torch.finfo(torch.float32).min)
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Softmax attention inside each row: plain matrix products on blocks of rows of near length.
+
+    At the lengths of sentences they are faster than a fused kernel, whose backward pass is slow on a CPU. The softmax
+    is taken in float32, which on a CPU is faster than bfloat16 too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Float[Tensor, "tokens heads width"],
+        key: Float[Tensor, "tokens heads width"],
+        value: Float[Tensor, "tokens heads width"],
+        layout: Layout,
+        scaling: float,
+        window: int | None,
+    ) -> Float[Tensor, "tokens heads width"]:
+        blocks, places = layout.blocks(query.shape[1])
+        found, kept = list[Tensor](), list[Tensor]()
+        for block in blocks:
+            q, k, v = (_gather(x, block) for x in (query, key, value))
+            scores = torch.matmul(q, k.transpose(-1, -2)).float().mul_(scaling)
+            bias = _bias(block, window, scores.device)
+            chances = torch.softmax(scores if bias is None else scores.add_(bias), -1).to(q.dtype)
+            found.append(torch.matmul(chances, v))
+            kept += [q, k, v, chances]
+        ctx.save_for_backward(*kept)
+        ctx.layout, ctx.scaling = layout, scaling
+        return _scatter(found, places, query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        blocks, places = ctx.layout.blocks(gradient.shape[1])
+        by_query, by_key, by_value = list[Tensor](), list[Tensor](), list[Tensor]()
+        for place, block in enumerate(blocks):
+            q, k, v, chances = ctx.saved_tensors[4 * place : 4 * place + 4]
+            g = _gather(gradient, block)
+            g = g if block.keep is None else g.mul_(block.keep[..., None])
+            by_chance = torch.matmul(g, v.transpose(-1, -2)).float()
+            by_score = torch._softmax_backward_data(by_chance, chances.float(), -1, torch.float32)
+            by_score = by_score.mul_(ctx.scaling).to(q.dtype)
+            by_query.append(torch.matmul(by_score, k))
+            by_key.append(torch.matmul(by_score.transpose(-1, -2), q))
+            by_value.append(torch.matmul(chances.transpose(-1, -2), g))
+        return *(_scatter(x, places, gradient.shape) for x in (by_query, by_key, by_value)), None, None, None
+
+
+def _gather(x: Float[Tensor, "tokens heads width"], block: Block) -> Float[Tensor, "rows heads length width"]:
+    """The vectors of a block's rows; in a padded slot, the row's first."""
+    vectors = x.reshape(-1, x.shape[2]).index_select(0, block.slots)
+    return vectors.view(block.rows, x.shape[1], block.width, x.shape[2])
+
+
+def _scatter(found: Sequence[Tensor], places: Tensor, shape: torch.Size) -> Float[Tensor, "tokens heads width"]:
+    """The vectors of all blocks, back where they lie in the batch."""
+    flat = [x.reshape(-1, shape[2]) for x in found]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat)).index_select(0, places).view(shape)
