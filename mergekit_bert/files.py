@@ -21,6 +21,7 @@ from mergekit_bert.errors import ModelFileError, OutputError
 
 Json = Any
 METADATA_KEY = "mbert"
+_CHECKSUM = "sha256"
 SUFFIX = ".safetensors"
 
 
@@ -50,7 +51,7 @@ def beside(model: Path, ending: str) -> Path:
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise :class:`OutputError` when ``path`` exists and ``force`` was not given."""
     if path.exists() and not force:
-        raise OutputError(str(path), "it exists already", "a new path", "choose another --out or give --force")
+        raise OutputError(str(path), "it exists already", "a new path", "choose another place or give --force")
 
 
 @contextlib.contextmanager
@@ -142,8 +143,21 @@ def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
 
     # Copies, since safetensors refuses tensors that share memory (one head under two names, say).
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    data: bytes = save(own, metadata={METADATA_KEY: canonical_json(metadata)})
+    # Inside the one key: the container writes several in an order of chance.
+    data: bytes = save(own, metadata={METADATA_KEY: canonical_json({**metadata, _CHECKSUM: _checksum(own)})})
     return data
+
+
+def _checksum(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over names, types, shapes and values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
@@ -159,7 +173,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> Non
 def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
     """Read what :func:`write_tensors` wrote: CPU torch tensors and the metadata.
 
-    Raises :class:`ModelFileError` for a file that is missing, cut short, foreign, or holds a non-finite value.
+    Raises :class:`ModelFileError` for a file that is missing, cut short, damaged, foreign, or not finite.
     """
     import torch
     from safetensors import safe_open
@@ -188,6 +202,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
         canonical_json(metadata)  # Python reads NaN and infinity, which are not JSON
     except (ValueError, RecursionError) as error:
         raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", remedy) from error
+    if isinstance(metadata, dict) and metadata.pop(_CHECKSUM, None) != _checksum(tensors):
+        raise ModelFileError(str(path), "values that do not fit their checksum", "the values as written", remedy)
     for name, tensor in tensors.items():
         wide = tensor.is_floating_point() and tensor.element_size() > 1  # torch cannot ask its 8-bit types
         if wide and not bool(torch.isfinite(tensor).all()):

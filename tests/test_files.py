@@ -249,8 +249,14 @@ def _metadata(value: str | None) -> Callable[[Path], None]:
     return change
 
 
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
 def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
-    return lambda path: save_file({"w": torch.tensor([1.0, value]).to(dtype)}, path, {"mbert": "{}"})
+    return lambda path: path.write_bytes(files.tensor_bytes({"w": torch.tensor([1.0, value]).to(dtype)}, {}))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +267,8 @@ def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b""), "not readable as safetensors"),
         (lambda path: path.write_bytes(b"PK\x03\x04 a zip of pickles"), "not readable as safetensors"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "not readable as safetensors"),
+        (_flip, "values that do not fit their checksum"),
+        (lambda path: save_file({"w": torch.ones(2)}, path, {"mbert": "{}"}), "values that do not fit their checksum"),
         (_metadata(None), "a foreign header .metadata keys: format"),
         (_metadata("{'n': 1}"), "broken metadata"),
         (_metadata("[" * 100_000), "broken metadata"),

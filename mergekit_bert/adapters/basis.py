@@ -101,5 +101,5 @@ def shared_basis(rows: Mapping[str, BasisRows | None]) -> None:
                     f"{name} (rows {one.start}–{one.start + one.count - 1}) and {other} "
                     f"(rows {two.start}–{two.start + two.count - 1}) collide in the basis",
                     "rows that no two adapters share",
-                    f"retrain {other} with the ledger of {name}",
+                    f"train {other} again in the folder of {name}, whose basis.json hands the rows out",
                 )

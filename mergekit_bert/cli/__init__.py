@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from typing import NoReturn, TextIO
+from importlib import metadata
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -28,6 +29,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def _start(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"mbert {metadata.version('mbert')}")
+        raise typer.Exit
+
 
 for _name, _module in (
     ("tasks", tasks),

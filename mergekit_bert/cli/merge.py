@@ -63,6 +63,7 @@ def command(
         print(
             f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {out.stat().st_size / 2**20:.2f} MiB"
         )
+    print(f"what it costs: mbert eval {out}")
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
             print(f"wrote {path}")

@@ -27,9 +27,10 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
         f"wrote {path}: {training['examples']} rows, best epoch {training['best_epoch']} of {training['epochs']} "
         f"(held-out {task.metric} {held:.3f}), {manifest['wall_seconds']:.0f} s in {training['precision']}"
     )
+    fewer = f" ({parameters['reduction_percent']:.2f} % fewer)" if parameters["reduction_percent"] else ""
     print(
-        f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters "
-        f"({parameters['reduction_percent']:.2f} % fewer), peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters{fewer}, "
+        f"peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     model = api.load(path)
     if isinstance(model, Adapter) and model.basis:
@@ -40,3 +41,5 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
     if has_rows(task, "dev", data):
         for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
             print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")
+    else:
+        print(f"not scored: there are no dev rows for {task.name}")

@@ -12,8 +12,17 @@ from mergekit_bert.errors import CompositionError
 
 
 @dataclass(frozen=True)
+class Own:
+    """What a task keeps for itself in a merge: its head, and the Deltas and shifts between the layers and the head."""
+
+    head: Tensors
+    deltas: Mapping[str, Delta]
+    shifts: Tensors
+
+
+@dataclass(frozen=True)
 class Merged:
-    """Several adapters in one Delta per site; every task keeps its own head.
+    """Several adapters in one Delta per site of the layers; ``own`` is what every task keeps for itself.
 
     ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each counted.
     """
@@ -23,7 +32,7 @@ class Merged:
     base: Base
     deltas: Mapping[str, Delta]
     shifts: Tensors
-    heads: Mapping[str, Tensors]
+    own: Mapping[str, Own]
     parts: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -32,11 +41,10 @@ class Merged:
         return tuple(Task.from_json(part["task"]) for part in self.parts.values())
 
     def part(self, task: str) -> Part:
-        """The merged Deltas under the head of ``task``."""
-        record = self.parts[task]
-        return Part(
-            Task.from_json(record["task"]), int(record["max_length"]), self.deltas, self.shifts, self.heads[task]
-        )
+        """The merged Deltas under what is ``task``'s own."""
+        record, own = self.parts[task], self.own[task]
+        deltas, shifts = {**self.deltas, **own.deltas}, {**self.shifts, **own.shifts}
+        return Part(Task.from_json(record["task"]), int(record["max_length"]), deltas, shifts, own.head)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
 
-A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``), ``shift.<parameter>`` and ``head.<task>.<tensor>``;
-an ensemble the tensors of each adapter under ``expert.<task>.``.
+A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
+same of what a task keeps for itself, and ``head.<tensor>``. An ensemble holds the tensors of each adapter under
+``expert.<task>.``.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Base
+from mergekit_bert.adapters.adapter import Adapter, Base, Tensors
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import (
     FORMAT,
@@ -25,13 +26,14 @@ from mergekit_bert.adapters.file import (
     unpack,
     write_adapter,
 )
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import read_tensors, write_tensors
 
-_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "parts"}
+_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "own", "parts"}
+_OWN_KEYS = {"sites", "shifts"}
 _PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
 
@@ -70,25 +72,60 @@ def read_model(path: Path) -> Model:
         return readers[kind](str(path), tensors, metadata[kind])
 
 
-def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack_deltas(prefix: str, deltas: Mapping[str, Delta], shifts: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Deltas and shifts as tensors whose names begin with ``prefix``, and what the record says of them."""
     tensors: dict[str, Tensor] = {}
-    for site, delta in model.deltas.items():
+    for site, delta in deltas.items():
         if isinstance(delta, LowRank):
-            tensors |= {f"site.{site}.B": delta.B, f"site.{site}.A": delta.A}
+            tensors |= {f"{prefix}site.{site}.B": delta.B, f"{prefix}site.{site}.A": delta.A}
         else:
-            tensors[f"site.{site}.dense"] = delta.matrix
-    tensors |= {f"shift.{name}": tensor for name, tensor in model.shifts.items()}
-    tensors |= {f"head.{task}.{name}": tensor for task, head in model.heads.items() for name, tensor in head.items()}
-    record = {
+            tensors[f"{prefix}site.{site}.dense"] = delta.matrix
+    tensors |= {f"{prefix}shift.{name}": tensor for name, tensor in shifts.items()}
+    sites = {
+        site: {"size": list(delta.shape), "rank": delta.rank if isinstance(delta, LowRank) else None}
+        for site, delta in deltas.items()
+    }
+    return tensors, {"sites": sites, "shifts": {name: list(tensor.shape) for name, tensor in shifts.items()}}
+
+
+def _shapes(prefix: str, record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a record tells of."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for site, told in record["sites"].items():
+        (out_features, in_features), rank = told["size"], told["rank"]
+        if rank is None:
+            expected[f"{prefix}site.{site}.dense"] = (out_features, in_features)
+        else:
+            expected[f"{prefix}site.{site}.B"] = (out_features, rank)
+            expected[f"{prefix}site.{site}.A"] = (rank, in_features)
+    return expected | {f"{prefix}shift.{name}": tuple(shape) for name, shape in record["shifts"].items()}
+
+
+def _unpack_deltas(
+    prefix: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+    """The inverse of :func:`_pack_deltas`."""
+    deltas: dict[str, Delta] = {
+        site: Dense(tensors[f"{prefix}site.{site}.dense"])
+        if told["rank"] is None
+        else LowRank(tensors[f"{prefix}site.{site}.B"], tensors[f"{prefix}site.{site}.A"])
+        for site, told in record["sites"].items()
+    }
+    return deltas, {name: tensors[f"{prefix}shift.{name}"] for name in record["shifts"]}
+
+
+def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, record = _pack_deltas("", model.deltas, model.shifts)
+    own: dict[str, Any] = {}
+    for task, part in model.own.items():
+        more, own[task] = _pack_deltas(f"own.{task}.", part.deltas, part.shifts)
+        tensors |= more | {f"own.{task}.head.{name}": tensor for name, tensor in part.head.items()}
+    record |= {
         "method": model.method,
         "weights": dict(model.weights),
         "base": dataclasses.asdict(model.base),
-        "sites": {
-            site: {"size": list(delta.shape), "rank": delta.rank if isinstance(delta, LowRank) else None}
-            for site, delta in model.deltas.items()
-        },
-        "shifts": {name: list(tensor.shape) for name, tensor in model.shifts.items()},
         "order": list(model.parts),
+        "own": own,
         "parts": {task: dict(part) for task, part in model.parts.items()},
     }
     return tensors, record
@@ -96,38 +133,32 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
     check_keys(where, record, _MERGED_KEYS)
-    expected: dict[str, tuple[int, ...]] = {}
-    for site, told in record["sites"].items():
-        (out_features, in_features), rank = told["size"], told["rank"]
-        if rank is None:
-            expected[f"site.{site}.dense"] = (out_features, in_features)
-        else:
-            expected |= {f"site.{site}.B": (out_features, rank), f"site.{site}.A": (rank, in_features)}
-    expected |= {f"shift.{name}": tuple(shape) for name, shape in record["shifts"].items()}
     parts = {task: record["parts"][task] for task in record["order"]}
-    if not parts or not set(parts) == set(record["parts"]) == set(record["weights"]):
+    if not parts or not set(parts) == set(record["parts"]) == set(record["weights"]) == set(record["own"]):
         raise ValueError(f"parts {', '.join(record['parts'])} with weights {', '.join(record['weights'])}")
-    expected |= {
-        f"head.{task}.{name}": tuple(shape) for task, part in parts.items() for name, shape in part["head"].items()
-    }
-    check_tensors(where, tensors, expected)
+    expected = _shapes("", record)
     for task, part in parts.items():
         check_keys(where, part, _PART_KEYS)
+        check_keys(where, record["own"][task], _OWN_KEYS)
         if Task.from_json(part["task"]).name != task:
             raise ValueError(f"the part {task!r} is of another task")
-    deltas: dict[str, Delta] = {
-        site: Dense(tensors[f"site.{site}.dense"])
-        if told["rank"] is None
-        else LowRank(tensors[f"site.{site}.B"], tensors[f"site.{site}.A"])
-        for site, told in record["sites"].items()
-    }
+        expected |= _shapes(f"own.{task}.", record["own"][task])
+        expected |= {f"own.{task}.head.{name}": tuple(shape) for name, shape in part["head"].items()}
+    check_tensors(where, tensors, expected)
+    deltas, shifts = _unpack_deltas("", tensors, record)
     model = Merged(
         method=str(record["method"]),
         weights={task: float(weight) for task, weight in record["weights"].items()},
         base=Base(**record["base"]),
         deltas=deltas,
-        shifts={name: tensors[f"shift.{name}"] for name in record["shifts"]},
-        heads={task: {name: tensors[f"head.{task}.{name}"] for name in part["head"]} for task, part in parts.items()},
+        shifts=shifts,
+        own={
+            task: Own(
+                {name: tensors[f"own.{task}.head.{name}"] for name in part["head"]},
+                *_unpack_deltas(f"own.{task}.", tensors, record["own"][task]),
+            )
+            for task, part in parts.items()
+        },
         parts=parts,
     )
     for task in parts:

@@ -10,8 +10,9 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import TYPES, Adapter
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.adapters.file import provenance, read_adapter
-from mergekit_bert.composing.composition import Ensemble, Merged, check_together
+from mergekit_bert.composing.composition import Ensemble, Merged, Own, check_together
 from mergekit_bert.composing.method import METHODS, chosen_weights
+from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.registry import unknown
 
@@ -50,7 +51,7 @@ def merge(
     record.check(adapters)
     chosen = chosen_weights(record, adapters, given)
     per_adapter = {adapter.name: adapter.deltas() for adapter in adapters}
-    sites = sorted({site for deltas in per_adapter.values() for site in deltas})
+    sites = sorted({site for deltas in per_adapter.values() for site in deltas if not of_the_head(site)})
     merged: dict[str, Delta] = {}
     for site in sites:
         present = [(_float32(deltas[site]), chosen[name]) for name, deltas in per_adapter.items() if site in deltas]
@@ -61,8 +62,17 @@ def merge(
         base=adapters[0].base,
         deltas=merged,
         shifts=_merged_shifts(adapters, chosen),
-        heads={adapter.name: adapter.head for adapter in adapters},
+        own={adapter.name: _own(adapter) for adapter in adapters},
         parts={adapter.name: provenance(adapter) for adapter in adapters},
+    )
+
+
+def _own(adapter: Adapter) -> Own:
+    """What is not merged: nothing that one task's head alone reads can be shared, so it stays as it was trained."""
+    return Own(
+        adapter.head,
+        {site: _float32(delta) for site, delta in adapter.deltas().items() if of_the_head(site)},
+        {name: shift.float() for name, shift in adapter.shifts.items() if of_the_head(name)},
     )
 
 
@@ -77,6 +87,8 @@ def _merged_shifts(adapters: Sequence[Adapter], weights: Mapping[str, float]) ->
     total: dict[str, Tensor] = {}
     for adapter in adapters:
         for name, shift in adapter.shifts.items():
+            if of_the_head(name):
+                continue
             part = weights[adapter.name] * shift.to(torch.float32)
             total[name] = total[name] + part if name in total else part
     return total
@@ -104,7 +116,7 @@ def choose_files(files: Sequence[Path], keep: Sequence[Path], folder: Path) -> l
 
     Raises CompositionError naming the files where two adapters of one task meet and none is to be kept.
     """
-    named = list(files) or sorted(folder.glob("*.safetensors"))
+    named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
     found = [(path, read_adapter(path)) for path in named]
     if not files:
         found = [(path, adapter) for path, adapter in found if TYPES.get(adapter.type).has_sites]

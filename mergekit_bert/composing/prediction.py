@@ -57,7 +57,7 @@ class Predictor:
         """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
         self.model, self.encoder, self.where = model, encoder, where
         self._ready: dict[str, _Ready] = {}
-        self._folded: Encoder | None = None
+        self._shared: Encoder | None = None
         self._lock = threading.Lock()
         if not isinstance(model, FullModel):
             if encoder is None:
@@ -111,9 +111,12 @@ class Predictor:
             return _Ready(model, tokenizer, self.model.max_length, int(tokenizer.pad_token_id or 0))
         assert self.encoder is not None
         part = self.model.part(task.name)
-        folded = self._folded or fold(self.encoder, part.deltas, part.shifts)
-        if isinstance(self.model, Merged):
-            self._folded = folded
+        if isinstance(self.model, Merged):  # what all tasks share is folded once
+            self._shared = self._shared or fold(self.encoder, self.model.deltas, self.model.shifts)
+            own = self.model.own[task.name]
+            folded = fold(self._shared, own.deltas, own.shifts)
+        else:
+            folded = fold(self.encoder, part.deltas, part.shifts)
         model = classifier(folded, task, part.head)
         return _Ready(model, self.encoder.tokenizer, part.max_length, self.encoder.pad_token)
 

@@ -25,6 +25,11 @@ TARGETS = {
 """Target sets by name. Where q, k and v are one layer (ModernBERT), it counts as each of them."""
 
 
+def of_the_head(name: str) -> bool:
+    """Whether a site or parameter comes after the layers and feeds one task's head alone: BERT's pooler."""
+    return name.startswith("pooler.")
+
+
 def linear_layers(encoder: Encoder) -> dict[str, tuple[int, int]]:
     """Every linear layer of the encoder: name -> (out_features, in_features)."""
     return {

@@ -11,7 +11,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.data.metrics import on_unit_scale
-from mergekit_bert.data.task import Task
+from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM
 from mergekit_bert.evaluation.records import Record, base_of, role_of
@@ -114,7 +114,8 @@ def compare(
         found = {name: _reference(name, model, score, records) for name in REFERENCES}
         lines.append(Line(score, found))
         if score.metric == tasks[score.task].metric:
-            task = shlex.quote((spelled or {}).get(score.task, score.task))
+            task = (spelled or {}).get(score.task, score.task if score.task in TASKS.names() else f"{score.task}.yml")
+            task = shlex.quote(task)
             missing += [
                 _COMMANDS[name].format(name=score.task, task=task) + rest
                 for name, value in found.items()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -19,6 +19,7 @@ from mergekit_bert.evaluation.records import read_record, record_path, role_of
 from mergekit_bert.evaluation.tables import MISSING
 from mergekit_bert.files import file_fingerprint
 
+V = TypeVar("V")
 _TRAINING = (
     "examples",
     "held_out",
@@ -61,18 +62,20 @@ def describe(path: Path) -> dict[str, Any]:
             "method": model.method,
             "weights": dict(model.weights),
             "parts": dict(model.parts),
-            "sites": _sites(model.deltas),
-            "shifts": _shifts(model.shifts),
+            "sites": _sites({**model.deltas, **_by_task({task: own.deltas for task, own in model.own.items()})}),
+            "shifts": _shifts({**model.shifts, **_by_task({task: own.shifts for task, own in model.own.items()})}),
         }
     elif isinstance(model, Ensemble):
         told |= {"router": model.router, "parts": {name: _part(one) for name, one in model.experts.items()}}
-        sites = {
-            f"{name}: {site}": delta for name, one in model.experts.items() for site, delta in one.deltas().items()
-        }
-        told |= {"sites": _sites(sites)}
+        told |= {"sites": _sites(_by_task({name: one.deltas() for name, one in model.experts.items()}))}
     record = read_record(record_path(path))
     told["recorded"] = [vars(score) for score in record.scores] if record else []
     return told
+
+
+def _by_task(parts: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
+    """What each task has of its own, with the task in the name."""
+    return {f"{task}: {name}": value for task, part in parts.items() for name, value in part.items()}
 
 
 def _part(adapter: Adapter) -> dict[str, Any]:

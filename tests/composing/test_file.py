@@ -32,7 +32,7 @@ from tests.adapters.helpers import (
     same_tensors,
     try_odd_values,
 )
-from tests.composing.helpers import merged, trio
+from tests.composing.helpers import ONE, merged, trio
 
 SITE = "encoder.layer.0.attention.self.query"
 KINDS = ("merged", "dense", "ensemble")
@@ -43,9 +43,14 @@ def same_merged(one: mb.Merged, two: mb.Merged) -> bool:
 
     def tensors(model: mb.Merged) -> dict[str, Tensor]:
         found = dict(model.shifts)
-        for site, delta in model.deltas.items():
-            found |= {f"{site}.{field.name}": getattr(delta, field.name) for field in dataclasses.fields(delta)}
-        return found | {f"{task} {name}": v for task, head in model.heads.items() for name, v in head.items()}
+        everywhere = [("", model.deltas), *((task, own.deltas) for task, own in model.own.items())]
+        for task, deltas in everywhere:
+            for site, delta in deltas.items():
+                parts = {field.name: getattr(delta, field.name) for field in dataclasses.fields(delta)}
+                found |= {f"{task} {site}.{name}": value for name, value in parts.items()}
+        for task, own in model.own.items():
+            found |= {f"{task} {name}": value for name, value in {**own.head, **own.shifts}.items()}
+        return found
 
     def rest(model: mb.Merged) -> object:
         return model.method, dict(model.weights), model.base, json.loads(json.dumps(dict(model.parts))), model.tasks
@@ -155,8 +160,8 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "merged, no factor": ("merged", edit_tensors(lambda t: t.pop(B)), f"'{B}' is missing"),
     "merged, no head": (
         "merged",
-        edit_tensors(lambda t: t.pop("head.sts.classifier.bias")),
-        "'head.sts.classifier.bias' is mis",
+        edit_tensors(lambda t: t.pop("own.sts.head.classifier.bias")),
+        "'own.sts.head.classifier.bias' is mis",
     ),
     "merged, more": ("merged", edit_tensors(lambda t: t.update(more=torch.ones(1))), "an extra tensor 'more'"),
     "merged, transposed": ("merged", edit_tensors(lambda t: t.update({B: t[B].T})), r"expected \(32, 9\)"),
@@ -268,9 +273,7 @@ def test_flipped_bytes_are_refused_or_harmless(
 
 
 def test_no_odd_value_in_the_metadata_is_a_traceback(bert: mb.Encoder, tmp_path: Path) -> None:
-    adapters = [
-        random_adapter(bert, task, start=start, targets="pooler.dense") for task, start in (("para", 0), ("sts", 3))
-    ]
+    adapters = [random_adapter(bert, task, start=start, targets=ONE) for task, start in (("para", 0), ("sts", 3))]
     for name, model in (("merged", merge(adapters, "fedavg")), ("ensemble", merge(adapters, "ensemble"))):
         write_model(tmp_path / name, model)
     try_odd_values(tmp_path / "merged", tmp_path / "ensemble")

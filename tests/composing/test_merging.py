@@ -18,7 +18,7 @@ from mergekit_bert.composing.composition import find_task
 from mergekit_bert.composing.merging import choose_files, merge, parse_weights
 from mergekit_bert.errors import BasisError, CompositionError, MbertError, ModelFileError, UnknownNameError
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed, same_adapter, same_tensors
-from tests.composing.helpers import LINEAR, brute_force, merged, trio, zeroed
+from tests.composing.helpers import LINEAR, ONE, brute_force, merged, trio, zeroed
 from tests.tiny import ARCHITECTURES
 
 NAMES = ("sst", "sts", "para")
@@ -46,7 +46,7 @@ def test_so_it_is_in_every_architecture(encoders: dict[str, mb.Encoder], archite
     adapters = trio(encoders[architecture])
     model = merged(adapters, method)
     exact = brute_force(adapters, model.weights)
-    assert model.deltas.keys() == exact.keys() == adapters[0].sites.keys()
+    assert model.deltas.keys() == exact.keys() == {site for site in adapters[0].sites if not site.startswith("pooler")}
     for site, delta in model.deltas.items():
         np.testing.assert_allclose(delta.dense(), exact[site], atol=2e-5)
 
@@ -65,6 +65,8 @@ def test_a_shift_that_only_one_has_is_kept(bert: mb.Encoder) -> None:
     model = merged([one, two], "orthoada", {"sst": -2.0, "sts": 0.5})
     expected = {name: -2 * value for name, value in one.shifts.items()}
     expected |= {name: 0.5 * value for name, value in two.shifts.items()}
+    assert torch.equal(model.own["sst"].shifts["pooler.dense.bias"], one.shifts["pooler.dense.bias"])
+    expected.pop("pooler.dense.bias")
     assert same_tensors(model.shifts, expected)
 
 
@@ -72,14 +74,15 @@ def test_a_shift_that_only_one_has_is_kept(bert: mb.Encoder) -> None:
 @pytest.mark.parametrize("weight", [1.0, 0.5, -0.5, 3.0, 0.0])
 def test_a_weight_scales_a_delta_once_and_keeps_its_sign(three: list[Adapter], method: str, weight: float) -> None:
     model = merged(three[:1], method, {"sst": weight})
-    for site, exact in dense64(three[0]).items():
-        np.testing.assert_allclose(model.deltas[site].dense(), weight * exact, atol=1e-5)
+    for site, delta in model.deltas.items():
+        np.testing.assert_allclose(delta.dense(), weight * dense64(three[0])[site], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", LINEAR)
 def test_opposite_weights_give_opposite_merges(three: list[Adapter], method: str) -> None:
     weights = dict(zip(NAMES, (0.3, -1.0, 2.0), strict=True))
     one, two = merged(three, method, weights), merged(three, method, {name: -w for name, w in weights.items()})
+    assert one.deltas.keys() == two.deltas.keys()
     for site in one.deltas:
         np.testing.assert_allclose(one.deltas[site].dense(), -two.deltas[site].dense(), atol=1e-5)
 
@@ -100,14 +103,28 @@ def test_ranks_targets_and_scales_may_differ(bert: mb.Encoder, method: str) -> N
     adapters = [
         random_adapter(bert, "sst", rank=2, targets="qv", alpha=1.0),
         random_adapter(bert, "sts", rank=7, start=2, targets="attention", rank_stabilized=True),
-        random_adapter(bert, "para", rank=5, start=9, targets="pooler.dense"),
+        random_adapter(bert, "para", rank=5, start=9, targets=ONE),
     ]
     weights = dict(zip(NAMES, (1.0, -0.5, 2.0), strict=True))
     model, exact = merged(adapters, method, weights), brute_force(adapters, weights)
     assert model.deltas.keys() == exact.keys()
-    assert len(exact) == 9
+    assert len(exact) == 8
     for site, delta in model.deltas.items():
         np.testing.assert_allclose(delta.dense(), exact[site], atol=1e-5)
+
+
+def test_what_comes_after_the_layers_stays_each_tasks_own(three: list[Adapter]) -> None:
+    model = merged(three, "fedavg")
+    assert not [site for site in model.deltas if site.startswith("pooler")]
+    for one in three:
+        own = model.own[one.name]
+        assert own.deltas.keys() == {"pooler.dense"}
+        np.testing.assert_allclose(own.deltas["pooler.dense"].dense(), dense64(one)["pooler.dense"], atol=1e-6)
+        assert same_tensors(own.shifts, {"pooler.dense.bias": one.shifts["pooler.dense.bias"]})
+        part = model.part(one.name)
+        assert part.deltas["pooler.dense"] is own.deltas["pooler.dense"]
+        assert part.deltas.keys() == one.sites.keys()
+        assert part.shifts.keys() == one.shifts.keys()
 
 
 def test_averaging_factors_apart_would_be_something_else(three: list[Adapter]) -> None:
@@ -120,14 +137,13 @@ def test_averaging_factors_apart_would_be_something_else(three: list[Adapter]) -
 
 def test_more_ranks_than_the_matrix_has_stay_exact(bert: mb.Encoder) -> None:
     adapters = [
-        renamed(random_adapter(bert, "sst", seed=n, rank=8, basis="random", targets="pooler.dense"), f"t{n}")
-        for n in range(9)
+        renamed(random_adapter(bert, "sst", seed=n, rank=8, basis="random", targets=ONE), f"t{n}") for n in range(9)
     ]
     model = merged(adapters, "task_arithmetic", {one.name: 1.0 for one in adapters})
-    delta = model.deltas["pooler.dense"]
-    assert isinstance(delta, type(adapters[0].deltas()["pooler.dense"]))
+    delta = model.deltas[ONE]
+    assert isinstance(delta, type(adapters[0].deltas()[ONE]))
     assert delta.rank == 32
-    exact = brute_force(adapters, model.weights)["pooler.dense"]
+    exact = brute_force(adapters, model.weights)[ONE]
     np.testing.assert_allclose(delta.dense(), exact, atol=1e-4)
 
 
@@ -195,7 +211,9 @@ def test_orthoada_names_different_bases(three: list[Adapter]) -> None:
 
 def test_orthoada_names_colliding_adapters(three: list[Adapter], bert: mb.Encoder) -> None:
     other = random_adapter(bert, "sts", start=2)
-    with pytest.raises(BasisError, match=r"sst .rows 0–2. and sts .rows 2–4. collide.*retrain sts"):
+    with pytest.raises(
+        BasisError, match=r"sst .rows 0–2. and sts .rows 2–4. collide.*train sts again in the folder of sst"
+    ):
         merge([three[0], other], "orthoada")
     merge([three[0], other], "fedavg")
 

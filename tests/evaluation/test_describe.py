@@ -76,7 +76,14 @@ def test_norms_and_ranks_are_those_of_the_matrices(folder: Path) -> None:
         assert facts["norm"] == pytest.approx(float(torch.linalg.norm(adapter.shifts[name])), rel=1e-6)
     merged = describe(folder / "merged.safetensors")
     other = read_adapter(folder / "sts.safetensors")
+    own = {name: facts for name, facts in merged["sites"].items() if ": " in name}
+    for name, one in (("sst", adapter), ("sts", other)):
+        exact = float(one.deltas()["pooler.dense"].dense().norm())
+        assert own.pop(f"{name}: pooler.dense")["norm"] == pytest.approx(exact, rel=1e-4)
+    assert not own
     for site, facts in merged["sites"].items():
+        if ": " in site:
+            continue
         total = merged["weights"]["sst"] * adapter.deltas()[site].dense() - 0.5 * other.deltas()[site].dense()
         assert facts["norm"] == pytest.approx(float(total.norm()), rel=1e-4)
         assert facts["rank"] == 4
