@@ -5,17 +5,18 @@ everything else: a folded model costs what the bare encoder costs.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import TYPES, Tensors
+from mergekit_bert.adapters.adapter import TYPES, Part, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, apply
 from mergekit_bert.adapters.linear import adapted_linear
+from mergekit_bert.adapters.routed import RoutedLinear, RoutedModule
 from mergekit_bert.encoder.heads import Classifier, share
 from mergekit_bert.encoder.load import Encoder
 
@@ -76,7 +77,11 @@ class AdaptedLinear(nn.Module):
 
 
 def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where the one called ``name`` is; what was hooked to that place stays there."""
     parent, _, child = name.rpartition(".")
+    old = tree.get_submodule(name)
+    module._forward_pre_hooks.update(old._forward_pre_hooks)
+    old._forward_pre_hooks.clear()
     setattr(tree.get_submodule(parent), child, module)
 
 
@@ -97,6 +102,26 @@ def attach(
         _replace(model.encoder, site, adapted)
         placed[site] = dict(adapted.tensors.items())
     return placed
+
+
+def attach_routed(encoder: Encoder, parts: Sequence[Part]) -> nn.Module:
+    """The encoder's tree with many adapters beside it, known by their place in ``parts``; rows choose by the layout."""
+    tree = share(encoder.model)
+    for site in sorted({site for part in parts for site in part.deltas}):
+        linear = tree.get_submodule(site)
+        assert isinstance(linear, nn.Linear)
+        deltas = {number: part.deltas[site] for number, part in enumerate(parts) if site in part.deltas}
+        _replace(tree, site, RoutedLinear(linear, deltas))
+    shifted = {name.rpartition(".")[0] for part in parts for name in part.shifts}
+    for name in sorted(shifted):
+        place = f"{name}.linear" if isinstance(tree.get_submodule(name), RoutedLinear) else name
+        module = tree.get_submodule(place)
+        own = {
+            number: {n.rpartition(".")[2]: v for n, v in part.shifts.items() if n.rpartition(".")[0] == name}
+            for number, part in enumerate(parts)
+        }
+        _replace(tree, place, RoutedModule(module, {number: shifts for number, shifts in own.items() if shifts}))
+    return tree.requires_grad_(False)
 
 
 def unfreeze(tree: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:

@@ -17,9 +17,11 @@ from jaxtyping import Float
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import check_base, check_part
 from mergekit_bert.composing.composition import Merged, Model, find_task
-from mergekit_bert.data.batches import tokenise
+from mergekit_bert.composing.routing import Mixture
+from mergekit_bert.data.batches import Tokens, join, tokenise
 from mergekit_bert.data.rows import Rows, tsv_text
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.folder import FullModel, load_folder
 from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.heads import Classifier, classifier
@@ -58,6 +60,7 @@ class Predictor:
         self.model, self.encoder, self.where = model, encoder, where
         self._ready: dict[str, _Ready] = {}
         self._shared: Encoder | None = None
+        self._mixture: Mixture | None = None
         self._lock = threading.Lock()
         if not isinstance(model, FullModel):
             if encoder is None:
@@ -72,23 +75,7 @@ class Predictor:
         """What the head gives for every row: logits (rows, labels), or (rows, 1) values in the task's own units."""
         found = find_task(self.model, task)
         ready = self._prepare(found)
-        for texts in rows.texts:
-            if len(texts) != len(found.text):
-                raise DataError(
-                    rows.where,
-                    f"{len(texts)} texts in a row",
-                    f"{len(found.text)} for {task!r}",
-                    f"give {' and '.join(found.text)}",
-                )
-        tokens = tokenise(
-            dataclasses.replace(rows, labels=None), found, ready.tokenizer, ready.max_length, ready.pad_token
-        )
-        if tokens.truncated:
-            warnings.warn(
-                f"{task}: {tokens.truncated} of {len(rows)} rows are longer than {ready.max_length} tokens and are cut",
-                MbertWarning,
-                stacklevel=2,
-            )
+        tokens = _tokens(found, rows, ready.tokenizer, ready.max_length, ready.pad_token)
         values = forward_rows(ready.model, tokens, tick=tick)
         return values if isinstance(self.model, FullModel) else scaled(values, found.range)
 
@@ -98,6 +85,68 @@ class Predictor:
             return []
         rows = Rows(tuple((one,) if isinstance(one, str) else tuple(one) for one in texts), None, "texts")
         return predictions(find_task(self.model, task), self.outputs(task, rows))
+
+    def mixed(self, requests: Sequence[tuple[str, str | Sequence[str]]]) -> list[Prediction]:
+        """Answers for requests (task, text or pair of texts) in their order, the rows of all tasks together.
+
+        The frozen encoder sees all rows at once and each goes through its own adapter and head: quicker than task by
+        task where every task has few rows. (Task by task it is where an architecture cannot be packed: DeBERTa puts
+        its positions through the adapted layers, so that rows of two adapters cannot share them.) Raises
+        CompositionError for a model folder, which has one task.
+        """
+        if isinstance(self.model, FullModel):
+            raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
+        tasks = [find_task(self.model, name) for name, _ in requests]
+        texts = [(text,) if isinstance(text, str) else tuple(text) for _, text in requests]
+        answers: list[Any] = [None] * len(requests)
+        if not requests:
+            return answers
+        if not packing.enabled(self._base().model):
+            for name in dict.fromkeys(name for name, _ in requests):
+                own = [place for place, one in enumerate(tasks) if one.name == name]
+                for place, answer in zip(own, self.predict(name, [texts[place] for place in own]), strict=True):
+                    answers[place] = answer
+            return answers
+        mixture, encoder = self._mix(), self._base()
+        parts, owners = list[Tokens](), list[int]()
+        places: list[int] = []
+        for number, task in enumerate(self.model.tasks):
+            own = [place for place, one in enumerate(tasks) if one.name == task.name]
+            if own:
+                rows, length = Rows(tuple(texts[place] for place in own), None, "texts"), self.model.part(task.name)
+                parts.append(_tokens(task, rows, encoder.tokenizer, length.max_length, encoder.pad_token))
+                owners += [number] * len(own)
+                places += own
+        outputs = mixture.outputs(join(parts), owners)
+        for place, output in zip(places, outputs, strict=True):
+            answers[place] = predictions(tasks[place], scaled(output[None], tasks[place].range))[0]
+        return answers
+
+    def _base(self) -> Encoder:
+        assert self.encoder is not None
+        return self.encoder
+
+    def _mix(self) -> Mixture:
+        """All parts over one encoder: for a merged model the merged one, with what is each task's own beside it."""
+        assert not isinstance(self.model, FullModel)
+        with self._lock:
+            if self._mixture is None:
+                base, parts = self._base(), [self.model.part(task.name) for task in self.model.tasks]
+                if isinstance(self.model, Merged):
+                    base = self._shared_tree()
+                    owns = [self.model.own[part.task.name] for part in parts]
+                    parts = [
+                        dataclasses.replace(part, deltas=own.deltas, shifts=own.shifts)
+                        for part, own in zip(parts, owns, strict=True)
+                    ]
+                self._mixture = Mixture(base, parts)
+            return self._mixture
+
+    def _shared_tree(self) -> Encoder:
+        """What all tasks of a merged model share, folded once. The lock is held."""
+        assert isinstance(self.model, Merged)
+        self._shared = self._shared or fold(self._base(), self.model.deltas, self.model.shifts)
+        return self._shared
 
     def _prepare(self, task: Task) -> _Ready:
         with self._lock:
@@ -109,16 +158,34 @@ class Predictor:
         if isinstance(self.model, FullModel):
             model, tokenizer = load_folder(self.model)
             return _Ready(model, tokenizer, self.model.max_length, int(tokenizer.pad_token_id or 0))
-        assert self.encoder is not None
-        part = self.model.part(task.name)
-        if isinstance(self.model, Merged):  # what all tasks share is folded once
-            self._shared = self._shared or fold(self.encoder, self.model.deltas, self.model.shifts)
+        encoder, part = self._base(), self.model.part(task.name)
+        if isinstance(self.model, Merged):
             own = self.model.own[task.name]
-            folded = fold(self._shared, own.deltas, own.shifts)
+            folded = fold(self._shared_tree(), own.deltas, own.shifts)
         else:
-            folded = fold(self.encoder, part.deltas, part.shifts)
+            folded = fold(encoder, part.deltas, part.shifts)
         model = classifier(folded, task, part.head)
-        return _Ready(model, self.encoder.tokenizer, part.max_length, self.encoder.pad_token)
+        return _Ready(model, encoder.tokenizer, part.max_length, encoder.pad_token)
+
+
+def _tokens(task: Task, rows: Rows, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
+    """The rows of a task, checked and tokenised; a note tells of rows that are cut."""
+    for texts in rows.texts:
+        if len(texts) != len(task.text):
+            raise DataError(
+                rows.where,
+                f"{len(texts)} texts in a row",
+                f"{len(task.text)} for {task.name!r}",
+                f"give {' and '.join(task.text)}",
+            )
+    tokens = tokenise(dataclasses.replace(rows, labels=None), task, tokenizer, max_length, pad_token)
+    if tokens.truncated:
+        warnings.warn(
+            f"{task.name}: {tokens.truncated} of {len(rows)} rows are longer than {max_length} tokens and are cut",
+            MbertWarning,
+            stacklevel=3,
+        )
+    return tokens
 
 
 def predictions(task: Task, outputs: Float[np.ndarray, "rows out"]) -> list[Prediction]:

@@ -1,7 +1,7 @@
 """Batches: tokenised rows end to end, of like length (attention then pads little), in an order that repeats."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,9 @@ from mergekit_bert.hardware import generator
 
 _WINDOW = 16
 """Training batches are sorted by length within this many shuffled batches."""
+
+TOKEN_BUDGET = 4096
+"""Most tokens in one forward pass. What it gives does not depend on it, beyond the order of float sums."""
 
 _TOKENIZING = threading.Lock()
 """A fast tokenizer keeps the truncation asked of it as state of its own, so that threads must take turns."""
@@ -77,11 +80,23 @@ class Tokens:
         low, high = self.task.range
         return (torch.tensor(chosen, dtype=torch.float32) - low) / (high - low)
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All rows once, the longest first (so that memory is known at once)."""
-        order = sorted(range(len(self)), key=lambda i: (-self.length(i), i))
-        for start in range(0, len(order), batch_size):
-            yield self.batch(order[start : start + batch_size])
+    def cut(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """``order`` in runs of at most ``TOKEN_BUDGET`` tokens (a longer row is a run of its own)."""
+        run: list[int] = []
+        tokens = 0
+        for row in order:
+            if run and tokens + self.length(row) > TOKEN_BUDGET:
+                yield run
+                run, tokens = [], 0
+            run.append(row)
+            tokens += self.length(row)
+        if run:
+            yield run
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, the longest first (so that memory is known at once), within the token budget."""
+        for run in self.cut(sorted(range(len(self)), key=lambda i: (-self.length(i), i))):
+            yield self.batch(run)
 
     def shuffled(self, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
         """The row indices of an epoch's training batches: a function of (seed, epoch) alone."""
@@ -107,6 +122,13 @@ def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_
                     column[i] = cut[name][place]
     padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
     return Tokens(columns, rows.labels, len(long), padding, task)
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """The unlabelled rows of several tasks, one after the other."""
+    first = parts[0]
+    columns = {name: [row for part in parts for row in part.columns[name]] for name in first.columns}
+    return Tokens(columns, None, sum(part.truncated for part in parts), first.padding, first.task)
 
 
 def _encode(rows: Rows, tokenizer: Tokenizer, **options: object) -> dict[str, list[list[int]]]:

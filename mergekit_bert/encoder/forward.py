@@ -1,11 +1,12 @@
 """The forward pass over many rows: the one place where rows become outputs, for training's checks and all else."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.encoder import packing
@@ -13,7 +14,6 @@ from mergekit_bert.encoder.heads import Classifier
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.hardware import autocast
 
-EVAL_BATCH = 64
 _TOLERANCE = 1e-4
 """Relative to the largest output."""
 
@@ -28,7 +28,7 @@ def forward_rows(
     device = next(model.parameters()).device
     outputs: dict[int, np.ndarray] = {}
     with torch.inference_mode(), autocast(dtype, device):
-        for batch in tokens.in_order(EVAL_BATCH):
+        for batch in tokens.in_order():
             values = outputs_of(model, batch).float().cpu().numpy()
             outputs.update(zip(batch.index, values, strict=True))
             tick(len(outputs))
@@ -36,17 +36,25 @@ def forward_rows(
 
 
 def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
-    """Outputs of the rows of ``batch``: without padding where the architecture allows it."""
-    device = next(model.parameters()).device
-    if not packing.enabled(model.encoder):
-        padded: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.padded().items()})
-        return padded
-    layout = packing.Layout(batch.lengths, device)
-    inputs = {name: tensor.to(device)[None] for name, tensor in batch.inputs.items()}
-    positions = layout.positions[None] + packing.position_offset(model.encoder)
-    with packing.packed(layout):
-        outputs: Tensor = model(**inputs, position_ids=positions)
+    """Outputs of the rows of ``batch``."""
+    outputs: Tensor = _run(model, model.encoder, batch, ())
     return outputs
+
+
+def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
+    """What an encoder's tree gives for the rows of ``batch``, of which ``adapters`` (rising) says whose they are."""
+    return _run(encoder, encoder, batch, adapters)
+
+
+def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
+    """Run ``model`` without padding where the architecture allows it."""
+    device = next(model.parameters()).device
+    layout = packing.Layout(batch.lengths, device, adapters)
+    with packing.laid_out(layout):
+        if not packing.enabled(encoder):
+            return model(**{name: tensor.to(device) for name, tensor in batch.padded().items()})
+        inputs = {name: tensor.to(device)[None] for name, tensor in batch.inputs.items()}
+        return model(**inputs, position_ids=layout.positions[None] + packing.position_offset(encoder))
 
 
 def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] | None) -> Float[np.ndarray, "rows out"]:

@@ -5,7 +5,7 @@ in which tokens meet, is a function registered with transformers' attention inte
 reads the first token of each row alone, the last layer drops the others as soon as attention is over: from there on
 tensors have the shape ``(rows, 1, width)``, which the pooler and the head take for rows of one token.
 
-The layout of a forward pass is an argument of :func:`packed`, carried to those places by a context variable, never by
+The layout of a forward pass is an argument of :func:`laid_out`, carried to those places by a context variable, never by
 a module, so that threads do not disturb each other.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Any
+from itertools import accumulate, groupby, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,12 +45,37 @@ class Block:
     keep: Bool[Tensor, "rows 1 width"] | None
 
 
+class Piece(NamedTuple):
+    """A run of vectors that belong to one adapter."""
+
+    adapter: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a packed batch lie."""
+    """Where the rows of a batch lie, and, where many adapters meet, whose they are: ``adapters`` by number, rising."""
 
     lengths: tuple[int, ...]
     device: torch.device
+    adapters: tuple[int, ...] = ()
+
+    @cached_property
+    def row_pieces(self) -> list[Piece]:
+        """Each adapter's rows."""
+        found, start = list[Piece](), 0
+        for adapter, rows in groupby(self.adapters):
+            stop = start + len(list(rows))
+            found.append(Piece(adapter, start, stop))
+            start = stop
+        return found
+
+    @cached_property
+    def token_pieces(self) -> list[Piece]:
+        """Each adapter's tokens."""
+        ends = [0, *accumulate(self.lengths)]
+        return [Piece(adapter, ends[start], ends[stop]) for adapter, start, stop in self.row_pieces]
 
     @cached_property
     def starts(self) -> Int[Tensor, "rows"]:
@@ -103,13 +128,23 @@ _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextlib.contextmanager
-def packed(layout: Layout) -> Iterator[None]:
-    """Inside the block, this thread's forward passes take packed rows that lie as ``layout`` says."""
+def laid_out(layout: Layout) -> Iterator[None]:
+    """Inside the block, this thread's forward passes take rows that lie as ``layout`` says."""
     token = _LAYOUT.set(layout)
     try:
         yield
     finally:
         _LAYOUT.reset(token)
+
+
+def pieces(x: Float[Tensor, "... width"]) -> list[Piece]:
+    """Whose the vectors of ``x`` are in this forward pass: packed tokens, or one vector a row."""
+    layout = _LAYOUT.get()
+    if layout is None or not layout.adapters:
+        raise RuntimeError("a routed module needs a layout that says whose the rows are")
+    if x.dim() == 3 and x.shape[:2] == (1, len(layout.positions)):
+        return layout.token_pieces
+    return layout.row_pieces
 
 
 def enable(model: nn.Module) -> None:

@@ -144,18 +144,21 @@ def _rate(step: int, total: int, warmup: int) -> float:
 
 
 def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index: list[int]) -> float:
+    """One step of the optimizer on the rows at ``index``, forward and backward within the token budget."""
     device = next(work.model.parameters()).device
-    batch = setting.train.batch(index)
-    assert batch.labels is not None
     dropout_on(work.model, True)
-    with autocast(setting.dtype, device):
-        outputs = outputs_of(work.model, batch)
-    loss = task_loss(setting.task, outputs.float(), batch.labels.to(device))
-    loss.backward()
+    value = 0.0
+    for run in setting.train.cut(index):
+        batch = setting.train.batch(run)
+        assert batch.labels is not None
+        with autocast(setting.dtype, device):
+            outputs = outputs_of(work.model, batch)
+        loss = task_loss(setting.task, outputs.float(), batch.labels.to(device)) * (len(run) / len(index))
+        loss.backward()
+        value += loss.item()
     nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    value = loss.item()
     if not math.isfinite(value):
         raise _diverged(setting.task)
     return value

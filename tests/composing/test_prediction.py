@@ -18,6 +18,7 @@ from mergekit_bert.composing import prediction
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
+from mergekit_bert.data import batches
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
@@ -247,10 +248,12 @@ def test_a_wild_regression_is_kept_in_range(bert: mb.Encoder) -> None:
     np.testing.assert_allclose(values, np.clip(outputs, 0, 5))
 
 
-def test_ticks_count_the_rows(bert: mb.Encoder, three: list[Adapter]) -> None:
+def test_ticks_count_the_rows(bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "TOKEN_BUDGET", 100)
     ticks: list[int] = []
     Predictor(three[0], bert).outputs("sst", rows("sst", 70), ticks.append)
-    assert ticks == [64, 70]
+    assert len(ticks) > 3
+    assert (ticks, ticks[-1]) == (sorted(set(ticks)), 70)
 
 
 @pytest.mark.parametrize(

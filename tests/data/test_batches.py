@@ -81,12 +81,17 @@ def test_rows_are_sorted_only_within_a_window() -> None:
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 9))
-def test_in_order_has_every_row_once_the_longest_first(lengths: list[int], size: int) -> None:
-    found = list(tokens_of(lengths).in_order(size))
+@given(LENGTHS, st.integers(1, 200))
+def test_in_order_has_every_row_once_the_longest_first(lengths: list[int], budget: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "TOKEN_BUDGET", budget)
+        found = list(tokens_of(lengths).in_order())
     order = [row for batch in found for row in batch.index]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[row] for row in order] == sorted(lengths, reverse=True)
+    for batch, after in itertools.pairwise(found):
+        assert sum(batch.lengths) <= budget or len(batch.index) == 1
+        assert sum(batch.lengths) + after.lengths[0] > budget, "the next row would have fitted"
 
 
 @settings(deadline=None)
