@@ -1,9 +1,11 @@
 """What a result must say about where it comes from."""
 
 import datetime
+import json
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,28 @@ def _cpu_lines() -> list[str]:
 
 def _plain(word: str) -> str:
     return "DIR" if Path(word).is_absolute() else word
+
+
+def matrix_rate() -> dict[str, float]:
+    """Floating-point operations a second of a large matrix product: the best of several."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    size, found = 2048, {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        left = torch.ones(size, size, dtype=dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            left @ left
+            times.append(time.perf_counter() - start)
+        found[name] = 2 * size**3 / min(times)
+    return found
+
+
+def write_result(name: str, value: dict[str, Any]) -> None:
+    """Write ``results/<name>.json``."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    print(f"wrote {path.parent.name}/{path.name}")

@@ -15,6 +15,7 @@ from mergekit_bert.registry import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
 _PROBE_SIZE = 512
+_RATE_SIZE = 2048
 _PROBE_GAIN = 1.3
 
 
@@ -59,9 +60,9 @@ def pick_precision(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if asked == "bf16" else torch.float32
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
+def _seconds(dtype: torch.dtype, device: torch.device, size: int = _PROBE_SIZE) -> float:
     """Least seconds of a square matrix product: what else the machine does only ever adds."""
-    left = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device)
+    left = torch.ones(size, size, dtype=dtype, device=device)
     times = []
     for _ in range(7):
         start = time.perf_counter()
@@ -70,6 +71,11 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    return 2 * _RATE_SIZE**3 / _seconds(dtype, device, _RATE_SIZE)
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from mergekit_bert.cli import (
+    bench,
     evaluate,
     finetune,
     inspect,
@@ -41,6 +42,7 @@ def _start(version: Annotated[bool, typer.Option("--version", help="Print the ve
 for _name, _module in (
     ("tasks", tasks),
     ("sample", sample),
+    ("bench", bench),
     ("train-adapter", train_adapter),
     ("finetune", finetune),
     ("merge", merge),

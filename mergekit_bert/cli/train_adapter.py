@@ -18,7 +18,13 @@ TYPES = ", ".join(names_in("mergekit_bert.adapters.types"))
 def command(
     adapter: AdapterConfig,
     train: TrainConfig,
-    task: options.Task,
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="A built-in task (see `mbert tasks`) or a task's YAML file; several train one after the other.",
+            show_default=False,
+        ),
+    ],
     data: options.Data = None,
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
@@ -36,24 +42,32 @@ def command(
     from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task
     from mergekit_bert.encoder.load import load_encoder
+    from mergekit_bert.errors import TrainingError
+    from mergekit_bert.files import refuse_existing
     from mergekit_bert.hardware import set_threads
 
     set_threads(train.threads)
-    found = get_task(task)
-    path = out or api.default_out(found, kind)
-    check_dev(found, data)
+    if out is not None and len(task) > 1:
+        raise TrainingError("--out", f"one file for {len(task)} tasks", "one task, or no --out", "drop --out")
+    tasks = [get_task(one) for one in task]
+    paths = [out or api.default_out(one, kind) for one in tasks]
+    for one, path in zip(tasks, paths, strict=True):  # before any long work
+        check_dev(one, data)
+        if not resume:
+            refuse_existing(path, force)
     encoder = load_encoder(base)
-    api.train_adapter(
-        found,
-        data,
-        path,
-        base=encoder,
-        kind=kind,
-        adapter=adapter,
-        train=train,
-        resume=resume,
-        force=force,
-        tensorboard=tensorboard,
-        progress=True,
-    )
-    after_training(found, path, data, encoder)
+    for one, path in zip(tasks, paths, strict=True):
+        api.train_adapter(
+            one,
+            data,
+            path,
+            base=encoder,
+            kind=kind,
+            adapter=adapter,
+            train=train,
+            resume=resume,
+            force=force,
+            tensorboard=tensorboard,
+            progress=True,
+        )
+        after_training(one, path, data, encoder)

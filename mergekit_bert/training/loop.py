@@ -60,8 +60,7 @@ class Outcome:
 
 def fit(work: Trainable, setting: Setting) -> Outcome:
     """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
-    optimizer = _optimizer(work, setting)
-    cast_frozen(work.model, setting.dtype)
+    optimizer = make_optimizer(work, setting)
     progress, best = Progress(), dict[str, Tensor]()
     if (setting.folder / CHECKPOINT).exists():
         progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer)
@@ -83,7 +82,9 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
     return Outcome(best, progress)
 
 
-def _optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
+def make_optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
+    """AdamW on the trained parameters; what is frozen is cast to the run's precision."""
+    cast_frozen(work.model, setting.dtype)
     groups = []
     for is_head in (False, True):
         for decays in (True, False):  # biases and norms are not decayed
@@ -114,7 +115,7 @@ def _steps(
             rate = _rate(progress.step, total, round(config.warmup * total))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["peak"]
-            loss = _step(work, optimizer, setting, batches[progress.batch])
+            loss = step(work, optimizer, setting, batches[progress.batch])
             progress.batch, progress.step = progress.batch + 1, progress.step + 1
             progress.loss_sum += loss
             progress.seconds += time.monotonic() - start
@@ -143,7 +144,7 @@ def _rate(step: int, total: int, warmup: int) -> float:
     return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
 
 
-def _step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index: list[int]) -> float:
+def step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index: list[int]) -> float:
     """One step of the optimizer on the rows at ``index``, forward and backward within the token budget."""
     device = next(work.model.parameters()).device
     dropout_on(work.model, True)

@@ -294,3 +294,24 @@ def test_the_sample_is_written_as_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_tsv(tmp_path / "corpus/sts/dev.tsv") == [{"sentence1": "A.", "sentence2": "B.", "label": "4.5"}]
     with unchanged(tmp_path):
         assert mbert("sample", "corpus", here=tmp_path).code == 1
+
+
+def test_several_tasks_train_one_after_the_other_as_they_would_alone(home: Path, base: Path, tmp_path: Path) -> None:
+    common = ("--base", base, "--data", home / "data", *QUICK, "--rank", "3")
+    done = mbert("train-adapter", "--task", "sst", "--task", "sts", *common, here=tmp_path)
+    assert done.code == 0, done.err
+    for task in ("sst", "sts"):
+        name = f"adapters/{task}.safetensors"
+        assert (tmp_path / name).read_bytes() == (home / name).read_bytes()
+    with unchanged(tmp_path):
+        again = mbert("train-adapter", "--task", "para", "--task", "sst", *common, here=tmp_path)
+    assert (again.code, "already" in again.err) == (1, True) or "no file" in again.err
+
+
+def test_bench_tells_speeds_and_how_long_a_run_takes(home: Path, base: Path) -> None:
+    with unchanged(home):
+        done = mbert("bench", "--task", "sst", "--data", "data", "--base", base, "--threads", "1", here=home)
+    assert done.code == 0, done.err
+    rows = [line for line in done.out.splitlines() if line.split()[:1] in (["fp32"], ["bf16"])]
+    assert [len(numbers(row.replace(",", ""))) for row in rows] == [4, 4]
+    assert "a run on 60 rows, 3 epochs of 32 rows a step in " in done.out

@@ -347,7 +347,7 @@ def test_the_log_is_closed_when_a_run_fails(
     def fail(*_: object) -> float:
         raise TrainingError("here", "a fault", "none", "mend it")
 
-    monkeypatch.setattr(loop, "_step", fail)
+    monkeypatch.setattr(loop, "step", fail)
     config = quick(epochs=1)
     with pytest.raises(TrainingError, match="a fault"):
         fit(work_of(bert, sst, "probe", config), setting_of(bert, sst, tmp_path, config))

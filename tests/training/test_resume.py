@@ -26,7 +26,7 @@ class Killed(BaseException):
 
 def cut_short(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Have the next run stop after ``steps`` steps, with a checkpoint of the step before."""
-    really, count = loop._step, 0
+    really, count = loop.step, 0
 
     def step(*arguments: Any) -> float:
         nonlocal count
@@ -35,7 +35,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
             raise Killed
         return really(*arguments)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "step", step)
 
 
 def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 7, **options: Any) -> None:

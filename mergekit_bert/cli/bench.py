@@ -1,0 +1,60 @@
+"""``mbert bench``: how fast this machine is, and how long a training will take."""
+
+from typing import Annotated
+
+import typer
+
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.cli import options
+from mergekit_bert.training.config import TrainConfig
+
+EXAMPLE = "Example: mbert bench --task sst --data DIR — or mbert bench alone, on the generated corpus."
+
+
+@options.flags(adapter=AdapterConfig, train=TrainConfig)
+def command(
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    task: Annotated[str, typer.Option(help="A built-in task (see `mbert tasks`) or a task's YAML file.")] = "sst",
+    data: Annotated[str, typer.Option(help="Folder that holds <task>/train.tsv, or 'sample'.")] = "sample",
+    base: options.Base = "minilm",
+) -> None:
+    """Measure training speed by precision and batch size, and tell what suits this machine and how long a run takes.
+
+    It trains an adapter for a few steps in every setting and keeps nothing. The other options are those of
+    train-adapter: the estimate is for a run with them.
+    """
+    import torch
+    from rich import print as show
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from mergekit_bert.data.source import load_rows
+    from mergekit_bert.data.task import get_task
+    from mergekit_bert.encoder.load import load_encoder
+    from mergekit_bert.hardware import default_device, matrix_rate, pick_precision, set_threads, threads
+    from mergekit_bert.progress import progress_bar
+    from mergekit_bert.training.bench import BATCH_SIZES, measure, seconds_of_run, tokens_of
+
+    set_threads(train.threads)
+    found, device = get_task(task), default_device()
+    rows, encoder = load_rows(found, "train", data), load_encoder(base)
+    rates = {name: matrix_rate(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    with progress_bar("bench", 2 * len(BATCH_SIZES), show=True) as bar:
+        speeds = measure(encoder, found, rows, adapter, train, bar)
+    table = Table("precision", *(f"{size} rows a step" for size in BATCH_SIZES), box=SIMPLE_HEAD)
+    for precision in rates:
+        own = [one.tokens_per_second for one in speeds if one.precision == precision]
+        table.add_row(precision, *(f"{rate:,.0f}" for rate in own))
+    told = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    print(f"{device}, {threads()} CPU threads; matrix products, GFLOP/s: {told}")
+    print(f"training an adapter for {found.name}, tokens a second:")
+    show(table)
+    picked = {torch.float32: "fp32", torch.bfloat16: "bf16"}[pick_precision(train.precision, device)]
+    best = max(speeds, key=lambda one: one.tokens_per_second)
+    seconds = seconds_of_run(tokens_of(encoder, found, rows, train), train, speeds, picked)
+    print(f"--precision {train.precision} means {picked} here; the fastest is {best.precision}, {best.batch_size} rows")
+    print(
+        f"a run on {len(rows)} rows, {train.epochs} epochs of {train.batch_size} rows a step in {picked}: "
+        f"about {seconds:.0f} s, and the score on dev"
+    )

@@ -1,0 +1,82 @@
+"""How fast this machine trains: tokens a second by precision and batch size, and what a whole run will take."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import find_sites
+from mergekit_bert.hardware import default_device, pick_precision
+from mergekit_bert.training.config import ADAPTER_RATES, TrainConfig
+from mergekit_bert.training.loop import Setting, make_optimizer, step
+from mergekit_bert.training.trainable import adapter_trainable
+
+BATCH_SIZES = (8, 16, 32, 64)
+_STEPS = 6
+_EVAL_SHARE = 1 / 3
+"""A forward pass is about a third of a training step's work with a frozen encoder, packing counted in."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one setting reached: ``tokens_per_second`` is the median over some steps."""
+
+    precision: str
+    batch_size: int
+    tokens_per_second: float
+
+
+def measure(
+    encoder: Encoder,
+    task: Task,
+    rows: Rows,
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[Speed]:
+    """Train an adapter of ``task`` for a few steps in every precision and batch size; nothing is kept."""
+    tokens = tokens_of(encoder, task, rows, train)
+    sites, found = find_sites(encoder, adapter.targets), list[Speed]()
+    basis = BasisRows(0, 0, adapter.rank) if adapter.basis == "orthogonal" else None
+    for precision, size in itertools.product(("fp32", "bf16"), BATCH_SIZES):
+        config = dataclasses.replace(train, precision=precision, batch_size=size)
+        dtype = pick_precision(precision, default_device())
+        work = adapter_trainable(encoder, task, "lora", adapter, sites, basis, config)
+        setting = Setting(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}, show=False)
+        optimizer = make_optimizer(work, setting)
+        batches = tokens.shuffled(size, config.seed, 0)
+        rates = []
+        for index in itertools.islice(itertools.cycle(batches), _STEPS + 1):
+            start = time.perf_counter()
+            step(work, optimizer, setting, index)
+            rates.append(sum(map(tokens.length, index)) / (time.perf_counter() - start))
+        found.append(Speed(precision, size, median(rates[1:])))  # the first step is to warm up
+        tick(len(found))
+    return found
+
+
+def tokens_of(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig) -> Tokens:
+    """The rows as training sees them."""
+    return tokenise(rows, task, encoder.tokenizer, min(train.max_length, encoder.max_length), encoder.pad_token)
+
+
+def seconds_of_run(tokens: Tokens, train: TrainConfig, speeds: Sequence[Speed], precision: str) -> float:
+    """About how long ``train`` takes on ``tokens``: all epochs, and the held-out rows after each."""
+    near = min(
+        (one for one in speeds if one.precision == precision),
+        key=lambda one: abs(math.log(one.batch_size / train.batch_size)),
+    )
+    total = sum(tokens.length(row) for row in range(len(tokens)))
+    held = min(round(len(tokens) * train.hold_out), train.hold_out_limit) / len(tokens)
+    work = (1 - held) + held * _EVAL_SHARE
+    return train.epochs * work * total / near.tokens_per_second
