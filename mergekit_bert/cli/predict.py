@@ -16,7 +16,10 @@ def command(
     text: Annotated[
         list[str] | None, typer.Argument(help="One row: a text, or two for a pair task.", show_default="none")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Which of the file's tasks.", show_default="the only one")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Which of the file's tasks.", show_default="the only one, or the input's column task"),
+    ] = None,
     rows: Annotated[
         Path | None,
         typer.Option(
@@ -29,33 +32,41 @@ def command(
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
-    """Predict with any model file: a TSV of the texts, the label, its name, and its probability (or the value)."""
+    """Predict with any model file: a TSV of the texts, the label, its name, and its probability (or the value).
+
+    Rows of several tasks may come together: without --task, each row of the input names its own in the column task.
+    """
     from mergekit_bert import api
-    from mergekit_bert.composing.prediction import predict_table, the_task
-    from mergekit_bert.data.rows import Rows, read_rows, read_table
+    from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
+    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows, read_records, read_table
     from mergekit_bert.errors import DataError
     from mergekit_bert.files import refuse_existing, write_atomic
 
     if out is not None:
         refuse_existing(out, force)
     model = api.load(file)
-    found = the_task(model, task)
     if text and rows is not None:
         raise DataError("mbert predict", "texts and --input", "one of them", "drop one")
-    if text:
-        table = Rows((tuple(text),), None, "arguments")
-    elif rows is not None:
-        table = read_rows(rows, found, labelled=False)
-    elif sys.stdin.isatty():
+    mixed = task is None and len(model.tasks) > 1 and not text
+    columns = ("task",) if mixed else the_task(model, task).text
+    if not text and rows is None and sys.stdin.isatty():
         raise DataError(
             "mbert predict",
             "no texts",
-            f"{' and '.join(found.text)} as arguments, --input FILE, or a TSV on standard input",
+            f"{' and '.join(columns)} as arguments, --input FILE, or a TSV with a header on standard input",
             "give one of them",
         )
+    where = "arguments" if text else "standard input" if rows is None else str(rows)
+    if text:
+        table = Rows((tuple(text),), None, where)
     else:
-        table = read_table("standard input", sys.stdin.buffer.read(), found)
-    answer = predict_table(api.predictor(model, base=base), found, table)
+        records = read_records(rows, columns) if rows else read_table(where, sys.stdin.buffer.read(), columns)
+        if mixed:
+            requests = parse_requests(where, records, {one.name: one for one in model.tasks})
+        else:
+            table = parse_rows(where, records, the_task(model, task), labelled=False)
+    predictor = api.predictor(model, base=base)
+    answer = mixed_table(predictor, requests) if mixed else predict_table(predictor, the_task(model, task), table)
     if out is not None:
         write_atomic(out, answer.encode())
     else:

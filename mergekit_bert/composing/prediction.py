@@ -211,6 +211,15 @@ def predictions(task: Task, outputs: Float[np.ndarray, "rows out"]) -> list[Pred
     ]
 
 
+def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A TSV with a row for each (task, texts): task, prediction, label's name and probability (empty for a value)."""
+    lines: list[list[object]] = [["task", "prediction", "name", "probability"]]
+    for (name, _), answer in zip(requests, predictor.mixed(requests), strict=True):
+        classifies = find_task(predictor.model, name).kind == "classify"
+        lines.append([name, answer.label, *([answer.name, f"{answer.value:.4f}"] if classifies else ["", ""])])
+    return tsv_text(lines)
+
+
 def the_task(model: Model, name: str | None) -> Task:
     """The task called ``name``, or the only one; raises CompositionError."""
     if name is None and len(model.tasks) == 1:

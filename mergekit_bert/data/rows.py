@@ -6,7 +6,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,14 +208,30 @@ def read_delimited(
         ) from error
 
 
-def read_table(where: str, data: bytes, task: Task) -> Rows:
-    """Unlabelled rows from the bytes of a TSV with a header."""
+def read_table(where: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) for each row of a TSV with a header, from its bytes."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(where, f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text", "convert it") from error
-    records = read_delimited(where, io.StringIO(text, newline=""), task.text, "\t")
-    return parse_rows(where, records, task, labelled=False)
+    return read_delimited(where, io.StringIO(text, newline=""), columns, "\t")
+
+
+def parse_requests(
+    where: str, records: Iterable[tuple[str, dict[str, Any]]], tasks: Mapping[str, Task]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """(task, texts) from records that name their task in the column ``task``; raises :class:`DataError`."""
+    found = []
+    for place, record in records:
+        spot = f"{where}, {place}"
+        task = tasks.get(str(record["task"]))
+        if task is None:
+            raise DataError(spot, f"task {record['task']!r}", f"one of {', '.join(tasks)}", "correct the line")
+        for column in task.text:
+            if column not in record:
+                raise missing_column(spot, column, record, ("task", *task.text))
+        found.append((task.name, tuple(_text(spot, column, record[column]) for column in task.text)))
+    return found
 
 
 def tsv_text(rows: Iterable[Sequence[object]]) -> str:
@@ -267,7 +283,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dic
             for column in columns:
                 if column not in names:
                     raise missing_column(str(path), column, names, columns)
-            records = file.read(columns=list(columns)).to_pylist()
+            records = file.read().to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(str(path), f"not readable as Parquet ({error})", "a Parquet file", "write it again") from error
     for number, record in enumerate(records, start=1):

@@ -315,3 +315,30 @@ def test_bench_tells_speeds_and_how_long_a_run_takes(home: Path, base: Path) -> 
     rows = [line for line in done.out.splitlines() if line.split()[:1] in (["fp32"], ["bf16"])]
     assert [len(numbers(row.replace(",", ""))) for row in rows] == [4, 4]
     assert "a run on 60 rows, 3 epochs of 32 rows a step in " in done.out
+
+
+MIXED = [("sts", "good film", "good film"), ("sst", "good", ""), ("sts", "a cat", "bad plot"), ("sst", "poor plot", "")]
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl", "stdin"])
+@pytest.mark.parametrize("method", ["ensemble", "fedavg"])
+def test_rows_of_several_tasks_are_answered_together(home: Path, tmp_path: Path, suffix: str, method: str) -> None:
+    path = tmp_path / f"mixed.{suffix}"
+    if suffix == "jsonl":
+        rows = [
+            {"task": t, **({"sentence": a} if t == "sst" else {"sentence1": a, "sentence2": b})} for t, a, b in MIXED
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [f"{t}\t{a if t == 'sst' else ''}\t{'' if t == 'sst' else a}\t{b}" for t, a, b in MIXED]
+        path.write_text("\n".join(["task\tsentence\tsentence1\tsentence2", *lines]) + "\n")
+    words = [] if suffix == "stdin" else ["--input", str(path)]
+    done = mbert("predict", f"{method}.safetensors", *words, stdin=path.read_bytes(), here=home)
+    assert done.code == 0, done.err
+    found = list(csv.DictReader(io.StringIO(done.out), delimiter="\t"))
+    assert [row["task"] for row in found] == [task for task, *_ in MIXED]
+    for row, (task, *texts) in zip(found, MIXED, strict=True):
+        alone = mbert("predict", f"{method}.safetensors", "--task", task, *filter(None, texts), here=home).out
+        expected = next(csv.DictReader(io.StringIO(alone), delimiter="\t"))
+        assert float(row["prediction"]) == pytest.approx(float(expected["prediction"]), abs=2e-4)
+        assert row["name"] == expected.get("name", "")

@@ -57,6 +57,8 @@ def place(tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     (folder / "garbage.safetensors").write_bytes(b"\x00garbage" * 40)
     (folder / "cut.safetensors").write_bytes((folder / "merged.safetensors").read_bytes()[:-100])
     (folder / "odd.yml").write_text("name: odd\nkind: rank\ntext: a\nmetric: f1\n")
+    (folder / "mixed.jsonl").write_text('{"task": "sst", "sentence": "good"}\n{"task": "para", "sentence": "good"}\n')
+    (folder / "short.jsonl").write_text('{"task": "sts", "sentence1": "good"}\n')
     (folder / "empty").mkdir()
     (folder / "labels/sst").mkdir(parents=True)
     (folder / "labels/sst/train.tsv").write_text("sentence\tlabel\n" + "good\t1\n" * 9 + "bad\t9\n")
@@ -70,13 +72,28 @@ TUNE = ("finetune", "--task", "sst", "--base", "BASE", "--epochs", "1", "--out",
 SST, STS = "adapters/sst.safetensors", "adapters/sts.safetensors"
 
 ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
-    "unknown task": ((*TRAIN, "--task", "ssst"), r"task: 'ssst'; expected one of .*; did you mean 'sst'\?"),
+    "unknown task": (("train-adapter", "--task", "ssst"), r"task: 'ssst'; expected one of .*; did you mean 'sst'\?"),
+    "one file for two tasks": (
+        (*TRAIN, "--task", "sts"),
+        r"--out: one file for 2 tasks; expected one task, or no --out",
+    ),
+    "request for another task": (
+        ("predict", "routed.safetensors", "--input", "mixed.jsonl"),
+        r"mixed.jsonl, line 2: task 'para'; expected one of sst, sts; correct the line",
+    ),
+    "request without its text": (
+        ("predict", "routed.safetensors", "--input", "short.jsonl"),
+        r"short.jsonl, line 1: no column 'sentence2' \(found: task, sentence1\)",
+    ),
     "unknown task to tell": (("tasks", "sstt"), r"task: 'sstt'; .*; did you mean 'sst'\?"),
     "task that contradicts itself": (
         ("tasks", "odd.yml"),
         r"odd.yml: kind is 'rank'; expected one of classify",
     ),
-    "missing task file": ((*TRAIN, "--task", "none.yml"), r"none.yml: no such file; expected a task's YAML file"),
+    "missing task file": (
+        ("train-adapter", "--task", "none.yml"),
+        r"none.yml: no such file; expected a task's YAML file",
+    ),
     "unknown base": ((*TRAIN, "--base", "no/such-base"), r"base 'no/such-base': it cannot be loaded \(.*\); .*--base"),
     "base that is no model": ((*TRAIN, "--base", "empty"), r"base 'empty': it cannot be loaded"),
     "unknown type": (

@@ -14,7 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mergekit_bert.data.rows import Rows, find_file, hold_out, parse_label, read_records, read_rows, read_table
+from mergekit_bert.data.rows import (
+    Rows,
+    find_file,
+    hold_out,
+    parse_label,
+    parse_rows,
+    read_records,
+    read_rows,
+    read_table,
+)
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError
 
@@ -319,7 +328,8 @@ def test_rows_are_taken_in_the_order_asked_for() -> None:
 
 def test_a_stream_is_read_like_a_file() -> None:
     content = '\ufeffone\ttwo\n"a ""b"""\t"c\nd"\n'.encode()
-    assert read_table("standard input", content, PAIR).texts == (('a "b"', "c\nd"),)
+    records = read_table("standard input", content, PAIR.text)
+    assert parse_rows("standard input", records, PAIR, labelled=False).texts == (('a "b"', "c\nd"),)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +344,7 @@ def test_a_stream_is_read_like_a_file() -> None:
 )
 def test_a_bad_stream_is_told(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_table("standard input", content, PAIR)
+        parse_rows("standard input", read_table("standard input", content, PAIR.text), PAIR, labelled=False)
 
 
 def test_only_the_columns_asked_for_must_be_there(tmp_path: Path) -> None:
