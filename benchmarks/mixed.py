@@ -22,6 +22,29 @@ from rich.table import Table
 from benchmarks.machine import provenance, write_result
 
 
+def memory_of_one(encoder: Any, trained: Any, count: int = 64) -> float:
+    """Resident bytes that a further adapter costs in a mixture, by the operating system's count."""
+    import mergekit_bert as mb
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def copies() -> list[Any]:
+        return [
+            dataclasses.replace(
+                trained,
+                task=dataclasses.replace(trained.task, name=f"t{number}"),
+                tensors={site: {k: v.clone() for k, v in one.items()} for site, one in trained.tensors.items()},
+            )
+            for number in range(count)
+        ]
+
+    before = resident()
+    predictor = mb.predictor(mb.merge(copies(), "ensemble"), base=encoder)
+    predictor.mixed([(f"t{number}", "A fine film.") for number in range(count)])
+    return (resident() - before) / count
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with sst/.")],
     repeats: Annotated[int, typer.Option()] = 7,
@@ -108,7 +131,14 @@ def main(
             spread = f"{rates[0]:.0f} to {rates[-1]:.0f}"
             table.add_row(str(count), str(size), name, f"{size / median(times):.0f}", spread, f"{ratio:.2f}")
     console.print(table)
-    write_result("mixed_quick" if quick else "mixed", {**provenance(), "measured": told})
+    memory = memory_of_one(encoder, trained)
+    size = (Path(__file__).parent.parent / "adapters" / "sst.safetensors").stat().st_size
+    factors = sum(value.nbytes for one in trained.tensors.values() for value in one.values())
+    console.print(
+        f"a further adapter takes {memory / 2**20:.2f} MiB of memory: {memory / factors:.2f} × its factors, "
+        f"{memory / size:.2f} × its file (which holds B and the numbers of A's rows)"
+    )
+    write_result("mixed_quick" if quick else "mixed", {**provenance(), "measured": told, "memory_of_one": memory})
 
 
 if __name__ == "__main__":

@@ -18,30 +18,26 @@ _BATCHED = 6
 """From so many adapters of one rank on, their thin products are done as one batched product."""
 
 
-class _Stack:
-    """The factors of all adapters of one rank at one site: (adapters, r, in) and (adapters, out, r)."""
-
-    def __init__(self, deltas: Mapping[int, LowRank]) -> None:
-        self.place = {adapter: place for place, adapter in enumerate(deltas)}
-        self.a = torch.stack([delta.A for delta in deltas.values()])
-        self.b = torch.stack([delta.B for delta in deltas.values()])
-
-    def add(self, out: Float[Tensor, "n out"], x: Float[Tensor, "n in"], pieces: Sequence[packing.Piece]) -> None:
-        """Add ``(x Aᵀ) Bᵀ`` to each piece of ``out``, in place."""
-        own = [piece for piece in pieces if piece.adapter in self.place]
-        if len(own) < _BATCHED:
-            for adapter, start, stop in own:
-                place = self.place[adapter]
-                out[start:stop].addmm_(x[start:stop] @ self.a[place].T, self.b[place].T)
-            return
-        places = torch.tensor([self.place[piece.adapter] for piece in own], device=x.device)
-        counts = torch.tensor([piece.stop - piece.start for piece in own], device=x.device)
-        starts = torch.tensor([piece.start for piece in own], device=x.device)
-        step = torch.arange(int(counts.max()), device=x.device)
-        real = step < counts[:, None]
-        slots = starts[:, None] + torch.where(real, step, 0)
-        thin = torch.bmm(x[slots], self.a[places].mT)
-        out.index_add_(0, slots[real], torch.bmm(thin, self.b[places].mT)[real])
+def _add(
+    out: Float[Tensor, "n out"],
+    x: Float[Tensor, "n in"],
+    deltas: Mapping[int, LowRank],
+    pieces: Sequence[packing.Piece],
+) -> None:
+    """Add ``(x Aᵀ) Bᵀ`` to each piece of ``out`` that one of ``deltas`` (of one rank) is for, in place."""
+    own = [piece for piece in pieces if piece.adapter in deltas]
+    if len(own) < _BATCHED:
+        for adapter, start, stop in own:
+            out[start:stop].addmm_(x[start:stop] @ deltas[adapter].A.T, deltas[adapter].B.T)
+        return
+    counts = torch.tensor([piece.stop - piece.start for piece in own], device=x.device)
+    starts = torch.tensor([piece.start for piece in own], device=x.device)
+    step = torch.arange(int(counts.max()), device=x.device)
+    real = step < counts[:, None]
+    slots = starts[:, None] + torch.where(real, step, 0)
+    thin = torch.bmm(x[slots], torch.stack([deltas[piece.adapter].A for piece in own]).mT)
+    wide = torch.bmm(thin, torch.stack([deltas[piece.adapter].B for piece in own]).mT)
+    out.index_add_(0, slots[real], wide[real])
 
 
 class RoutedLinear(nn.Module):
@@ -53,15 +49,15 @@ class RoutedLinear(nn.Module):
         self.linear = linear
         low = {number: delta for number, delta in deltas.items() if isinstance(delta, LowRank)}
         ranks = sorted({delta.rank for delta in low.values()})
-        self.stacks = [_Stack({number: d for number, d in low.items() if d.rank == rank}) for rank in ranks]
+        self.low = [{number: delta for number, delta in low.items() if delta.rank == rank} for rank in ranks]
         self.dense = {number: delta.dense() for number, delta in deltas.items() if number not in low}
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """``x (W + Δi)ᵀ + b`` for the rows of each adapter i."""
         out: Tensor = self.linear(x)
         flat, rows, pieces = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), packing.pieces(x)
-        for stack in self.stacks:
-            stack.add(flat, rows, pieces)
+        for deltas in self.low:
+            _add(flat, rows, deltas, pieces)
         for adapter, start, stop in pieces:
             if adapter in self.dense:
                 flat[start:stop].addmm_(rows[start:stop], self.dense[adapter].T)
