@@ -6,6 +6,7 @@ Both sides have the base in memory, and go from texts to scores: mbert with one 
 folder's worth of weights for each task. The sides take turns; their outputs are compared first.
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import matrix_rate, provenance, write_result
+from benchmarks.machine import matrix_rates, provenance, write_result
 
 TASKS = ("sst", "para", "sts")
 
@@ -37,13 +38,13 @@ def main(
 
     if quick:
         count, repeats = 200, 1
-    torch.set_num_threads(torch.get_num_threads())
-    encoder, rate = mb.load_encoder("minilm"), matrix_rate()
+    torch.set_num_threads(os.cpu_count() or 1)
+    encoder, rate = mb.load_encoder("minilm"), matrix_rates()
     adapters = [sides.shipped_one(task) for task in TASKS]
     rows = {one.name: mb.load_rows(one.task, "dev", data) for one in adapters}
     rows = {name: one.take(range(min(count, len(one)))) for name, one in rows.items()}
     ensemble = mb.merge(adapters, "ensemble")
-    peers = {one.name: sides.peft_of(one, encoder) for one in adapters}
+    peers = {one.name: sides.peft_of(one) for one in adapters}
 
     def ours() -> dict[str, np.ndarray]:
         predictor = mb.predictor(ensemble, base=encoder)
@@ -64,7 +65,7 @@ def main(
                     trainer = Trainer(
                         model=peers[one.name], args=arguments, data_collator=DataCollatorWithPadding(encoder.tokenizer)
                     )
-                    outputs = trainer.predict(sides.encoded(encoder, one.task, rows[one.name])).predictions
+                    outputs = trainer.predict(sides.encoded(encoder.tokenizer, one.task, rows[one.name])).predictions
                 low, high = one.task.range or (0.0, 1.0)
                 found[one.name] = np.asarray(outputs) if one.task.range is None else low + (high - low) * outputs
             return found

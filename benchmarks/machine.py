@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 def provenance() -> dict[str, Any]:
     """Machine, date, command and versions."""
     model = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    packages = ("mbert", "torch", "transformers", "safetensors", "numpy", "scipy")
+    packages = ("mbert", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "scipy")
     return {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", Path(sys.argv[0]).name, *(_plain(word) for word in sys.argv[1:])]),
+        "command": " ".join(
+            ["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *(_plain(word) for word in sys.argv[1:])]
+        ),
         "machine": {"cpu": model[0] if model else platform.processor(), "cores": os.cpu_count()},
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
@@ -33,21 +34,17 @@ def _plain(word: str) -> str:
     return "DIR" if Path(word).is_absolute() else word
 
 
-def matrix_rate() -> dict[str, float]:
-    """Floating-point operations a second of a large matrix product: the best of several."""
+def matrix_rates() -> dict[str, float]:
+    """Floating-point operations a second of a large matrix product, by precision."""
     import torch
 
+    from mergekit_bert.hardware import default_device, matrix_rate
+
     torch.set_num_threads(os.cpu_count() or 1)
-    size, found = 2048, {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        left = torch.ones(size, size, dtype=dtype)
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            left @ left
-            times.append(time.perf_counter() - start)
-        found[name] = 2 * size**3 / min(times)
-    return found
+    return {
+        name: matrix_rate(dtype, default_device())
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
 
 
 def write_result(name: str, value: dict[str, Any]) -> None:

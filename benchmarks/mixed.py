@@ -8,6 +8,8 @@ leaves it less to do. Both sides get tokenised rows and are compared first.
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import provenance, write_result
+
+_CAPTURE: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
 def memory_of_one(encoder: Any, trained: Any, count: int = 64) -> float:
@@ -49,6 +53,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with sst/.")],
     repeats: Annotated[int, typer.Option()] = 7,
     quick: Annotated[bool, typer.Option("--quick")] = False,
+    memory_only: Annotated[bool, typer.Option("--memory", hidden=True)] = False,
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
@@ -64,6 +69,9 @@ def main(
     torch.set_num_threads(os.cpu_count() or 1)
     repeats = 2 if quick else repeats
     encoder, trained = mb.load_encoder("minilm"), sides.shipped_one("sst")
+    if memory_only:
+        print(memory_of_one(encoder, trained))
+        return
     console, told = Console(width=140), list[dict[str, Any]]()
     table = Table("adapters", "rows", "way", "rows a second", "spread", "× one folded adapter")
     for count in (1, 8, 64):
@@ -82,7 +90,7 @@ def main(
         parts = [one.part("sst") for one in adapters]
         mixture = Mixture(encoder, parts)
         whole = classifier(fold(encoder, parts[0].deltas, parts[0].shifts), trained.task, trained.head)
-        base = sides.peer_model(encoder, trained.task).base_model
+        base = sides.peer_model(trained.task).base_model
         width = mb.AdapterConfig()
         config = LoraConfig(r=width.rank, lora_alpha=int(width.alpha), target_modules="all-linear")
         peer: Any = get_peft_model(base, config, adapter_name="a0")
@@ -131,14 +139,23 @@ def main(
             spread = f"{rates[0]:.0f} to {rates[-1]:.0f}"
             table.add_row(str(count), str(size), name, f"{size / median(times):.0f}", spread, f"{ratio:.2f}")
     console.print(table)
-    memory = memory_of_one(encoder, trained)
+    for count in (8, 64):
+        by_way = {one["way"]: one["seconds"] for one in told if one["adapters"] == count}
+        ratio = median(a / b for a, b in zip(by_way["PEFT adapter_names"], by_way["mbert, mixed"], strict=True))
+        console.print(f"{count} adapters: mbert is {ratio:.1f} × as fast as PEFT's adapter_names")
+        told.append({"adapters": count, "way": "PEFT / mbert", "ratio": ratio})
+    ran = subprocess.run([sys.executable, "-m", "benchmarks.mixed", "--data", str(data), "--memory"], **_CAPTURE)
+    memory = float(ran.stdout.splitlines()[-1])
     size = (Path(__file__).parent.parent / "adapters" / "sst.safetensors").stat().st_size
     factors = sum(value.nbytes for one in trained.tensors.values() for value in one.values())
     console.print(
         f"a further adapter takes {memory / 2**20:.2f} MiB of memory: {memory / factors:.2f} × its factors, "
         f"{memory / size:.2f} × its file (which holds B and the numbers of A's rows)"
     )
-    write_result("mixed_quick" if quick else "mixed", {**provenance(), "measured": told, "memory_of_one": memory})
+    write_result(
+        "mixed_quick" if quick else "mixed",
+        {**provenance(), "measured": told, "memory_of_one": memory, "file_bytes": size},
+    )
 
 
 if __name__ == "__main__":

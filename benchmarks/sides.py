@@ -17,9 +17,8 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.data.metrics import metric, predicted_column
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.heads import head_config
-from mergekit_bert.encoder.load import Encoder, minilm_folder, quiet_transformers
-from mergekit_bert.training.manifest import MANIFEST, Control, run_folder
+from mergekit_bert.encoder.load import minilm_folder, quiet_transformers
+from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import finetune, train_adapter
 
 LENGTH = 256
@@ -27,10 +26,17 @@ LENGTH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training gave: seconds from rows to a trained model, and the score on held-out rows."""
+    """What one training gave: seconds from rows to a trained model, peak memory till then, the held-out score."""
 
     seconds: float
+    memory_bytes: int
     score: float
+
+
+def peak_bytes() -> int:
+    """This process's peak resident memory (the count of ``getrusage`` begins with the parent's)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def train_mbert(task: mb.Task, rows: Rows, held: Rows, options: dict[str, Any], kind: str) -> Trained:
@@ -45,19 +51,17 @@ def train_mbert(task: mb.Task, rows: Rows, held: Rows, options: dict[str, Any], 
         else:
             basis = "random" if kind == "adapter" else "orthogonal"
             model = train_adapter(encoder, task, rows, out, "lora", mb.AdapterConfig(basis=basis), config, control)
-        seconds = time.perf_counter() - start
-        assert (run_folder(out) / MANIFEST).exists()
+        seconds, memory = time.perf_counter() - start, peak_bytes()
         outputs = mb.predictor(model, base=encoder).outputs(task.name, held)
-    return Trained(seconds, score(task, held, outputs))
+    return Trained(seconds, memory, score(task, held, outputs))
 
 
 def train_peer(task: mb.Task, rows: Rows, held: Rows, options: dict[str, Any], kind: str) -> Trained:
     """``kind``: adapter or full, and whatever else follows a plus: ``bf16``, ``grouped``."""
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
     what, *extras = kind.split("+")
-    encoder = mb.load_encoder("minilm")
-    model = peer_model(encoder, task)
+    tokenizer, model = AutoTokenizer.from_pretrained(str(minilm_folder())), peer_model(task)
     if what == "adapter":
         model = with_lora(model)
     start = time.perf_counter()
@@ -66,7 +70,8 @@ def train_peer(task: mb.Task, rows: Rows, held: Rows, options: dict[str, Any], k
             output_dir=folder,
             num_train_epochs=1,
             per_device_train_batch_size=32,
-            learning_rate=options.get("lr", 1e-3),
+            learning_rate=options["lr"],
+            seed=options["seed"],
             weight_decay=0.01,
             warmup_steps=0.1,
             use_cpu=True,
@@ -80,23 +85,24 @@ def train_peer(task: mb.Task, rows: Rows, held: Rows, options: dict[str, Any], k
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=encoded(encoder, task, rows),
-            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+            train_dataset=encoded(tokenizer, task, rows),
+            data_collator=DataCollatorWithPadding(tokenizer),
         )
         trainer.train()
-        seconds = time.perf_counter() - start
-        outputs = trainer.predict(encoded(encoder, task, held)).predictions
-    return Trained(seconds, score(task, held, np.asarray(outputs, dtype=np.float64)))
+        seconds, memory = time.perf_counter() - start, peak_bytes()
+        outputs = trainer.predict(encoded(tokenizer, task, held)).predictions
+    return Trained(seconds, memory, score(task, held, np.asarray(outputs, dtype=np.float64)))
 
 
-def peer_model(encoder: Encoder, task: mb.Task) -> nn.Module:
+def peer_model(task: mb.Task) -> nn.Module:
     """What ``AutoModelForSequenceClassification.from_pretrained`` gives for the embedded encoder."""
+    kind = "single_label_classification" if task.range is None else "regression"
     from transformers import AutoModelForSequenceClassification
 
     with quiet_transformers():
         torch.manual_seed(0)
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-            str(minilm_folder()), config=head_config(encoder, task), dtype=torch.float32
+            str(minilm_folder()), num_labels=task.outputs, problem_type=kind, dtype=torch.float32
         )
     return model
 
@@ -112,10 +118,10 @@ def with_lora(model: nn.Module) -> Any:
     )
 
 
-def encoded(encoder: Encoder, task: mb.Task, rows: Rows) -> list[dict[str, Any]]:
+def encoded(tokenizer: Any, task: mb.Task, rows: Rows) -> list[dict[str, Any]]:
     """Rows as the Trainer takes them; a regression's labels on 0…1, as mbert trains them."""
     texts = [list(column) for column in zip(*rows.texts, strict=True)]
-    columns = encoder.tokenizer(*texts, truncation=True, max_length=LENGTH)
+    columns = tokenizer(*texts, truncation=True, max_length=LENGTH)
     labels: Sequence[float] = rows.labels or [0] * len(rows)
     if task.range is not None:
         low, high = task.range
@@ -132,9 +138,9 @@ def score(task: mb.Task, rows: Rows, outputs: np.ndarray) -> float:
     return metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
 
 
-def peft_of(adapter: Adapter, encoder: Encoder) -> Any:
+def peft_of(adapter: Adapter) -> Any:
     """The adapter as a PEFT model with a head, giving the same outputs (a regression on 0…1)."""
-    model = with_lora(peer_model(encoder, adapter.task))
+    model = with_lora(peer_model(adapter.task))
     load_into_peft(model, adapter, "default")
     head = {name.removeprefix("base_model.model."): p for name, p in model.named_parameters() if "classifier" in name}
     with torch.no_grad():
@@ -158,7 +164,7 @@ def check_same(task: mb.Task, rows: Rows) -> float:
         *[list(column) for column in zip(*rows.texts, strict=True)], padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        theirs = peft_of(adapter, encoder)(**padded).logits.numpy()
+        theirs = peft_of(adapter)(**padded).logits.numpy()
     if task.range is not None:
         theirs = task.range[0] + (task.range[1] - task.range[0]) * theirs
     apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())

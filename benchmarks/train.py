@@ -7,29 +7,29 @@ Every measurement is a process of its own, so that peak memory is its own too; t
 
 import dataclasses
 import json
+import math
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import matrix_rate, provenance, write_result
+from benchmarks.machine import matrix_rates, provenance, write_result
 
 SIDES = {
     "adapter": ("mbert adapter", "mbert orthogonal", "peer adapter", "peer adapter+bf16+grouped"),
     "full": ("mbert full", "peer full"),
 }
-RATES = {"adapter": {"lr": 1e-3}, "full": {"lr": 5e-5}}
+RATES = {"adapter": {"lr": 1e-3, "head_lr": 1e-3}, "full": {"lr": 5e-5, "head_lr": 5e-5}}
 HELD = 400
 
 
-def measure(side: str, task_name: str, data: str, count: int) -> dict[str, Any]:
+def measure(side: str, task_name: str, data: str, count: int, seed: int) -> dict[str, Any]:
     """One training in this process."""
     import torch
 
@@ -43,22 +43,25 @@ def measure(side: str, task_name: str, data: str, count: int) -> dict[str, Any]:
     rows = rows.take(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist())
     held, rows = rows.take(range(HELD)), rows.take(range(HELD, HELD + count))
     who, kind = side.split()
-    options = RATES["full" if kind == "full" else "adapter"]
+    options = {**RATES["full" if kind == "full" else "adapter"], "seed": seed}
     trained = getattr(sides, f"train_{who}")(task, rows, held, options, kind)
     encoder = mb.load_encoder("minilm")
     tokens = tokenise(rows, task, encoder.tokenizer, sides.LENGTH, 0)
-    weights = sum(m.weight.numel() for m in encoder.model.encoder.modules() if isinstance(m, torch.nn.Linear))
-    return {
-        **dataclasses.asdict(trained),
-        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "operations": (6 if kind == "full" else 4) * weights * sum(map(tokens.length, range(len(tokens)))),
-    }
+    sizes = {name: m.weight.numel() for name, m in encoder.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    sizes.pop("pooler.dense")
+    # mbert does what follows the last layer's attention for one token of each row
+    once = sum(size for name, size in sizes.items() if ".5." in name and ".self." not in name) if who == "mbert" else 0
+    total = sum(map(tokens.length, range(len(tokens))))
+    work = (sum(sizes.values()) - once) * total + once * len(tokens)
+    return {**dataclasses.asdict(trained), "operations": (6 if kind == "full" else 4) * work}
 
 
-def child(side: str, task: str, data: Path, count: int) -> dict[str, Any]:
+def child(side: str, task: str, data: Path, count: int, seed: int) -> dict[str, Any]:
     """One training in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train", "--data", str(data), "--side", side, "--task", task]
-    ran = subprocess.run([*command, "--rows", str(count)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [*command, "--rows", str(count), "--seed", str(seed)], capture_output=True, text=True, check=False
+    )
     if ran.returncode != 0:
         raise SystemExit(f"{side} on {task}: {ran.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
@@ -72,16 +75,17 @@ def main(
     repeats: Annotated[int, typer.Option()] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="One repeat on few rows: under two minutes.")] = False,
     side: Annotated[str | None, typer.Option(hidden=True)] = None,
+    seed: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     if side is not None:
-        print(json.dumps(measure(side, (task or ["sst"])[0], str(data), rows)))
+        print(json.dumps(measure(side, (task or ["sst"])[0], str(data), rows, seed)))
         return
     if quick:
         task, rows, repeats = task or ["sst"], 320, 1
     import mergekit_bert as mb
     from benchmarks import sides
 
-    rate = matrix_rate()
+    rate = matrix_rates()
     console, told = Console(width=140), []
     for name in task or ["sst", "para"]:
         found_task = mb.get_task(name)
@@ -90,8 +94,8 @@ def main(
         for work, who in SIDES.items():
             found: dict[str, list[dict[str, Any]]] = {one: [] for one in who}
             for number in range(repeats):
-                for one in who:
-                    found[one].append(child(one, name, data, rows))
+                for one in who if number % 2 else reversed(who):  # neither side is always first
+                    found[one].append(child(one, name, data, rows, number))
                     console.print(f"{name} {one}: {found[one][-1]['seconds']:.1f} s ({number + 1} of {repeats})")
             told += [{"task": name, "work": work, "side": one, "runs": runs} for one, runs in found.items()]
     table = Table("task", "side", "seconds", "spread", "× mbert", "score", "memory MiB", "share of bf16 rate")
@@ -114,6 +118,15 @@ def main(
             f"{entry['share']:.0%}",
         )
     console.print(table)
+    for entry in told:
+        first = next(e for e in told if (e["task"], e["work"]) == (entry["task"], entry["work"]))
+        apart = abs(fmean(r["score"] for r in entry["runs"]) - fmean(r["score"] for r in first["runs"]))
+        noise = 2 * math.sqrt(2 * 0.25 / HELD)
+        entry["score_apart"], entry["agrees"] = apart, apart < noise
+        if not entry["agrees"]:
+            console.print(
+                f"{entry['task']} {entry['side']}: its score lies {apart:.3f} from mbert's (noise {noise:.3f})"
+            )
     write_result("train_quick" if quick else "train", {**provenance(), "rows": rows, "rate": rate, "measured": told})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mergekit_bert.adapters.delta import LowRank
 
@@ -17,7 +18,8 @@ def adapted_linear(
     x: Float[Tensor, "... in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, "out"] | None, delta: LowRank
 ) -> Float[Tensor, "... out"]:
     """``x (W + B A)ᵀ + b`` in the dtype of ``W``, which is frozen."""
-    out: Tensor = _AdaptedLinear.apply(x, weight, bias, delta.A, delta.B)  # type: ignore[no-untyped-call]
+    with torch.autocast(x.device.type, enabled=False):  # it casts by itself, once
+        out: Tensor = _AdaptedLinear.apply(x, weight, bias, delta.A, delta.B)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -31,16 +33,17 @@ class _AdaptedLinear(torch.autograd.Function):
         a: Float[Tensor, "r in"],
         b: Float[Tensor, "out r"],
     ) -> Float[Tensor, "... out"]:
-        dtype = weight.dtype
+        given, dtype = (x, weight, bias, a, b), weight.dtype
         rows, a, b = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
         thin = rows @ a.T
         out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)
         out.addmm_(thin, b.T)
         ctx.save_for_backward(rows if ctx.needs_input_grad[3] else None, thin, weight, a, b)
-        ctx.dtypes = x.dtype, bias.dtype if bias is not None else dtype
+        ctx.dtypes = tuple(tensor.dtype if tensor is not None else None for tensor in given)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         rows, thin, weight, a, b = ctx.saved_tensors
         needs_x, _, needs_bias, needs_a, needs_b = ctx.needs_input_grad
@@ -49,12 +52,12 @@ class _AdaptedLinear(torch.autograd.Function):
         by_thin = out @ b if needs_x or needs_a else None
         if needs_x:
             by_x = (out @ weight).addmm_(by_thin, a)
-            by_x = by_x.view(*gradients[0].shape[:-1], -1).to(ctx.dtypes[0])
+            by_x = by_x.view(*gradients[0].shape[:-1], weight.shape[1]).to(ctx.dtypes[0])
         if needs_bias:
-            by_bias = out.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
+            by_bias = out.sum(0, dtype=ctx.dtypes[2])
         if needs_a:
             assert by_thin is not None
-            by_a = (by_thin.T @ rows).float()
+            by_a = (by_thin.T @ rows).to(ctx.dtypes[3])
         if needs_b:
-            by_b = (out.T @ thin).float()
+            by_b = (out.T @ thin).to(ctx.dtypes[4])
         return by_x, None, by_bias, by_a, by_b

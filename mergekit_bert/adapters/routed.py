@@ -14,8 +14,9 @@ from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import share
 
-_BATCHED = 6
-"""From so many adapters of one rank on, their thin products are done as one batched product."""
+_BATCHED, _PADDED = 6, 3
+"""From so many adapters of one rank on, their thin products are done as one batched product, unless padding it to the
+largest would make it so many times as large."""
 
 
 def _add(
@@ -26,11 +27,12 @@ def _add(
 ) -> None:
     """Add ``(x Aᵀ) Bᵀ`` to each piece of ``out`` that one of ``deltas`` (of one rank) is for, in place."""
     own = [piece for piece in pieces if piece.adapter in deltas]
-    if len(own) < _BATCHED:
+    sizes = [piece.stop - piece.start for piece in own]
+    if len(own) < _BATCHED or max(sizes) * len(own) > _PADDED * sum(sizes):
         for adapter, start, stop in own:
             out[start:stop].addmm_(x[start:stop] @ deltas[adapter].A.T, deltas[adapter].B.T)
         return
-    counts = torch.tensor([piece.stop - piece.start for piece in own], device=x.device)
+    counts = torch.tensor(sizes, device=x.device)
     starts = torch.tensor([piece.start for piece in own], device=x.device)
     step = torch.arange(int(counts.max()), device=x.device)
     real = step < counts[:, None]
@@ -47,10 +49,15 @@ class RoutedLinear(nn.Module):
         """``deltas`` are by the adapters' numbers."""
         super().__init__()
         self.linear = linear
-        low = {number: delta for number, delta in deltas.items() if isinstance(delta, LowRank)}
+        device = linear.weight.device
+        low = {
+            number: LowRank(delta.B.to(device), delta.A.to(device))
+            for number, delta in deltas.items()
+            if isinstance(delta, LowRank)
+        }
         ranks = sorted({delta.rank for delta in low.values()})
         self.low = [{number: delta for number, delta in low.items() if delta.rank == rank} for rank in ranks]
-        self.dense = {number: delta.dense() for number, delta in deltas.items() if number not in low}
+        self.dense = {number: delta.dense().to(device) for number, delta in deltas.items() if number not in low}
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """``x (W + Δi)ᵀ + b`` for the rows of each adapter i."""

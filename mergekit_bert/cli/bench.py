@@ -38,10 +38,11 @@ def command(
 
     set_threads(train.threads)
     found, device = get_task(task), default_device()
-    rows, encoder = load_rows(found, "train", data), load_encoder(base)
+    encoder = load_encoder(base)
+    tokens = tokens_of(encoder, found, load_rows(found, "train", data), train)
     rates = {name: matrix_rate(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     with progress_bar("bench", 2 * len(BATCH_SIZES), show=True) as bar:
-        speeds = measure(encoder, found, rows, adapter, train, bar)
+        speeds = measure(encoder, found, tokens, adapter, train, bar)
     table = Table("precision", *(f"{size} rows a step" for size in BATCH_SIZES), box=SIMPLE_HEAD)
     for precision in rates:
         own = [one.tokens_per_second for one in speeds if one.precision == precision]
@@ -52,9 +53,9 @@ def command(
     show(table)
     picked = {torch.float32: "fp32", torch.bfloat16: "bf16"}[pick_precision(train.precision, device)]
     best = max(speeds, key=lambda one: one.tokens_per_second)
-    seconds = seconds_of_run(tokens_of(encoder, found, rows, train), train, speeds, picked)
+    seconds = seconds_of_run(tokens, train, speeds, picked)
     print(f"--precision {train.precision} means {picked} here; the fastest is {best.precision}, {best.batch_size} rows")
     print(
-        f"a run on {len(rows)} rows, {train.epochs} epochs of {train.batch_size} rows a step in {picked}: "
+        f"a run on {len(tokens)} rows, {train.epochs} epochs of {train.batch_size} rows a step in {picked}: "
         f"about {seconds:.0f} s, and the score on dev"
     )

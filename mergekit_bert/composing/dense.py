@@ -8,9 +8,10 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import provenance
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged
 from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.folder import read_folder, write_folder
-from mergekit_bert.encoder.forward import check_same_outputs
+from mergekit_bert.encoder.folder import load_folder, read_folder, write_folder
+from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.files import refuse_existing, withdrawn
@@ -36,8 +37,9 @@ def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool 
         write_folder(path, whole, encoder, task, record)
         rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
         with withdrawn(path):
-            one, two = expected.outputs(task.name, rows), Predictor(read_folder(path)).outputs(task.name, rows)
-            check_same_outputs(str(path), one, two)
+            loaded, tokenizer = load_folder(read_folder(path))
+            tokens = tokenise(rows, task, tokenizer, part.max_length, int(tokenizer.pad_token_id or 0))
+            check_same_outputs(str(path), expected.outputs(task.name, rows), padded_outputs(loaded, tokens))
     return paths
 
 

@@ -96,7 +96,8 @@ class Predictor:
         """
         if isinstance(self.model, FullModel):
             raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
-        tasks = [find_task(self.model, name) for name, _ in requests]
+        known = {task.name: task for task in self.model.tasks}
+        tasks = [known.get(name) or find_task(self.model, name) for name, _ in requests]
         texts = [(text,) if isinstance(text, str) else tuple(text) for _, text in requests]
         answers: list[Any] = [None] * len(requests)
         if not requests:
@@ -110,13 +111,16 @@ class Predictor:
         mixture, encoder = self._mix(), self._base()
         parts, owners = list[Tokens](), list[int]()
         places: list[int] = []
-        for number, task in enumerate(self.model.tasks):
-            own = [place for place, one in enumerate(tasks) if one.name == task.name]
-            if own:
-                rows, length = Rows(tuple(texts[place] for place in own), None, "texts"), self.model.part(task.name)
-                parts.append(_tokens(task, rows, encoder.tokenizer, length.max_length, encoder.pad_token))
-                owners += [number] * len(own)
-                places += own
+        numbers = {name: number for number, name in enumerate(known)}
+        by_task: dict[str, list[int]] = {}
+        for place, task in enumerate(tasks):
+            by_task.setdefault(task.name, []).append(place)
+        for name, own in by_task.items():
+            rows = Rows(tuple(texts[place] for place in own), None, "texts")
+            length = mixture.max_lengths[numbers[name]]
+            parts.append(_tokens(known[name], rows, encoder.tokenizer, length, encoder.pad_token))
+            owners += [numbers[name]] * len(own)
+            places += own
         outputs = mixture.outputs(join(parts), owners)
         for place, output in zip(places, outputs, strict=True):
             answers[place] = predictions(tasks[place], scaled(output[None], tasks[place].range))[0]

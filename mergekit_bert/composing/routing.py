@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach_routed
 from mergekit_bert.data.batches import Tokens
+from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import encode
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.heads import bare_head
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import EncoderError
 
 _FEATURES: ContextVar[Any] = ContextVar("features")
 
@@ -35,22 +37,32 @@ class Mixture:
     """Answers batches in which the rows of many parts meet. Threads may share one."""
 
     def __init__(self, encoder: Encoder, parts: Sequence[Part]) -> None:
-        """Put all ``parts`` beside one tree; rows name theirs by its place in ``parts``."""
+        """Put all ``parts`` beside one tree; rows name theirs by its place in ``parts``.
+
+        Raises EncoderError where the architecture cannot be packed: DeBERTa puts its positions through the adapted
+        layers, so that rows of two adapters cannot share them.
+        """
+        if not packing.enabled(encoder.model):
+            raise EncoderError(
+                f"base {encoder.name!r}", "an architecture that is not packed", "one that is", "go task by task"
+            )
+        self.max_lengths = [part.max_length for part in parts]
         self.tree = attach_routed(encoder, parts)
-        self.heads = [_bare(classifier(encoder, part.task, part.head)) for part in parts]
+        self.heads = [bare_head(encoder, part.task, part.head, _Features()) for part in parts]
 
     def outputs(self, tokens: Tokens, owners: Sequence[int]) -> list[Float[np.ndarray, "out"]]:
         """What its own head gives for each row of ``tokens``; ``owners`` are the rows' parts."""
         found: list[Any] = [None] * len(tokens)
         order = sorted(range(len(tokens)), key=lambda row: (owners[row], -tokens.length(row)))
-        with torch.inference_mode():
+        device = next(self.tree.parameters()).device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for index in tokens.cut(order):
                 batch = tokens.batch(index)
                 features = encode(self.tree, batch, tuple(owners[row] for row in index))
-                for owner, places in _runs([owners[row] for row in index]):
-                    values = self._head(owner, features, places)
-                    for place, value in zip(range(places.start, places.stop), values.numpy(force=True), strict=True):
-                        found[index[place]] = value
+                for owner, start, stop in packing.runs([owners[row] for row in index]):
+                    values = self._head(owner, features, slice(start, stop)).numpy(force=True)
+                    for row, value in zip(index[start:stop], values, strict=True):
+                        found[row] = value
         return found
 
     def _head(self, owner: int, features: Any, places: slice) -> Float[Tensor, "rows out"]:
@@ -65,15 +77,3 @@ class Mixture:
             return logits
         finally:
             _FEATURES.reset(token)
-
-
-def _runs(owners: Sequence[int]) -> list[tuple[int, slice]]:
-    """Runs of equal owners: (owner, places)."""
-    starts = [place for place, owner in enumerate(owners) if place == 0 or owners[place - 1] != owner]
-    return [(owners[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(owners)], strict=True)]
-
-
-def _bare(model: Classifier) -> Classifier:
-    """The head alone: its encoder is not its own any more."""
-    setattr(model.shell, model.shell.base_model_prefix, _Features())
-    return model

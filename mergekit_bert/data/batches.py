@@ -17,7 +17,8 @@ _WINDOW = 16
 """Training batches are sorted by length within this many shuffled batches."""
 
 TOKEN_BUDGET = 4096
-"""Most tokens in one forward pass. What it gives does not depend on it, beyond the order of float sums."""
+"""Most tokens in one forward pass. What it gives does not depend on it, beyond the order of float sums (and, in
+training with dropout, which entries are drawn)."""
 
 _TOKENIZING = threading.Lock()
 """A fast tokenizer keeps the truncation asked of it as state of its own, so that threads must take turns."""
@@ -125,7 +126,7 @@ def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
-    """The unlabelled rows of several tasks, one after the other."""
+    """The unlabelled rows of several tasks, one after the other; their labels, and so their tasks, no longer count."""
     first = parts[0]
     columns = {name: [row for part in parts for row in part.columns[name]] for name in first.columns}
     return Tokens(columns, None, sum(part.truncated for part in parts), first.padding, first.task)

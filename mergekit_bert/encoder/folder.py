@@ -18,6 +18,7 @@ from mergekit_bert.encoder.heads import Classifier, last_linear
 from mergekit_bert.encoder.load import Encoder, quiet_transformers
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
+from mergekit_bert.hardware import default_device
 
 RECORD = "mbert.json"
 _FORMAT = 1
@@ -101,4 +102,4 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
     packing.enable(shell.base_model)
-    return Classifier(shell).eval().requires_grad_(False), tokenizer
+    return Classifier(shell).eval().requires_grad_(False).to(default_device()), tokenizer

@@ -41,6 +41,15 @@ def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
     return outputs
 
 
+def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows out"]:
+    """Outputs of every row as transformers computes them, padded: what packed ones are checked against."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        inputs = {name: tensor.to(device) for name, tensor in tokens.batch(list(range(len(tokens)))).padded().items()}
+        outputs: np.ndarray = model(**inputs).float().cpu().numpy()
+    return outputs
+
+
 def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
     """What an encoder's tree gives for the rows of ``batch``, of which ``adapters`` (rising) says whose they are."""
     return _run(encoder, encoder, batch, adapters)
@@ -54,7 +63,8 @@ def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int
         if not packing.enabled(encoder):
             return model(**{name: tensor.to(device) for name, tensor in batch.padded().items()})
         inputs = {name: tensor.to(device)[None] for name, tensor in batch.inputs.items()}
-        return model(**inputs, position_ids=layout.positions[None] + packing.position_offset(encoder))
+        positions = packing.position_ids(encoder, inputs["input_ids"][0], layout)
+        return model(**inputs, position_ids=positions[None])
 
 
 def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] | None) -> Float[np.ndarray, "rows out"]:

@@ -71,12 +71,19 @@ def head_config(encoder: Encoder, task: Task) -> Any:
 
 def classifier(encoder: Encoder, task: Task, head: Mapping[str, Tensor] | torch.Generator) -> Classifier:
     """``encoder`` under a head for ``task``: with the given tensors, or fresh ones drawn from a generator."""
+    return bare_head(encoder, task, head, share(encoder.model))
+
+
+def bare_head(
+    encoder: Encoder, task: Task, head: Mapping[str, Tensor] | torch.Generator, under: nn.Module
+) -> Classifier:
+    """A head for ``task`` as it fits on ``encoder``, with any module ``under`` it."""
     from transformers import AutoModelForSequenceClassification
 
     config = head_config(encoder, task)
     with torch.device("meta"):
         shell = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-    setattr(shell, shell.base_model_prefix, share(encoder.model))
+    setattr(shell, shell.base_model_prefix, under)
     for name, module in shell.named_children():
         if name != shell.base_model_prefix:
             module.to_empty(device=next(encoder.model.parameters()).device)

@@ -170,7 +170,9 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
 def _max_length(model: nn.Module, config: Any, tokenizer: Any) -> int:
     """The model's positions less those that its family (RoBERTa's) never gives to a token: padding_idx and below."""
     positions = getattr(config, "max_position_embeddings", None) or 512
-    positions -= packing.position_offset(model)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= int(module.padding_idx) + 1
     return int(min(positions, tokenizer.model_max_length))
 
 

@@ -20,9 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 ATTENTION = "mbert"
 """The name of our attention in transformers' interface."""
+
+_PACKED = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"}
+"""Model types in which tokens meet in attention alone and a head reads the first one. All others are padded."""
+
+_COUNTED = {"roberta", "xlm-roberta", "camembert"}
+"""Model types that count positions from ``padding_idx + 1``, passing over tokens that are the padding token."""
 
 _NEAR = 0.75
 """Rows are attended to together if none is shorter than this share of the longest among them."""
@@ -53,6 +60,16 @@ class Piece(NamedTuple):
     stop: int
 
 
+def runs(adapters: Sequence[int]) -> list[Piece]:
+    """Runs of equal numbers."""
+    found, start = list[Piece](), 0
+    for adapter, places in groupby(adapters):
+        stop = start + len(list(places))
+        found.append(Piece(adapter, start, stop))
+        start = stop
+    return found
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the rows of a batch lie, and, where many adapters meet, whose they are: ``adapters`` by number, rising."""
@@ -64,12 +81,7 @@ class Layout:
     @cached_property
     def row_pieces(self) -> list[Piece]:
         """Each adapter's rows."""
-        found, start = list[Piece](), 0
-        for adapter, rows in groupby(self.adapters):
-            stop = start + len(list(rows))
-            found.append(Piece(adapter, start, stop))
-            start = stop
-        return found
+        return runs(self.adapters)
 
     @cached_property
     def token_pieces(self) -> list[Piece]:
@@ -142,8 +154,11 @@ def pieces(x: Float[Tensor, "... width"]) -> list[Piece]:
     layout = _LAYOUT.get()
     if layout is None or not layout.adapters:
         raise RuntimeError("a routed module needs a layout that says whose the rows are")
-    if x.dim() == 3 and x.shape[:2] == (1, len(layout.positions)):
+    count = x.shape[:-1].numel()
+    if count == len(layout.positions):
         return layout.token_pieces
+    if count != len(layout.lengths):
+        raise RuntimeError(f"a routed module got {count} vectors, not one a row or one a token")
     return layout.row_pieces
 
 
@@ -154,8 +169,12 @@ def enable(model: nn.Module) -> None:
 
     last = _last_layer(model)
     config: Any = model.config
-    reads_first_token = getattr(config, "classifier_pooling", "cls") == "cls"
-    if last is None or not reads_first_token or not getattr(model, "_supports_attention_backend", False):
+    plain = (
+        getattr(config, "classifier_pooling", "cls") == "cls"
+        and not getattr(config, "is_decoder", False)
+        and not getattr(config, "chunk_size_feed_forward", 0)
+    )
+    if last is None or not plain or config.model_type not in _PACKED:
         return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, lambda **given: None if _LAYOUT.get() else eager_mask(**given))
@@ -182,12 +201,17 @@ def _last_layer(model: nn.Module) -> nn.Module | None:
     return stacks[0][-1] if len(stacks) == 1 else None
 
 
-def position_offset(model: nn.Module) -> int:
-    """The position of a row's first token: RoBERTa's family counts from ``padding_idx + 1``, all others from 0."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.padding_idx) + 1
-    return 0
+def position_ids(model: nn.Module, ids: Int[Tensor, "tokens"], layout: Layout) -> Int[Tensor, "tokens"]:
+    """The position of each token, as the architecture counts them."""
+    config: Any = model.config
+    if config.model_type not in _COUNTED:
+        return layout.positions
+    real = ids != config.pad_token_id
+    counted = real.cumsum(0)
+    before = (counted - real.long())[layout.starts]
+    rows = torch.repeat_interleave(torch.tensor(layout.lengths, device=ids.device))
+    positions: Tensor = (counted - before[rows]) * real + int(config.pad_token_id)
+    return positions
 
 
 def _drop(x: Any, layout: Layout) -> Any:
@@ -277,6 +301,7 @@ class _PackedAttention(torch.autograd.Function):
         return _scatter(found, places, query.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         blocks, places = ctx.layout.blocks(gradient.shape[1])

@@ -39,13 +39,12 @@ class Speed:
 def measure(
     encoder: Encoder,
     task: Task,
-    rows: Rows,
+    tokens: Tokens,
     adapter: AdapterConfig,
     train: TrainConfig,
     tick: Callable[[int], None] = lambda done: None,
 ) -> list[Speed]:
     """Train an adapter of ``task`` for a few steps in every precision and batch size; nothing is kept."""
-    tokens = tokens_of(encoder, task, rows, train)
     sites, found = find_sites(encoder, adapter.targets), list[Speed]()
     basis = BasisRows(0, 0, adapter.rank) if adapter.basis == "orthogonal" else None
     for precision, size in itertools.product(("fp32", "bf16"), BATCH_SIZES):

@@ -20,7 +20,7 @@ from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel, load_folder, read_folder, write_folder
-from mergekit_bert.encoder.forward import check_same_outputs, forward_rows
+from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
@@ -95,7 +95,7 @@ def train_adapter(
         max_length=_max_length(encoder, train),
         sites=sites,
         tensors=_site_tensors(values["site"], sites, basis),
-        shifts={name: (value - encoder.model.get_parameter(name)).cpu() for name, value in values["shift"].items()},
+        shifts={name: value - encoder.model.get_parameter(name).cpu() for name, value in values["shift"].items()},
         head=values["head"],
         basis=basis,
         training=provenance(setting, outcome),
@@ -261,4 +261,4 @@ def _check_outputs(out: Path, before: Classifier, after: Classifier, tokens: Tok
     """Compare both models on a few rows."""
     few = {name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()}
     sample = dataclasses.replace(tokens, labels=None, columns=few)
-    check_same_outputs(str(out), forward_rows(before, sample), forward_rows(after, sample))
+    check_same_outputs(str(out), forward_rows(before, sample), padded_outputs(after, sample))

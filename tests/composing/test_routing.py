@@ -20,7 +20,7 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.encoder import packing
-from mergekit_bert.errors import CompositionError, DataError
+from mergekit_bert.errors import CompositionError, DataError, EncoderError
 from tests.adapters.helpers import random_adapter, renamed
 from tests.composing.helpers import trio
 from tests.tiny import tiny_rows
@@ -137,10 +137,29 @@ def test_a_routed_module_asks_whose_the_rows_are(bert: mb.Encoder) -> None:
         tree(**bert.tokenizer("good film", return_tensors="pt"))
 
 
+def test_an_architecture_that_is_not_packed_is_refused(encoders: dict[str, mb.Encoder]) -> None:
+    encoder = encoders["deberta-v2"]
+    with pytest.raises(EncoderError, match="an architecture that is not packed; expected one that is; go task by task"):
+        Mixture(encoder, [random_adapter(encoder, "sst").part("sst")])
+
+
+def test_a_callers_autocast_changes_nothing(bert: mb.Encoder) -> None:
+    adapters = many(bert, 8)
+    predictor = Predictor(merge(adapters, "ensemble"), bert)
+    requests = requests_of(adapters, 2)
+    expected = answers(predictor, requests)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers(predictor, requests)
+    for one, two in zip(found, expected, strict=True):
+        assert np.array_equal(one, two)
+
+
 def test_pieces_of_tokens_and_of_rows() -> None:
     layout = packing.Layout((2, 3, 4), torch.device("cpu"), (0, 2, 2))
     with packing.laid_out(layout):
         assert packing.pieces(torch.zeros(1, 9, 5)) == [(0, 0, 2), (2, 2, 9)]
+        with pytest.raises(RuntimeError, match="got 12 vectors"):
+            packing.pieces(torch.zeros(3, 4, 5))
         assert packing.pieces(torch.zeros(3, 5)) == packing.pieces(torch.zeros(3, 1, 5)) == [(0, 0, 1), (2, 1, 3)]
 
 

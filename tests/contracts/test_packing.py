@@ -1,5 +1,6 @@
 """Packed = padded = a row at a time: outputs and gradients, for every architecture and whatever is trained."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModel
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import TYPES
@@ -123,6 +125,25 @@ def test_a_window_shorter_than_the_row_is_kept(encoders: dict[str, mb.Encoder]) 
     tokens = tokens_of(encoder, [30, 30])
     (outputs, _), (others, _) = (found(model, tokens, way) for way in ("packed", "padded"))
     torch.testing.assert_close(outputs, others, rtol=1e-5, atol=1e-5)
+
+
+def test_a_padding_token_inside_a_row_is_counted_as_the_architecture_does(encoder: mb.Encoder) -> None:
+    model = trainable(encoder, "lora")
+    tokens = tokens_of(encoder, [4, 6, 5])
+    for ids in tokens.columns["input_ids"]:
+        ids[2] = encoder.pad_token
+    with torch.no_grad():
+        torch.testing.assert_close(WAYS["packed"](model, tokens), WAYS["alone"](model, tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("odd", [{"is_decoder": True}, {"chunk_size_feed_forward": 1}, {"model_type": "mobilebert"}])
+def test_what_cannot_be_packed_is_padded(bert: mb.Encoder, odd: dict[str, object]) -> None:
+    model = AutoModel.from_config(copy.deepcopy(bert.config), attn_implementation="eager")
+    for name, value in odd.items():
+        setattr(model.config, name, value)
+    packing.enable(model)
+    assert not packing.enabled(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_no_row_sees_its_neighbours(encoder: mb.Encoder) -> None:
