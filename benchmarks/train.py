@@ -71,7 +71,8 @@ def child(side: str, task: str, data: Path, count: int, seed: int) -> dict[str, 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with sst/ and para/.")],
     task: Annotated[list[str] | None, typer.Option(help="sst and para by default.")] = None,
-    rows: Annotated[int, typer.Option(help="Training rows.")] = 1600,
+    work: Annotated[list[str] | None, typer.Option(help="adapter and full by default.")] = None,
+    rows: Annotated[int, typer.Option(help="Training rows.")] = 640,
     repeats: Annotated[int, typer.Option()] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="One repeat on few rows: under two minutes.")] = False,
     side: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -91,13 +92,14 @@ def main(
         found_task = mb.get_task(name)
         apart = sides.check_same(found_task, mb.load_rows(found_task, "train", data).take(range(32)))
         console.print(f"{name}: with one adapter both sides give the same outputs (largest difference {apart:.1g})")
-        for work, who in SIDES.items():
+        for kind in work or SIDES:
+            who = SIDES[kind]
             found: dict[str, list[dict[str, Any]]] = {one: [] for one in who}
             for number in range(repeats):
                 for one in who if number % 2 else reversed(who):  # neither side is always first
                     found[one].append(child(one, name, data, rows, number))
                     console.print(f"{name} {one}: {found[one][-1]['seconds']:.1f} s ({number + 1} of {repeats})")
-            told += [{"task": name, "work": work, "side": one, "runs": runs} for one, runs in found.items()]
+            told += [{"task": name, "work": kind, "side": one, "runs": runs} for one, runs in found.items()]
     table = Table("task", "side", "seconds", "spread", "× mbert", "score", "memory MiB", "share of bf16 rate")
     for entry in told:
         first = next(e for e in told if (e["task"], e["work"]) == (entry["task"], entry["work"]))
@@ -127,7 +129,10 @@ def main(
             console.print(
                 f"{entry['task']} {entry['side']}: its score lies {apart:.3f} from mbert's (noise {noise:.3f})"
             )
-    write_result("train_quick" if quick else "train", {**provenance(), "rows": rows, "rate": rate, "measured": told})
+    write_result(
+        "train_quick" if quick else "_".join(["train", *(task or [])]),
+        {**provenance(), "rows": rows, "rate": rate, "measured": told},
+    )
 
 
 if __name__ == "__main__":
