@@ -130,7 +130,7 @@ def main(
                 f"{entry['task']} {entry['side']}: its score lies {apart:.3f} from mbert's (noise {noise:.3f})"
             )
     write_result(
-        "train_quick" if quick else "_".join(["train", *(task or [])]),
+        "train_quick" if quick else "_".join(["train", *(task or []), *(work or [])]),
         {**provenance(), "rows": rows, "rate": rate, "measured": told},
     )
 
