@@ -4,42 +4,14 @@ Which row is whose is an argument of the forward pass (:class:`~mergekit_bert.en
 a module. Rows come in the order of their adapters, so that each adapter has one slice of the batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import share
-
-_BATCHED, _PADDED = 6, 3
-"""From so many adapters of one rank on, their thin products are done as one batched product, unless padding it to the
-largest would make it so many times as large."""
-
-
-def _add(
-    out: Float[Tensor, "n out"],
-    x: Float[Tensor, "n in"],
-    deltas: Mapping[int, LowRank],
-    pieces: Sequence[packing.Piece],
-) -> None:
-    """Add ``(x Aᵀ) Bᵀ`` to each piece of ``out`` that one of ``deltas`` (of one rank) is for, in place."""
-    own = [piece for piece in pieces if piece.adapter in deltas]
-    sizes = [piece.stop - piece.start for piece in own]
-    if len(own) < _BATCHED or max(sizes) * len(own) > _PADDED * sum(sizes):
-        for adapter, start, stop in own:
-            out[start:stop].addmm_(x[start:stop] @ deltas[adapter].A.T, deltas[adapter].B.T)
-        return
-    counts = torch.tensor(sizes, device=x.device)
-    starts = torch.tensor([piece.start for piece in own], device=x.device)
-    step = torch.arange(int(counts.max()), device=x.device)
-    real = step < counts[:, None]
-    slots = starts[:, None] + torch.where(real, step, 0)
-    thin = torch.bmm(x[slots], torch.stack([deltas[piece.adapter].A for piece in own]).mT)
-    wide = torch.bmm(thin, torch.stack([deltas[piece.adapter].B for piece in own]).mT)
-    out.index_add_(0, slots[real], wide[real])
 
 
 class RoutedLinear(nn.Module):
@@ -50,24 +22,23 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.linear = linear
         device = linear.weight.device
-        low = {
+        self.low = {
             number: LowRank(delta.B.to(device), delta.A.to(device))
             for number, delta in deltas.items()
             if isinstance(delta, LowRank)
         }
-        ranks = sorted({delta.rank for delta in low.values()})
-        self.low = [{number: delta for number, delta in low.items() if delta.rank == rank} for rank in ranks]
-        self.dense = {number: delta.dense().to(device) for number, delta in deltas.items() if number not in low}
+        self.dense = {number: delta.dense().to(device) for number, delta in deltas.items() if number not in self.low}
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """``x (W + Δi)ᵀ + b`` for the rows of each adapter i."""
         out: Tensor = self.linear(x)
-        flat, rows, pieces = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), packing.pieces(x)
-        for deltas in self.low:
-            _add(flat, rows, deltas, pieces)
-        for adapter, start, stop in pieces:
-            if adapter in self.dense:
-                flat[start:stop].addmm_(rows[start:stop], self.dense[adapter].T)
+        flat, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
+        for adapter, start, stop in packing.pieces(x):
+            piece = flat[start:stop]
+            if adapter in self.low:
+                piece.addmm_(rows[start:stop] @ self.low[adapter].A.T, self.low[adapter].B.T)
+            elif adapter in self.dense:
+                piece.addmm_(rows[start:stop], self.dense[adapter].T)
         return out
 
 

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mergekit_bert as mb
-from mergekit_bert.adapters import routed
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach_routed
 from mergekit_bert.adapters.delta import Dense
@@ -89,15 +88,6 @@ def test_in_any_company(bert: mb.Encoder, drawn: list[tuple[int, int]]) -> None:
     adapters = many(bert, 9)
     predictor = Predictor(merge(adapters, "ensemble"), bert)
     requests = [(adapters[n].name, tiny_rows(adapters[n].task, 6, n).texts[row]) for n, row in drawn]
-    check(answers(predictor, requests), alone(predictor, requests))
-
-
-@pytest.mark.parametrize("batched", [1, 1000], ids=["batched", "one by one"])
-def test_both_ways_of_the_thin_products_agree(bert: mb.Encoder, monkeypatch: pytest.MonkeyPatch, batched: int) -> None:
-    monkeypatch.setattr(routed, "_BATCHED", batched)
-    adapters = many(bert, 9)
-    predictor = Predictor(merge(adapters, "ensemble"), bert)
-    requests = requests_of(adapters, 3)
     check(answers(predictor, requests), alone(predictor, requests))
 
 
