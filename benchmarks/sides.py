@@ -17,7 +17,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.data.metrics import metric, predicted_column
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.load import minilm_folder, quiet_transformers
+from mergekit_bert.encoder.load import Encoder, minilm_folder, quiet_transformers
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import finetune, train_adapter
 
@@ -147,6 +147,17 @@ def peft_of(adapter: Adapter) -> Any:
         for name, parameter in head.items():
             parameter.copy_(adapter.head[name.replace("modules_to_save.default.", "").replace("original_module.", "")])
     return model.eval()
+
+
+def operations(encoder: Encoder, lengths: Sequence[int], each: int, last_whole: bool) -> int:
+    """Floating-point operations of rows through the layers' weights, ``each`` a weight and real token.
+
+    Unless ``last_whole``, what follows the last layer's attention is done for one token of each row, as mbert does.
+    """
+    sizes = {name: m.weight.numel() for name, m in encoder.model.encoder.named_modules() if isinstance(m, nn.Linear)}
+    last = f".{encoder.config.num_hidden_layers - 1}."
+    once = 0 if last_whole else sum(size for name, size in sizes.items() if last in name and ".self." not in name)
+    return each * ((sum(sizes.values()) - once) * sum(lengths) + once * len(lengths))
 
 
 def check_same(task: mb.Task, rows: Rows) -> float:

@@ -47,13 +47,9 @@ def measure(side: str, task_name: str, data: str, count: int, seed: int) -> dict
     trained = getattr(sides, f"train_{who}")(task, rows, held, options, kind)
     encoder = mb.load_encoder("minilm")
     tokens = tokenise(rows, task, encoder.tokenizer, sides.LENGTH, 0)
-    sizes = {name: m.weight.numel() for name, m in encoder.model.named_modules() if isinstance(m, torch.nn.Linear)}
-    sizes.pop("pooler.dense")
-    # mbert does what follows the last layer's attention for one token of each row
-    once = sum(size for name, size in sizes.items() if ".5." in name and ".self." not in name) if who == "mbert" else 0
-    total = sum(map(tokens.length, range(len(tokens))))
-    work = (sum(sizes.values()) - once) * total + once * len(tokens)
-    return {**dataclasses.asdict(trained), "operations": (6 if kind == "full" else 4) * work}
+    lengths = [tokens.length(row) for row in range(len(tokens))]
+    count = sides.operations(encoder, lengths, 6 if kind == "full" else 4, last_whole=who == "peer")
+    return {**dataclasses.asdict(trained), "operations": count}
 
 
 def child(side: str, task: str, data: Path, count: int, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def test_the_estimate(sst: Task, precision: str, size: int, rate: float) -> None
     tokens = Tokens({"input_ids": [[1] * 5] * 30 + [[1] * 25] * 70}, None, 0, {"input_ids": 0}, sst)
     total = 30 * 5 + 70 * 25
     config = TrainConfig(epochs=4, batch_size=size, hold_out=0.2)
-    expected = 4 * total * (0.8 + 0.2 / 3) / rate
+    expected = 4 * total * (0.8 + 0.2 / 2) / rate
     assert seconds_of_run(tokens, config, SPEEDS, precision) == pytest.approx(expected)
     few = TrainConfig(epochs=1, batch_size=size, hold_out=0.2, hold_out_limit=10)
-    assert seconds_of_run(tokens, few, SPEEDS, precision) == pytest.approx(total * (0.9 + 0.1 / 3) / rate)
+    assert seconds_of_run(tokens, few, SPEEDS, precision) == pytest.approx(total * (0.9 + 0.1 / 2) / rate)
