@@ -8,12 +8,13 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -65,15 +66,16 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``: a killed process leaves the old file or none, never half of one."""
+@contextlib.contextmanager
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that is flushed and becomes ``path`` when the block ends well."""
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
@@ -82,6 +84,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: a killed process leaves the old file or none, never half of one."""
+    with _atomic_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -136,27 +144,76 @@ def sweep_parts(path: Path) -> None:
         remove(part)
 
 
-def tensor_bytes(tensors: Mapping[str, Any], metadata: Json) -> bytes:
-    """Torch ``tensors`` and ``metadata`` in the safetensors format; equal inputs give equal bytes."""
-    import torch
-    from safetensors.torch import save
+def tensor_file_sha256(tensors: Mapping[str, Any], metadata: Json) -> str:
+    """SHA-256 (hex) of the file that :func:`write_tensors` writes, without writing it."""
+    digest = hashlib.sha256()
+    for piece in _pieces(tensors, metadata):
+        digest.update(piece)
+    return digest.hexdigest()
 
-    # Copies, since safetensors refuses tensors that share memory (one head under two names, say).
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    # Inside the one key: the container writes several in an order of chance.
-    data: bytes = save(own, metadata={METADATA_KEY: canonical_json({**metadata, _CHECKSUM: _checksum(own)})})
-    return data
+
+def _pieces(tensors: Mapping[str, Any], metadata: Json) -> Iterator[bytes | memoryview]:
+    """Torch ``tensors`` and ``metadata`` as a safetensors file, piece by piece; equal inputs give equal bytes."""
+    # Inside the one key: several would be several orders.
+    whole = {METADATA_KEY: canonical_json({**metadata, _CHECKSUM: _checksum(tensors)})}
+    described = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    header, order = safetensors_header(described, whole)
+    yield header
+    for name in order:
+        yield _bytes_of(tensors[name])
+
+
+_DTYPES = {
+    "bool": ("BOOL", 1),
+    "uint8": ("U8", 1),
+    "int8": ("I8", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "int16": ("I16", 2),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "int32": ("I32", 4),
+    "float32": ("F32", 4),
+    "float64": ("F64", 8),
+    "int64": ("I64", 8),
+}
+"""Torch dtype -> (name in the format, bytes), in the order of the format's own list, which sorts the tensors."""
+
+
+def safetensors_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """The header of a safetensors file of tensors (torch dtype, shape), and the order in which their bytes follow."""
+    rank = {name: place for place, name in enumerate(_DTYPES)}
+    kinds = {name: dtype.removeprefix("torch.") for name, (dtype, _) in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-rank[kinds[name]], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in order:
+        told, size = _DTYPES[kinds[name]]
+        shape = tensors[name][1]
+        end = offset + size * math.prod(shape)
+        header[name] = {"dtype": told, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def _bytes_of(tensor: Any) -> memoryview:
+    import torch
+
+    flat: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return flat
 
 
 def _checksum(tensors: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over names, types, shapes and values."""
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -167,7 +224,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> Non
             raise OutputError(
                 str(path), f"tensor {name!r} would hold NaN or infinity", "finite values", "use smaller weights"
             )
-    write_atomic(path, tensor_bytes(tensors, metadata))
+    with _atomic_file(path) as file:
+        for piece in _pieces(tensors, metadata):
+            file.write(piece)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:

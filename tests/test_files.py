@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from mergekit_bert import files
 from mergekit_bert.errors import ModelFileError, OutputError
@@ -212,12 +212,29 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, raised: Exceptio
     assert parts(tmp_path) == []
 
 
-def test_equal_tensors_give_equal_bytes_in_whatever_order_and_layout() -> None:
+def test_equal_tensors_give_equal_bytes_in_whatever_order_and_layout(tmp_path: Path) -> None:
     square = torch.arange(6.0).reshape(2, 3)
-    one = files.tensor_bytes({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 2})
-    two = files.tensor_bytes({"b": torch.ones(2), "a": square.T.contiguous().T}, {"y": 2, "x": 1})
-    assert one == two
-    assert one != files.tensor_bytes({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 3})
+
+    def written(tensors: dict[str, torch.Tensor], metadata: Any) -> bytes:
+        files.write_tensors(tmp_path / "x.safetensors", tensors, metadata)
+        data = (tmp_path / "x.safetensors").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == files.tensor_file_sha256(tensors, metadata)
+        return data
+
+    one = written({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 2})
+    assert one == written({"b": torch.ones(2), "a": square.T.contiguous().T}, {"y": 2, "x": 1})
+    assert one != written({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 3})
+
+
+def test_the_container_is_byte_for_byte_what_safetensors_writes() -> None:
+    kinds = ["bool", "uint8", "int8", "int16", "float16", "bfloat16", "int32", "float32", "float64", "int64"]
+    kinds += ["float8_e4m3fn", "float8_e5m2"]
+    tensors = {f"{n}.{kind}": torch.ones(2, 3).to(getattr(torch, kind)) for n, kind in enumerate(kinds)}
+    tensors |= {"empty": torch.ones(0, 4), "scalar": torch.tensor(2.0), 'ü "\n\t\x01': torch.ones(1)}
+    for metadata in ({"mbert": 'ü "quoted" \\ \n \x7f \x1f'}, {"mbert": ""}):
+        told = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        header, order = files.safetensors_header(told, metadata)
+        assert header + b"".join(bytes(files._bytes_of(tensors[name])) for name in order) == save(tensors, metadata)
 
 
 def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
@@ -256,7 +273,8 @@ def _flip(path: Path) -> None:
 
 
 def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(files.tensor_bytes({"w": torch.tensor([1.0, value]).to(dtype)}, {}))
+    data = b"".join(files._pieces({"w": torch.tensor([1.0, value]).to(dtype)}, {}))
+    return lambda path: path.write_bytes(data)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ mean. Factors that are rows of the orthogonal basis are stored as row numbers an
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -21,7 +20,7 @@ from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import read_tensors, tensor_bytes, write_tensors
+from mergekit_bert.files import read_tensors, tensor_file_sha256, write_tensors
 
 FORMAT = 1
 RECORD_KEYS = frozenset(
@@ -37,7 +36,7 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
 
 def adapter_sha256(adapter: Adapter) -> str:
     """SHA-256 (hex) of the file that :func:`write_adapter` writes: the adapter's identity, in memory or on disk."""
-    return hashlib.sha256(tensor_bytes(*_contents(adapter))).hexdigest()
+    return tensor_file_sha256(*_contents(adapter))
 
 
 def _contents(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -73,7 +73,7 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
                 if progress.batch == 0:  # an epoch has ended
                     best = _end_epoch(work, setting, progress, best, log)
                 bar(progress.step, _note(setting.task, progress))
-                if progress.batch == 0 or time.monotonic() - saved > setting.config.checkpoint_seconds:
+                if time.monotonic() - saved > setting.config.checkpoint_seconds:
                     progress.log_bytes = log.bytes()
                     save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
                     saved = time.monotonic()

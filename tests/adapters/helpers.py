@@ -22,7 +22,7 @@ from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
-from mergekit_bert.files import read_tensors, tensor_bytes
+from mergekit_bert.files import _pieces, read_tensors
 from mergekit_bert.hardware import generator
 
 quick = settings(
@@ -155,6 +155,6 @@ def edit_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Pat
     def edit(path: Path) -> None:
         found, metadata = read_tensors(path)
         change(found)
-        path.write_bytes(tensor_bytes(found, metadata))
+        path.write_bytes(b"".join(_pieces(found, metadata)))
 
     return edit
