@@ -1,23 +1,33 @@
 """The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.merging import merge as merge_adapters
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.inputs import read_inputs
+from mergekit_bert.composing.merging import Given, Input, change, ingredient, with_inputs
+from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
-from mergekit_bert.errors import OutputError
+from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
 from mergekit_bert.files import SUFFIX, refuse_existing
+from mergekit_bert.hardware import generator
 from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
@@ -110,11 +120,73 @@ def export(model: Composition, folder: str | Path, *, base: Base | None = None, 
 
 
 def merge(
-    adapters: Sequence[Adapter | str | Path], method: str = "orthoada", weights: Mapping[str, float] | None = None
+    inputs: Sequence[Input | str | Path],
+    method: str | Recipe = "orthoada",
+    weights: Mapping[str, float] | None = None,
+    *,
+    space: str = "full",
+    options: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Mapping[str, float]] | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
+    rows: int = 256,
+    base: Base | None = None,
+    keep_inputs: bool = False,
+    progress: bool = False,
 ) -> Merged | Ensemble:
-    """Compose adapters (or their files) by a merge method, or by ``"ensemble"``; ``weights`` are by task name."""
-    found = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in adapters]
-    return merge_adapters(found, method, weights)
+    """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``.
+
+    ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
+    given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task,
+    whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
+    """
+    found: list[Input] = []
+    for one in inputs:
+        found += read_inputs(Path(one), str(base) if base else None) if isinstance(one, str | Path) else [one]
+    recipe = (
+        method
+        if isinstance(method, Recipe)
+        else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, seed)
+    )
+    model = merge_inputs(found, recipe, _given(found, data, rows, base, progress) if data else None)
+    return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
+
+
+def changed_inputs(
+    files: Sequence[str | Path], add: Sequence[str | Path], remove: Sequence[str], base: str | None = None
+) -> tuple[list[Ingredient], Recipe]:
+    """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
+    if len(files) != 1:
+        raise CompositionError("--add or --remove", f"{len(files)} files", "one merged file", "name the file to change")
+    model = load(files[0])
+    if not isinstance(model, Merged):
+        raise CompositionError(str(files[0]), "no merged model", "a file merged with --keep-inputs", "merge first")
+    more = [one for path in add for one in read_inputs(Path(path), base)]
+    left = change(model, more, remove)
+    names = {one.name for one in left}
+    kept = {
+        "weights": {name: weight for name, weight in model.recipe["weights"].items() if name in names},
+        "layers": {
+            pattern: {name: weight for name, weight in weights.items() if name in names}
+            for pattern, weights in model.recipe["layers"].items()
+        },
+    }
+    return left, Recipe(**{**model.recipe, **kept})
+
+
+def _given(inputs: Sequence[Input], data: str | Path, rows: int, base: Base | None, progress: bool) -> Given:
+    """The encoder and unlabelled rows for methods that need them."""
+    ingredients = [ingredient(one) for one in inputs]
+    tasks = {name: Task.from_json(part["task"]) for one in ingredients for name, part in one.parts.items()}
+
+    def of(name: str) -> Rows:
+        found = load_rows(tasks[name], "train", data)
+        order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:rows]
+        return dataclasses.replace(found.take(sorted(order)), labels=None)
+
+    encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
+    return Given(encoder, functools.cache(of), show=progress)
 
 
 def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:

@@ -1,9 +1,32 @@
 """Options of a config record, each explained once: where it stands. The command line makes its flags from them."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, text: str, shown: str | None = None) -> Any:
-    """A dataclass field with the help text of its flag; ``shown`` stands for a default that is worked out later."""
-    return field(default=default, metadata={"help": text, "shown": shown})
+def option(
+    default: Any,
+    text: str,
+    shown: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field with the help text of its flag; ``shown`` stands for a default that is worked out later.
+
+    ``low``, ``high`` (both allowed values themselves) and ``choices`` say what it may be, for :func:`told_range`.
+    """
+    metadata = {"help": text, "shown": shown, "low": low, "high": high, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata)
+
+
+def told_range(metadata: Any, kind: type) -> str:
+    """What an option may be, in words."""
+    if metadata["choices"]:
+        return f"one of {', '.join(metadata['choices'])}"
+    noun = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
+    low, high = metadata["low"], metadata["high"]
+    if low is not None and high is not None:
+        return f"{noun} from {low} to {high}"
+    return noun if low is None else f"{noun} of at least {low}"

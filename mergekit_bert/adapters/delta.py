@@ -37,6 +37,10 @@ class LowRank:
         """``weight · Δ``."""
         return LowRank(weight * self.B, self.A)
 
+    def to(self, dtype: torch.dtype) -> "LowRank":
+        """The same in ``dtype``."""
+        return LowRank(self.B.to(dtype), self.A.to(dtype))
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -57,6 +61,10 @@ class Dense:
         """``weight · Δ``."""
         return Dense(weight * self.matrix)
 
+    def to(self, dtype: torch.dtype) -> "Dense":
+        """The same in ``dtype``."""
+        return Dense(self.matrix.to(dtype))
+
 
 Delta = LowRank | Dense
 
@@ -76,7 +84,23 @@ def add(deltas: Sequence[Delta]) -> Delta:
 def compress(delta: Delta, rank: int) -> tuple[LowRank, float]:
     """The best approximation of ``Δ`` of at most ``rank``, and the share of ``‖Δ‖²`` that it loses.
 
-    For factors: QR of both sides and an SVD of the small core (Eckart & Young 1936), in float64.
+    Eckart & Young 1936, from :func:`svd`.
+    """
+    u, values, vh = svd(delta)
+    energy = values.square()
+    lost = float(energy[rank:].sum() / energy.sum()) if float(energy.sum()) > 0 else 0.0
+    dtype = delta.B.dtype if isinstance(delta, LowRank) else delta.matrix.dtype
+    return LowRank((u[:, :rank] * values[:rank]).to(dtype), vh[:rank].to(dtype)), lost
+
+
+_RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
+"""Singular values below this share of the largest are rounding of float32 factors, not directions."""
+
+
+def svd(delta: Delta) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k"], Float[Tensor, "k in"]]:
+    """``Δ = U diag(S) Vᵀ`` in float64, cut at the numerical rank ``k``, which is 0 for a zero Delta.
+
+    For factors: QR of both sides and an SVD of the small core; nothing of the size of ``Δ`` is made.
     """
     if isinstance(delta, LowRank):
         left, core_left = torch.linalg.qr(delta.B.double())
@@ -85,10 +109,8 @@ def compress(delta: Delta, rank: int) -> tuple[LowRank, float]:
         u, vh = left @ u, vh @ right.T
     else:
         u, values, vh = torch.linalg.svd(delta.matrix.double(), full_matrices=False)
-    energy = values.square()
-    lost = float(energy[rank:].sum() / energy.sum()) if float(energy.sum()) > 0 else 0.0
-    dtype = delta.B.dtype if isinstance(delta, LowRank) else delta.matrix.dtype
-    return LowRank((u[:, :rank] * values[:rank]).to(dtype), vh[:rank].to(dtype)), lost
+    kept = int((values > _RANK_TOLERANCE * values[:1]).sum())
+    return u[:, :kept], values[:kept], vh[:kept]
 
 
 def apply(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "out in"]:

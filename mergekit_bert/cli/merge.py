@@ -1,29 +1,63 @@
 """``mbert merge``: several adapters as one model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mergekit_bert.cli import options
 from mergekit_bert.registry import names_in
 
+if TYPE_CHECKING:
+    from mergekit_bert.composing.composition import Ensemble, Merged
+
 EXAMPLE = (
-    "Example: mbert merge adapters/sst.safetensors adapters/sts.safetensors --method fedavg --weights sst=1,sts=0.5"
+    "Example: mbert merge adapters/sst.safetensors adapters/sts.safetensors --method ties --space core "
+    "--set density=0.3 --weights sst=1,sts=0.5"
 )
 METHODS = ", ".join([*names_in("mergekit_bert.composing.methods"), "ensemble"])
 
 
 def command(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Adapter files.", show_default="all adapters in adapters/")
+        list[Path] | None,
+        typer.Argument(
+            help="Adapter files, merged files, PEFT folders, fine-tuned checkpoints of the same base, in any mixture.",
+            show_default="all adapters in adapters/",
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"One of {METHODS}.")] = "orthoada",
+    method: Annotated[str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="orthoada")] = "",
+    space: Annotated[str, typer.Option(help="Where to merge: full, core or knots.", show_default="full")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the method, NAME=VALUE (see `mbert methods`).", show_default="none"),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights by task, e.g. sst=1,para=-0.5.", show_default="the method's own")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Compress to this rank at every site.", show_default="exact, all directions")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of methods that draw.", show_default="0")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML recipe; the options given besides come first.", show_default="none")
+    ] = None,
+    save_recipe: Annotated[
+        Path | None, typer.Option(help="Write what was asked as a YAML recipe.", show_default="not")
+    ] = None,
+    data: options.MergeData = None,
+    rows: Annotated[int, typer.Option(help="Rows of each task for methods that need some.", min=1)] = 256,
     keep: Annotated[
         list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
+    ] = None,
+    keep_inputs: Annotated[
+        bool, typer.Option("--keep-inputs", help="Keep the adapters in the file, for --add and --remove.")
+    ] = False,
+    add: Annotated[
+        list[Path] | None, typer.Option(help="Add this input to the merged file FILES.", show_default="none")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="Remove this task from the merged file FILES.", show_default="none")
     ] = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("merged.safetensors"),
     dense: Annotated[
@@ -35,35 +69,73 @@ def command(
 ) -> None:
     """Merge adapters into one Delta per site, or keep them all as an ensemble that routes by task.
 
-    Every task keeps its own head. Adapters may differ in rank, targets and label count; they must share their base.
+    Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
+    base. Methods that need rows take them from the train split of --data; labels are never read.
     """
     from mergekit_bert import api
-    from mergekit_bert.composing.composition import Merged
-    from mergekit_bert.composing.merging import choose_files, parse_weights
+    from mergekit_bert.composing.inputs import choose_inputs
+    from mergekit_bert.composing.merging import parse_weights
+    from mergekit_bert.composing.method import read_settings
+    from mergekit_bert.composing.recipe import changed, read_recipe, write_recipe
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
     refuse_existing(out, force)
-    adapters = choose_files(files or [], keep or [], api.ADAPTERS)
-    model = api.merge(adapters, method, parse_weights(weights or ""))
-    if dense is not None:  # before any long work
-        for task in model.tasks:
-            refuse_existing(dense / task.name, force)
-    encoder = load_encoder(base or model.base.name) if dense is not None else None
-    api.save(model, out, force=force)
-    if isinstance(model, Merged):
-        told = ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
-        ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
-        shown = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(map(str, ranks)) or "none"
-        print(
-            f"wrote {out}: {method} of {told}; {len(model.deltas)} sites, rank {shown}, "
-            f"{out.stat().st_size / 2**20:.2f} MiB"
-        )
+    if save_recipe is not None:
+        refuse_existing(save_recipe, force)
+    given = read_recipe(recipe) if recipe is not None else None
+    named = files or [Path(one) for one in (given.inputs if given else ())]
+    if add or remove:
+        inputs, given = api.changed_inputs(named, add or [], remove or [], base)
+        keep_inputs = True
     else:
-        print(
-            f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {out.stat().st_size / 2**20:.2f} MiB"
-        )
+        inputs = choose_inputs(named, keep or [], api.ADAPTERS, base)
+    asked = changed(
+        given,
+        method=method,
+        space=space,
+        options=read_settings(set_ or []),
+        weights=parse_weights(weights or ""),
+        rank=rank,
+        seed=seed,
+    )
+    tasks = [task for one in inputs for task in one.parts]
+    if dense is not None:  # before any long work
+        for task in tasks:
+            refuse_existing(dense / task, force)
+    encoder = load_encoder(base or inputs[0].base.name) if dense is not None or data is not None else None
+    model = api.merge(inputs, asked, data=data, rows=rows, base=encoder or base, keep_inputs=keep_inputs, progress=True)
+    api.save(model, out, force=force)
+    _tell(model, out)
+    if save_recipe is not None:
+        write_recipe(save_recipe, changed(asked, inputs=[str(path) for path in named]))
+        print(f"wrote {save_recipe}")
     print(f"what it costs: mbert eval {out}")
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
             print(f"wrote {path}")
+
+
+def _tell(model: "Merged | Ensemble", out: Path) -> None:
+    """Say what was written."""
+    from mergekit_bert.composing.composition import Ensemble
+
+    size = f"{out.stat().st_size / 2**20:.2f} MiB"
+    if isinstance(model, Ensemble):
+        print(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
+        return
+    told = ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
+    ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
+    low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
+    dense = sum(not hasattr(delta, "rank") for delta in model.deltas.values())
+    shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
+    space = model.recipe.get("space", "full")
+    where = f" in {space} space" if space != "full" else ""
+    print(f"wrote {out}: {model.method}{where} of {told}; {len(model.deltas)} sites, {shown}, {size}")
+    if "lost" in model.trace:
+        lost = model.trace["lost"]
+        worst = max(lost["sites"], key=lost["sites"].get, default="none")
+        print(
+            f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
+            f"({lost['sites'].get(worst, 0.0):.2%})"
+        )

@@ -20,6 +20,14 @@ Data = Annotated[
         show_default="the folder data/, then the Hub",
     ),
 ]
+MergeData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Folder that holds <task>/train.tsv, for methods that need rows (labels are never read), or 'sample'.",
+        show_default="none",
+    ),
+]
 Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (embedded), a local folder, or a name on the Hub.")]
 ModelBase = Annotated[
     str | None,

@@ -1,7 +1,7 @@
 """Compositions in memory: Merged (one Delta per site, all heads) or Ensemble (all adapters, and a router)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter, Base, Part, Tensors
@@ -24,7 +24,9 @@ class Own:
 class Merged:
     """Several adapters in one Delta per site of the layers; ``own`` is what every task keeps for itself.
 
-    ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each counted.
+    ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each input counted,
+    ``recipe`` how it was made, and ``trace`` what was learned and lost on the way. ``kept`` are the inputs themselves,
+    where they were kept so that others can be added and they can be removed.
     """
 
     method: str
@@ -34,6 +36,9 @@ class Merged:
     shifts: Tensors
     own: Mapping[str, Own]
     parts: Mapping[str, Mapping[str, Any]]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    trace: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -71,38 +76,6 @@ class Ensemble:
 
 Composition = Adapter | Merged | Ensemble
 Model = Composition | FullModel
-
-
-def check_together(adapters: Sequence[Adapter]) -> None:
-    """Raise CompositionError unless the adapters have one base and a task each."""
-    if not adapters:
-        raise CompositionError("merge", "no adapters", "at least one", "name their files")
-    first = adapters[0]
-    seen: dict[str, Adapter] = {}
-    for adapter in adapters:
-        if adapter.base.fingerprint != first.base.fingerprint:
-            raise CompositionError(
-                f"adapters {first.name!r} and {adapter.name!r}",
-                f"different bases ({first.base.name} {first.base.fingerprint[:12]}, "
-                f"{adapter.base.name} {adapter.base.fingerprint[:12]})",
-                "adapters of one base",
-                "train them on the same --base",
-            )
-        if adapter.base.tokenizer_fingerprint != first.base.tokenizer_fingerprint:
-            raise CompositionError(
-                f"adapters {first.name!r} and {adapter.name!r}",
-                "different tokenizers",
-                "adapters of one base and tokenizer",
-                "train them on the same --base",
-            )
-        if adapter.name in seen:
-            raise CompositionError(
-                f"task {adapter.name!r}",
-                "two adapters of it",
-                "one adapter a task",
-                "choose with --keep FILE, or leave one out",
-            )
-        seen[adapter.name] = adapter
 
 
 def find_task(model: Model, name: str) -> Task:

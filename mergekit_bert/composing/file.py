@@ -2,7 +2,7 @@
 
 A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
 same of what a task keeps for itself, and ``head.<tensor>``. An ensemble holds the tensors of each adapter under
-``expert.<task>.``.
+``expert.<task>.``, and so does a merged file that keeps its inputs.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import read_tensors, write_tensors
 
-_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "own", "parts"}
+_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "own", "parts", "recipe", "trace", "experts"}
 _OWN_KEYS = {"sites", "shifts"}
 _PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
@@ -120,7 +120,12 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for task, part in model.own.items():
         more, own[task] = _pack_deltas(f"own.{task}.", part.deltas, part.shifts)
         tensors |= more | {f"own.{task}.head.{name}": tensor for name, tensor in part.head.items()}
+    kept, experts = _pack_experts(model.kept)
+    tensors |= kept
     record |= {
+        "recipe": dict(model.recipe),
+        "trace": dict(model.trace),
+        "experts": experts,
         "method": model.method,
         "weights": dict(model.weights),
         "base": dataclasses.asdict(model.base),
@@ -134,8 +139,9 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
     check_keys(where, record, _MERGED_KEYS)
     parts = {task: record["parts"][task] for task in record["order"]}
-    if not parts or not set(parts) == set(record["parts"]) == set(record["weights"]) == set(record["own"]):
-        raise ValueError(f"parts {', '.join(record['parts'])} with weights {', '.join(record['weights'])}")
+    if not parts or not set(parts) == set(record["parts"]) == set(record["own"]):
+        raise ValueError(f"parts {', '.join(record['parts'])} in the order {', '.join(record['order'])}")
+    kept, tensors = _unpack_experts(where, tensors, record["experts"])
     expected = _shapes("", record)
     for task, part in parts.items():
         check_keys(where, part, _PART_KEYS)
@@ -160,6 +166,9 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
             for task, part in parts.items()
         },
         parts=parts,
+        recipe=dict(record["recipe"]),
+        trace=dict(record["trace"]),
+        kept=kept,
     )
     for task in parts:
         model.part(task)
@@ -167,25 +176,36 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
 
 
 def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    packed = {task: pack(expert) for task, expert in model.experts.items()}
-    tensors = {f"expert.{task}.{name}": tensor for task, (part, _) in packed.items() for name, tensor in part.items()}
-    experts = {task: record for task, (_, record) in packed.items()}
-    return tensors, {"router": model.router, "order": list(packed), "experts": experts}
+    tensors, experts = _pack_experts(model.experts)
+    return tensors, {"router": model.router, "order": list(experts), "experts": experts}
 
 
 def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Ensemble:
     check_keys(where, record, {"router", "order", "experts"})
     if record["router"] != "task" or sorted(record["order"]) != sorted(record["experts"]) or not record["order"]:
         raise ValueError(f"router {record['router']!r} with experts {', '.join(record['experts'])}")
-    prefixes = tuple(f"expert.{task}." for task in record["order"])
-    for name in tensors:
-        if not name.startswith(prefixes):
-            raise ModelFileError(where, f"an extra tensor {name!r}", "tensors of its experts", "write the file again")
-    experts = {}
-    for task in record["order"]:
-        prefix = f"expert.{task}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        experts[task] = unpack(where, own, record["experts"][task])
-        if experts[task].name != task or experts[task].base != experts[record["order"][0]].base:
-            raise ValueError(f"the expert {task!r} is of another task or base")
+    experts, others = _unpack_experts(where, tensors, {task: record["experts"][task] for task in record["order"]})
+    for name in others:
+        raise ModelFileError(where, f"an extra tensor {name!r}", "tensors of its experts", "write the file again")
     return Ensemble(experts)
+
+
+def _pack_experts(experts: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Adapters whole, their tensors under ``expert.<task>.``."""
+    packed = {task: pack(expert) for task, expert in experts.items()}
+    tensors = {f"expert.{task}.{name}": tensor for task, (part, _) in packed.items() for name, tensor in part.items()}
+    return tensors, {task: record for task, (_, record) in packed.items()}
+
+
+def _unpack_experts(
+    where: str, tensors: Mapping[str, Tensor], records: Mapping[str, Any]
+) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
+    """The adapters, and the tensors that are of none."""
+    rest, experts = dict(tensors), dict[str, Adapter]()
+    for task, record in records.items():
+        prefix = f"expert.{task}."
+        own = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+        experts[task] = unpack(where, own, record)
+        if experts[task].name != task or experts[task].base != next(iter(experts.values())).base:
+            raise ValueError(f"the expert {task!r} is of another task or base")
+    return experts, rest

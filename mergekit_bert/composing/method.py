@@ -1,16 +1,106 @@
 """What a merge method is: a frozen record around one pure function on the Deltas of one site."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from mergekit_bert.adapters.adapter import Adapter
+import torch
+
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.registry import Registry
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.hardware import generator
+from mergekit_bert.option import told_range
+from mergekit_bert.registry import Registry, unknown
 
-Check = Callable[[Sequence[Adapter]], None]
+ALL_SPACES = ("full", "core", "knots")
+NEEDS = {
+    "basis": "adapters that share one orthogonal basis (train-adapter's default)",
+    "gram": "Gram matrices of the sites' inputs (train-adapter --with-stats gram, or --data)",
+    "fisher": "Fisher information (train-adapter --with-stats fisher, or --data)",
+    "rows": "unlabelled rows of every task (--data)",
+}
+"""What a method may need, and how to meet it."""
 
 
-def _no_needs(adapters: Sequence[Adapter]) -> None:
+@dataclass(frozen=True)
+class Site:
+    """What a method sees of one site: the Deltas of those adapters that have it, in the coordinates of the space.
+
+    ``names``, ``deltas``, ``weights`` and ``statistics`` go together. ``statistics`` has what the method needs, by its
+    name (``gram``, ``fisher``). ``survey`` is what the method's own survey of all sites found.
+    """
+
+    name: str
+    names: Sequence[str]
+    deltas: Sequence[Delta]
+    weights: Sequence[float]
+    options: Any = None
+    seed: int = 0
+    statistics: Sequence[Mapping[str, Any]] = ()
+    survey: Any = None
+
+    @cached_property
+    def weighted(self) -> list[Delta]:
+        """``λi Δi``."""
+        return [delta.scaled(weight) for delta, weight in zip(self.deltas, self.weights, strict=True)]
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator of its own for an adapter at this site: the same whatever else is merged, in whatever order."""
+        digest = hashlib.sha256(f"{self.name}\n{name}".encode()).digest()
+        return generator(self.seed, int.from_bytes(digest[:6], "big"))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a method that learns gets: the inputs, the encoder, rows of every task without labels, its options.
+
+    ``merge(method, **changes)`` gives the Deltas of a data-free merge of the same inputs to start from. ``folder`` is
+    where unfinished work may be kept (None: nowhere).
+    """
+
+    ingredients: Sequence[Ingredient]
+    weights: Mapping[str, float]
+    options: Any
+    encoder: Encoder
+    rows: Mapping[str, Rows]
+    rank: int | None
+    seed: int
+    merge: Callable[..., dict[str, Delta]]
+    folder: Path | None = None
+    show: bool = False
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method learned: either weights (``layers``: by site name, then by adapter) or the Deltas themselves.
+
+    ``trace`` is what a reader of the file may want to know: numbers and texts only.
+    """
+
+    weights: Mapping[str, float] | None = None
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    deltas: Mapping[str, Delta] | None = None
+    trace: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method that has none."""
+
+
+def ones(ingredients: Sequence[Ingredient]) -> list[float]:
+    """1 each."""
+    return [1.0] * len(ingredients)
+
+
+def _no_check(ingredients: Sequence[Ingredient]) -> None:
     """Any adapters will do."""
 
 
@@ -18,29 +108,93 @@ def _no_needs(adapters: Sequence[Adapter]) -> None:
 class Method:
     """A merge method.
 
-    ``merge`` combines the weighted Deltas of one site: ``merge(deltas, weights) -> Delta``; a site that an adapter
-    does not have is simply not in the list. ``weights`` gives the weights where the user names none. ``check`` raises
-    for adapters that do not meet the method's needs, which ``needs`` tells in words.
+    ``merge`` combines the Deltas of one :class:`Site`; a site that an adapter does not have is a zero Delta and not
+    in the list. ``weights`` gives the weights ``λi`` where the user names none; every method is homogeneous in them:
+    weights times ``w`` give the result times ``w``. ``options`` is a frozen dataclass of
+    :func:`~mergekit_bert.option.option` fields; ``needs`` names entries of :data:`NEEDS`; ``spaces`` are those where
+    it is defined. ``linear``: the same in every space, and stays in factors. ``random``: it draws from the seed.
+    ``one_stays``: options under which a merge of one adapter is that adapter, None where it never is. ``survey``
+    looks at all sites before the first is merged; ``learn`` finds weights or Deltas on rows.
     """
 
     name: str
     description: str
     formula: str
     source: str
-    merge: Callable[[Sequence[Delta], Sequence[float]], Delta]
-    weights: Callable[[Sequence[Adapter]], list[float]]
-    default_weights: str
-    needs: str = "nothing"
-    check: Check = _no_needs
+    merge: Callable[[Site], Delta]
+    weights: Callable[[Sequence[Ingredient]], list[float]] = ones
+    default_weights: str = "1 each"
+    options: type[Any] = NoOptions
+    needs: tuple[str, ...] = ()
+    spaces: tuple[str, ...] = ALL_SPACES
+    check: Callable[[Sequence[Ingredient]], None] = _no_check
+    survey: Callable[[Sequence[Site]], Any] | None = None
+    learn: Callable[[Lesson], Learned] | None = None
+    linear: bool = False
+    random: bool = False
     order_matters: bool = False
+    one_stays: Mapping[str, Any] | None = field(default_factory=dict)
 
 
 METHODS = Registry("mergekit_bert.composing.methods", "merge method", Method)
 
 
-def chosen_weights(method: Method, adapters: Sequence[Adapter], given: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every adapter by name: given ones first, the method's own for the rest."""
-    if all(adapter.name in given for adapter in adapters):
-        return {adapter.name: given[adapter.name] for adapter in adapters}
-    own = method.weights(adapters)
-    return {adapter.name: given.get(adapter.name, weight) for adapter, weight in zip(adapters, own, strict=True)}
+def make_options(method: Method, given: Mapping[str, Any]) -> Any:
+    """The method's options with ``given`` values (texts are read as numbers); raises CompositionError."""
+    kinds = get_type_hints(method.options)
+    fields = {one.name: one for one in dataclasses.fields(method.options)}
+    chosen = {}
+    for name, value in given.items():
+        if name not in fields:
+            if not fields:
+                raise CompositionError(
+                    f"option {name!r} of {method.name}", "no such option", "none: it has no options", "drop it"
+                )
+            raise unknown(f"option of {method.name}", name, list(fields))
+        chosen[name] = _read(f"option {name!r} of {method.name}", value, kinds[name], fields[name].metadata)
+    return method.options(**chosen)
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, str]:
+    """``["density=0.2"]`` as names and values; raises CompositionError."""
+    found = {}
+    for text in texts:
+        name, sign, value = (word.strip() for word in text.partition("="))
+        if not sign or not name or not value or name in found:
+            raise CompositionError("--set", f"{text!r}", "NAME=VALUE, each name once", "correct it")
+        found[name] = value
+    return found
+
+
+def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
+    """``value`` as ``kind``, within its range."""
+    expected = told_range(metadata, kind)
+    wrong = CompositionError(where, f"{value!r}", expected, "correct it (`mbert methods` lists all options)")
+    if kind is bool:
+        known = {"true": True, "false": False}
+        if not isinstance(value, bool) and str(value).lower() not in known:
+            raise wrong
+        return value if isinstance(value, bool) else known[str(value).lower()]
+    if kind is str:
+        if not isinstance(value, str) or (metadata["choices"] and value not in metadata["choices"]):
+            raise wrong
+        return value
+    try:
+        number = kind(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    low, high = metadata["low"], metadata["high"]
+    inside = number is not None and number == number and abs(number) != float("inf")
+    if not inside or (low is not None and number < low) or (high is not None and number > high):
+        raise wrong
+    if kind is int and not isinstance(value, str) and number != value:
+        raise wrong
+    return number
+
+
+def chosen_weights(method: Method, ingredients: Sequence[Ingredient], given: Mapping[str, float]) -> dict[str, float]:
+    """The weight of every input by name: given ones first, the method's own for the rest."""
+    if all(one.name in given for one in ingredients):
+        return {one.name: given[one.name] for one in ingredients}
+    own = method.weights(ingredients)
+    return {one.name: given.get(one.name, weight) for one, weight in zip(ingredients, own, strict=True)}

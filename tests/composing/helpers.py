@@ -8,14 +8,14 @@ from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.recipe import Recipe
 from tests.adapters.helpers import dense64, random_adapter
 
 ONE = "encoder.layer.0.attention.output.dense"
 """A square site of the tiny BERT."""
-LINEAR = [method.name for method in METHODS if method.merge is weighted_sum]
+LINEAR = [method.name for method in METHODS if method.linear]
 
 
 def trio(encoder: mb.Encoder, **options: object) -> list[Adapter]:
@@ -26,9 +26,11 @@ def trio(encoder: mb.Encoder, **options: object) -> list[Adapter]:
     ]
 
 
-def merged(adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None) -> mb.Merged:
+def merged(
+    adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None, **options: object
+) -> mb.Merged:
     """The merged model, by a method that merges."""
-    model = merge(adapters, method, weights)
+    model = merge(adapters, Recipe(method, weights=weights or {}, **options))  # type: ignore[arg-type]
     assert isinstance(model, mb.Merged)
     return model
 

@@ -2,25 +2,24 @@
 
 from collections.abc import Sequence
 
-from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.method import Method
 from mergekit_bert.errors import CompositionError
 
 
-def _by_examples(adapters: Sequence[Adapter]) -> list[float]:
+def _by_examples(ingredients: Sequence[Ingredient]) -> list[float]:
     """``λi = ni / Σ n`` from the recorded example counts."""
     counts = []
-    for adapter in adapters:
-        count = adapter.training.get("examples")
-        if not isinstance(count, int) or count < 1:
+    for one in ingredients:
+        if one.examples is None:
             raise CompositionError(
-                f"fedavg, adapter {adapter.name!r}",
-                f"example count {count!r}",
+                f"fedavg, adapter {one.name!r}",
+                "no example count",
                 "a recorded number of examples",
                 "give --weights for all adapters",
             )
-        counts.append(count)
+        counts.append(one.examples)
     return [count / sum(counts) for count in counts]
 
 
@@ -31,5 +30,6 @@ RECORD = Method(
     source="McMahan et al. 2017, arXiv 1602.05629",
     merge=weighted_sum,
     weights=_by_examples,
-    default_weights="recorded example counts",
+    default_weights="shares of the recorded example counts",
+    linear=True,
 )

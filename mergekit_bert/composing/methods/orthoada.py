@@ -6,14 +6,14 @@ directions every adapter is kept whole, hence weights of 1.
 
 from collections.abc import Sequence
 
-from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import shared_basis
+from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.method import Method
 
 
-def _check(adapters: Sequence[Adapter]) -> None:
-    shared_basis({adapter.name: adapter.basis for adapter in adapters if adapter.sites})
+def _check(ingredients: Sequence[Ingredient]) -> None:
+    shared_basis({one.name: one.basis for one in ingredients if one.deltas})
 
 
 RECORD = Method(
@@ -22,8 +22,7 @@ RECORD = Method(
     formula="Δ = Σ λi Δi, with Ai Ajᵀ = 0",
     source="arXiv 2312.02432",
     merge=weighted_sum,
-    weights=lambda adapters: [1.0] * len(adapters),
-    default_weights="1 each",
-    needs="adapters that share one orthogonal basis (train-adapter's default)",
+    needs=("basis",),
     check=_check,
+    linear=True,
 )

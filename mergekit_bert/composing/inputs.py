@@ -1,0 +1,64 @@
+"""Inputs: the files and folders that a merge is made of, whatever wrote them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.composing.file import read_model
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merging import Input, ingredient
+from mergekit_bert.errors import CompositionError
+
+
+def read_inputs(path: Path, base: str | None = None) -> list[Input]:
+    """What ``path`` holds: an adapter, a merged model, or all adapters of an ensemble.
+
+    ``base`` is the encoder of a folder whose own record of it cannot be followed.
+    """
+    model = read_model(path)
+    if isinstance(model, Adapter | Merged):
+        return [model]
+    if isinstance(model, Ensemble):
+        return list(model.experts.values())
+    raise CompositionError(str(path), "a model folder", "an adapter", "give the adapters' files")
+
+
+def choose_inputs(
+    files: Sequence[Path], keep: Sequence[Path], folder: Path, base: str | None = None
+) -> list[Ingredient]:
+    """The inputs in ``files`` (if none: all adapters but probes in ``folder``); of two of one task that in ``keep``.
+
+    Raises CompositionError naming the files where two inputs of one task meet and none is to be kept.
+    """
+    named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
+    found = [(path, ingredient(one)) for path in named for one in read_inputs(path, base)]
+    if not files:
+        found = [(path, one) for path, one in found if not _is_probe(one)]
+    if not found:
+        raise CompositionError(str(folder), "no adapters", "adapter files", "name them, or train some")
+    kept = {path.resolve() for path in keep}
+    for path in keep:
+        if path.resolve() not in {one.resolve() for one in named}:
+            raise CompositionError("--keep", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
+    by_task: dict[str, list[tuple[Path, Ingredient]]] = {}
+    for path, one in found:
+        for task in one.parts:
+            by_task.setdefault(task, []).append((path, one))
+    chosen: dict[int, Ingredient] = {}
+    for task, all_of_it in by_task.items():
+        rest = [one for one in all_of_it if one[0].resolve() in kept] or all_of_it
+        if len(rest) > 1:
+            first, second = rest[0][0], rest[1][0]
+            raise CompositionError(
+                f"task {task!r}",
+                f"two adapters of it, {first} and {second}",
+                "one adapter a task",
+                f"say which with --keep {first} or --keep {second}",
+            )
+        chosen[id(rest[0][1])] = rest[0][1]
+    return list(chosen.values())
+
+
+def _is_probe(one: Ingredient) -> bool:
+    return isinstance(one.model, Adapter) and not TYPES.get(one.model.type).has_sites
