@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mergekit_bert.adapters.adapter import Adapter
     from mergekit_bert.adapters.config import AdapterConfig
     from mergekit_bert.api import (
+        changed_inputs,
         evaluate,
         export,
         finetune,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
     from mergekit_bert.composing.composition import Ensemble, Merged
     from mergekit_bert.composing.prediction import Prediction, Predictor
+    from mergekit_bert.composing.recipe import Recipe
     from mergekit_bert.data.source import load_rows, write_sample
     from mergekit_bert.data.task import Task, get_task
     from mergekit_bert.encoder.folder import FullModel
@@ -43,8 +45,11 @@ __all__ = [
     "Merged",
     "Prediction",
     "Predictor",
+    "Recipe",
     "Task",
     "TrainConfig",
+    "changed_inputs",
+    "convert",
     "describe",
     "evaluate",
     "export",
@@ -66,6 +71,7 @@ _HOMES = {
     "adapters.config": ("AdapterConfig",),
     "composing.composition": ("Ensemble", "Merged"),
     "composing.prediction": ("Prediction", "Predictor"),
+    "composing.recipe": ("Recipe",),
     "data.source": ("load_rows", "write_sample"),
     "data.task": ("Task", "get_task"),
     "encoder.folder": ("FullModel",),

@@ -10,33 +10,49 @@ import torch
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merging import Given, Input, change, ingredient, with_inputs
 from mergekit_bert.composing.merging import merge as merge_inputs
+from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
+from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
-from mergekit_bert.files import SUFFIX, refuse_existing
+from mergekit_bert.evaluation.contest import Contest, full_figures, recipes_for, run_cell, standings, to_json
+from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
+from mergekit_bert.evaluation.pictures import contest_picture
+from mergekit_bert.evaluation.records import find_records
+from mergekit_bert.evaluation.tables import as_markdown, contest_table
+from mergekit_bert.files import SUFFIX, refuse_existing, write_atomic, write_json
 from mergekit_bert.hardware import generator
+from mergekit_bert.progress import progress_bar
+from mergekit_bert.registry import unknown
 from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
 ADAPTERS, MODELS = Path("adapters"), Path("models")
+FORMATS = ("peft", "mbert", "hf")
 Base = str | Path | Encoder
 
 
 def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
+
+
+def _named(base: Base | None) -> str | Encoder | None:
+    return str(base) if isinstance(base, Path) else base
 
 
 def _file(path: str | Path) -> Path:
@@ -70,17 +86,19 @@ def train_adapter(
     force: bool = False,
     tensorboard: bool = False,
     progress: bool = False,
+    with_stats: Sequence[str] = (),
 ) -> Adapter:
     """Train an adapter for ``task`` and write it to ``out`` (``adapters/<task>.safetensors``).
 
     ``data`` is a folder that holds ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig``
-    for the options. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    for the options. ``with_stats`` names statistics (``gram``, ``fisher``) to put into the file, for merges that then
+    need no rows. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
     path = _file(out or default_out(found, kind))
     rows = load_rows(found, "train", data)
-    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control)
+    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control, with_stats)
 
 
 def finetune(
@@ -114,9 +132,61 @@ def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
     write_model(Path(path), model)
 
 
-def export(model: Composition, folder: str | Path, *, base: Base | None = None, force: bool = False) -> list[Path]:
-    """Write one plain Hugging Face folder per task, ``folder/<task>/``; returns the folders."""
-    return write_dense(Path(folder), model, _encoder(base or model.base.name), force)
+def export(
+    model: Composition,
+    folder: str | Path,
+    *,
+    base: Base | None = None,
+    tasks: Sequence[str] = (),
+    stream: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Write one plain Hugging Face folder per task (or of ``tasks`` alone), ``folder/<task>/``; returns the folders.
+
+    ``stream`` reads the base from its folder a tensor at a time instead of loading it; the outputs are then not
+    compared.
+    """
+    found = base or model.base.name
+    encoder = open_encoder(found) if stream and not isinstance(found, Encoder) else _encoder(found)
+    return write_dense(Path(folder), model, encoder, force, tasks)
+
+
+def convert(
+    path: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    base: Base | None = None,
+    task: str | Path | Task | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write the model at ``path``, a file of mbert's or a PEFT adapter folder, in another format; returns the paths.
+
+    ``to`` is ``"peft"`` (``out`` is the folder of an adapter; of other models, ``out/<task>/``), ``"mbert"`` (``out``
+    is a file) or ``"hf"`` (plain Hugging Face folders ``out/<task>/``). ``base`` and ``task`` are for a PEFT folder
+    that does not say them.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, list(FORMATS))
+    target = _file(out) if to == "mbert" else _folder(out)
+    known = get_task(task) if task is not None else None
+    load = functools.cache(load_encoder)
+    model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
+    if to == "mbert":
+        save(model, target, force=force)
+        return [target]
+    encoder = base if isinstance(base, Encoder) else load(str(base or model.base.name))
+    return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
+
+
+def _composition(path: str | Path, task: Task | None) -> Composition:
+    """A model file that can be converted."""
+    if task is not None:
+        raise CompositionError("--task", f"a task for {path}", "none: the file says its own", "drop it")
+    model = load(path)
+    if isinstance(model, FullModel):
+        raise CompositionError(str(path), "a whole model", "an adapter, merged or ensemble file", "give one of these")
+    return model
 
 
 def merge(
@@ -133,6 +203,7 @@ def merge(
     rows: int = 256,
     base: Base | None = None,
     keep_inputs: bool = False,
+    lazy: bool = False,
     progress: bool = False,
 ) -> Merged | Ensemble:
     """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``.
@@ -140,17 +211,25 @@ def merge(
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task,
     whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
+    ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
-    found: list[Input] = []
-    for one in inputs:
-        found += read_inputs(Path(one), str(base) if base else None) if isinstance(one, str | Path) else [one]
+    found = _read_all(inputs, base)
     recipe = (
         method
         if isinstance(method, Recipe)
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, seed)
     )
-    model = merge_inputs(found, recipe, _given(found, data, rows, base, progress) if data else None)
+    model = merge_inputs(found, recipe, _given(found, data, rows, base, progress) if data else None, lazy)
     return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
+
+
+def _read_all(inputs: Sequence[Input | str | Path], base: Base | None) -> list[Input]:
+    """Inputs, those that are paths read from there."""
+    found: list[Input] = []
+    load = functools.cache(load_encoder)
+    for one in inputs:
+        found += read_inputs(Path(one), _named(base), load) if isinstance(one, str | Path) else [one]
+    return found
 
 
 def changed_inputs(
@@ -162,20 +241,17 @@ def changed_inputs(
     model = load(files[0])
     if not isinstance(model, Merged):
         raise CompositionError(str(files[0]), "no merged model", "a file merged with --keep-inputs", "merge first")
-    more = [one for path in add for one in read_inputs(Path(path), base)]
-    left = change(model, more, remove)
-    names = {one.name for one in left}
-    kept = {
-        "weights": {name: weight for name, weight in model.recipe["weights"].items() if name in names},
-        "layers": {
-            pattern: {name: weight for name, weight in weights.items() if name in names}
-            for pattern, weights in model.recipe["layers"].items()
-        },
-    }
-    return left, Recipe(**{**model.recipe, **kept})
+    left = change(model, _read_all(add, base), remove)
+    names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
+
+    def known(weights: Mapping[str, float]) -> dict[str, float]:
+        return {name: weight for name, weight in weights.items() if name in names}
+
+    layers = {pattern: known(weights) for pattern, weights in recipe.layers.items()}
+    return left, dataclasses.replace(recipe, weights=known(recipe.weights), layers=layers)
 
 
-def _given(inputs: Sequence[Input], data: str | Path, rows: int, base: Base | None, progress: bool) -> Given:
+def _given(inputs: Sequence[Input], data: str | Path | None, rows: int, base: Base | None, progress: bool) -> Given:
     """The encoder and unlabelled rows for methods that need them."""
     ingredients = [ingredient(one) for one in inputs]
     tasks = {name: Task.from_json(part["task"]) for one in ingredients for name, part in one.parts.items()}
@@ -225,3 +301,61 @@ def evaluate(
         data,
         {task.name: spelling for spelling, task in given.items() if Path(spelling).suffix in YAML},
     )
+
+
+def compare(
+    inputs: Sequence[Input | str | Path],
+    methods: Sequence[str] | None = None,
+    spaces: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    *,
+    rows: int = 256,
+    limit: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    out: str | Path = "comparison",
+    base: Base | None = None,
+    progress: bool = False,
+) -> Contest:
+    """Merge ``inputs`` by every method (or those named) in every space, and score each merge on all tasks' dev rows.
+
+    Finished cells are kept in the folder ``out`` and never computed twice; ``table.md``, ``table.json`` and
+    ``picture.png`` are written there. ``rows`` of ``train`` go to methods that need some; ``limit`` is the most dev
+    rows of a task to score on. Raises a :class:`~mergekit_bert.errors.MbertError` before any long work.
+    """
+    folder, found = Path(out), _read_all(inputs, base)
+    ingredients = [ingredient(one) for one in found]
+    check_together(ingredients)
+    recipes = recipes_for(methods or METHODS.names(), True, seed, rank)
+    if spaces is not None:
+        for space in spaces:
+            if space not in SPACES:
+                raise unknown("space", space, list(SPACES))
+        recipes = [one for one in recipes if one.space in spaces or one.method == ENSEMBLE]
+    known = {name: Task.from_json(part["task"]) for one in ingredients for name, part in one.parts.items()}
+    tasks = {}
+    for name, task in known.items():
+        dev = load_rows(task, "dev", data)
+        tasks[name] = (task, dev.take(range(min(len(dev), limit or len(dev)))))
+        load_rows(task, "train", data)
+    encoder = _encoder(base or ingredients[0].base.name)
+    given = _given(found, data, rows, encoder, progress)
+    cells = []
+    with progress_bar("compare", len(recipes), progress) as bar:
+        for number, recipe in enumerate(recipes):
+            bar(number, recipe.method)
+            cells.append(run_cell(recipe, ingredients, encoder, tasks, given, folder))
+    placed = standings(cells, tasks)
+    records = find_records([*reference_folders(folder / "table.json"), *_beside(inputs)])
+    full = full_figures(records, encoder.fingerprint, tasks)
+    contest = Contest(placed, full, {cell.name: cell.refused for cell in cells if cell.refused})
+    write_json(folder / "table.json", to_json(contest))
+    write_atomic(folder / "table.md", as_markdown(contest_table(placed, full)).encode())
+    contest_picture(placed, folder / "picture.png")
+    return contest
+
+
+def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
+    """Where the records of the references may lie: around the inputs' files."""
+    files = [Path(one) for one in inputs if isinstance(one, str | Path)]
+    return list(dict.fromkeys(folder for path in files for folder in reference_folders(path.parent)))

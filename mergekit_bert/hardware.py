@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -87,6 +88,41 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class MemoryMeter:
+    """How far the process's resident memory rose above where it stood; None where the system does not say."""
+
+    above: int | None = None
+
+
+@contextlib.contextmanager
+def memory_meter(period: float = 0.01) -> Iterator[MemoryMeter]:
+    """Sample the resident memory while the block runs (Linux alone tells it)."""
+    meter, statm, page = MemoryMeter(), Path("/proc/self/statm"), resource.getpagesize()
+    if not statm.exists():
+        yield meter
+        return
+
+    def resident() -> int:
+        return int(statm.read_text().split()[1]) * page
+
+    start, done = resident(), threading.Event()
+    meter.above = 0
+
+    def sample() -> None:
+        while not done.is_set():
+            meter.above = max(meter.above or 0, resident() - start)
+            done.wait(period)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        done.set()
+        thread.join()
 
 
 @dataclass

@@ -9,8 +9,8 @@ def option(
     default: Any,
     text: str,
     shown: str | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    low: int | float | None = None,
+    high: int | float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with the help text of its flag; ``shown`` stands for a default that is worked out later.

@@ -1,7 +1,7 @@
 """Adapters in memory: what training gave one task, and what an adapter type is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.statistics import Statistic
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.registry import Registry
@@ -73,7 +74,8 @@ class Adapter:
 
     ``sites`` maps a site to its size, ``tensors`` a site to the type's tensors. ``shifts`` are changes of biases and
     LayerNorm parameters, by name. ``training`` is provenance (examples, epochs, seed, data fingerprint, versions …),
-    ``scores`` what was measured on the rows held out from train.
+    ``scores`` what was measured on the rows held out from train. ``statistics`` are what data-driven merges need, by
+    kind and site.
     """
 
     type: str
@@ -88,6 +90,7 @@ class Adapter:
     basis: BasisRows | None
     training: Mapping[str, Any]
     scores: Mapping[str, float]
+    statistics: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -95,9 +98,12 @@ class Adapter:
         return self.task.name
 
     def deltas(self) -> dict[str, Delta]:
-        """The Delta of every site."""
+        """The Delta of every site, worked out in float32 or wider whatever its tensors are kept in."""
         kind = TYPES.get(self.type)
-        return {site: kind.delta(tensors, self.config) for site, tensors in self.tensors.items()}
+        return {
+            site: kind.delta({name: _wide(tensor) for name, tensor in tensors.items()}, self.config.at(site))
+            for site, tensors in self.tensors.items()
+        }
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -107,3 +113,7 @@ class Adapter:
     def part(self, task: str) -> Part:
         """What it takes to answer ``task`` (its own, which is checked by the caller)."""
         return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -98,7 +98,7 @@ def attach(
     for site, values in tensors.items():
         linear = model.encoder.get_submodule(site)
         assert isinstance(linear, nn.Linear)
-        adapted = AdaptedLinear(linear, kind, values, frozen, config, source)
+        adapted = AdaptedLinear(linear, kind, values, frozen, config.at(site), source)
         _replace(model.encoder, site, adapted)
         placed[site] = dict(adapted.tensors.items())
     return placed

@@ -4,7 +4,7 @@ A low-rank Delta is ``B @ A``; a scale or a weight is multiplied into ``B`` once
 counts twice. Everything stays in factors until someone truly needs the dense matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -69,14 +69,20 @@ class Dense:
 Delta = LowRank | Dense
 
 
-def add(deltas: Sequence[Delta]) -> Delta:
+def add(deltas: Iterable[Delta]) -> Delta:
     """``Σ Δi``, exactly: low-rank factors are put side by side, never averaged apart.
 
-    Factors wider than the matrix is are compressed without loss; a dense part makes the sum dense.
+    Factors wider than the matrix is are compressed without loss; a dense part makes the sum dense, and of those no
+    more than one is held beside it.
     """
-    low = [delta for delta in deltas if isinstance(delta, LowRank)]
-    if len(low) < len(deltas):
-        return Dense(torch.stack([delta.dense() for delta in deltas]).sum(0))
+    low, dense = list[LowRank](), list[Tensor]()
+    for delta in deltas:
+        if isinstance(delta, LowRank):
+            low.append(delta)
+        else:
+            dense = [dense[0] + delta.matrix] if dense else [delta.matrix]
+    if dense:
+        return Dense(torch.stack([*dense, *(delta.dense() for delta in low)]).sum(0) if low else dense[0])
     total = LowRank(torch.cat([delta.B for delta in low], 1), torch.cat([delta.A for delta in low], 0))
     return compress(total, min(total.shape))[0] if total.rank > min(total.shape) else total
 
@@ -97,9 +103,10 @@ _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
 """Singular values below this share of the largest are rounding of float32 factors, not directions."""
 
 
-def svd(delta: Delta) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k"], Float[Tensor, "k in"]]:
+def svd(delta: Delta, scale: float = 0.0) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k"], Float[Tensor, "k in"]]:
     """``Δ = U diag(S) Vᵀ`` in float64, cut at the numerical rank ``k``, which is 0 for a zero Delta.
 
+    ``scale`` is the size of what ``Δ`` was made from, where that is known: what a cancellation left is rounding.
     For factors: QR of both sides and an SVD of the small core; nothing of the size of ``Δ`` is made.
     """
     if isinstance(delta, LowRank):
@@ -109,7 +116,7 @@ def svd(delta: Delta) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k"], Float
         u, vh = left @ u, vh @ right.T
     else:
         u, values, vh = torch.linalg.svd(delta.matrix.double(), full_matrices=False)
-    kept = int((values > _RANK_TOLERANCE * values[:1]).sum())
+    kept = int((values > _RANK_TOLERANCE * values[:1].clamp(min=scale)).sum())
     return u[:, :kept], values[:kept], vh[:kept]
 
 

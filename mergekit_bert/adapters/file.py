@@ -1,7 +1,8 @@
 """The adapter file: one safetensors file, whole in itself, written deterministically and read strictly.
 
-Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``; the metadata says what they
-mean. Factors that are rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
+Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``, those of statistics
+``<kind>.<site>.<tensor>``; the metadata says what they mean, of statistics only where there are some. Factors that are
+rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
 """
 
 import dataclasses
@@ -12,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part, Size
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.statistics import STATISTICS, Statistic
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.encoder.sites import linear_layers
+from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import read_tensors, tensor_file_sha256, write_tensors
 
@@ -26,6 +28,8 @@ FORMAT = 1
 RECORD_KEYS = frozenset(
     {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}
 )
+_STATISTICS = "statistics"
+"""A key that is there only in the record of an adapter that has some."""
 _REWRITE = "write the file again with this version of mbert"
 
 
@@ -98,7 +102,7 @@ def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {f"head.{name}": tensor for name, tensor in adapter.head.items()}
     record = {
         "type": adapter.type,
-        "config": dataclasses.asdict(adapter.config),
+        "config": adapter.config.to_json(),
         "task": adapter.task.to_json(),
         "base": dataclasses.asdict(adapter.base),
         "max_length": adapter.max_length,
@@ -109,26 +113,43 @@ def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "training": dict(adapter.training),
         "scores": dict(adapter.scores),
     }
+    if adapter.statistics:
+        measured, record[_STATISTICS] = _pack_statistics(adapter)
+        tensors |= measured
+    return tensors, record
+
+
+def _pack_statistics(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {
+        f"{kind}.{site}.{name}": getattr(one, name)
+        for kind, found in adapter.statistics.items()
+        for site, one in found.items()
+        for name in one.shapes(*one.shape)
+    }
+    record = {
+        kind: {site: {"shape": list(one.shape), "count": one.count, "lost": one.lost} for site, one in found.items()}
+        for kind, found in adapter.statistics.items()
+    }
     return tensors, record
 
 
 def provenance(adapter: Adapter) -> dict[str, Any]:
     """The part of an adapter's record that tells where it came from, and the SHA-256 of its file."""
     record = pack(adapter)[1]
-    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base")}
+    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _STATISTICS)}
     return kept | {"sha256": adapter_sha256(adapter)}
 
 
 def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Adapter:
     """The inverse of :func:`pack`; every name and shape is checked."""
-    check_keys(where, record, RECORD_KEYS)
-    kind, config = TYPES.get(record["type"]), AdapterConfig(**record["config"])
+    check_keys(where, record, RECORD_KEYS | ({_STATISTICS} & set(record)))
+    kind, config = TYPES.get(record["type"]), AdapterConfig.from_json(record["config"])
     sites = {site: (int(size[0]), int(size[1])) for site, size in record["sites"].items()}
     basis = BasisRows(**record["basis"]) if record["basis"] else None
     expected = {
         f"site.{site}.{name}": shape
         for site, size in sites.items()
-        for name, shape in kind.shapes(config, size).items()
+        for name, shape in kind.shapes(config.at(site), size).items()
         if not (basis and name == "A")
     }
     expected |= {
@@ -136,10 +157,12 @@ def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
         for part, key in (("shift", "shifts"), ("head", "head"))
         for name, shape in record[key].items()
     }
+    shapes = _statistic_shapes(where, record)
+    expected |= {f"{prefix}.{name}": shape for prefix, own in shapes.items() for name, shape in own.items()}
     check_tensors(where, tensors, expected)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
     for site, size in sites.items():
-        for name, shape in kind.shapes(config, size).items():
+        for name, shape in kind.shapes(config.at(site), size).items():
             built = basis.matrix(site, size[1]) if basis and name == "A" else tensors[f"site.{site}.{name}"]
             if tuple(built.shape) != shape:
                 raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", _REWRITE)
@@ -157,7 +180,41 @@ def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
         basis=basis,
         training=dict(record["training"]),
         scores={name: float(value) for name, value in record["scores"].items()},
+        statistics=_unpack_statistics(tensors, record, sites),
     )
+
+
+def _statistic_shapes(where: str, record: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of a statistic's tensors, by ``<kind>.<site>``."""
+    shapes = {}
+    for kind, found in record.get(_STATISTICS, {}).items():
+        for site, told in found.items():
+            check_keys(where, told, {"shape", "count", "lost"})
+            first, second = told["shape"]
+            shapes[f"{kind}.{site}"] = STATISTICS[kind].shapes(int(first), int(second))
+    return shapes
+
+
+def _unpack_statistics(
+    tensors: Mapping[str, Tensor], record: Mapping[str, Any], sites: Mapping[str, Size]
+) -> dict[str, dict[str, Statistic]]:
+    """The inverse of :func:`_pack_statistics`; they must fit the adapter's sites and leave none out."""
+    measured: dict[str, dict[str, Statistic]] = {}
+    if _STATISTICS in record and not (record[_STATISTICS] and all(record[_STATISTICS].values())):
+        raise ValueError("statistics of nothing")
+    for kind, found in record.get(_STATISTICS, {}).items():
+        measured[kind] = {}
+        for site, told in found.items():
+            names = STATISTICS[kind].shapes(0, 0)
+            values = {name: tensors[f"{kind}.{site}.{name}"] for name in names}
+            one = STATISTICS[kind](**values, count=int(told["count"]), lost=float(told["lost"]))
+            if not one.fits(sites.get(site)) or one.count < 0 or one.lost < 0:
+                raise ValueError(f"{kind} of {site} that cannot be")
+            measured[kind][site] = one
+        for site in sites:
+            if site not in found and not of_the_head(site):
+                raise ValueError(f"no {kind} of {site}")
+    return measured
 
 
 def check_keys(where: str, record: Mapping[str, Any], known: AbstractSet[str]) -> None:

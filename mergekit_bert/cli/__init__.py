@@ -9,10 +9,13 @@ import typer
 
 from mergekit_bert.cli import (
     bench,
+    compare,
+    convert,
     evaluate,
     finetune,
     inspect,
     merge,
+    methods,
     predict,
     quickstart,
     sample,
@@ -45,9 +48,12 @@ for _name, _module in (
     ("bench", bench),
     ("train-adapter", train_adapter),
     ("finetune", finetune),
+    ("methods", methods),
     ("merge", merge),
+    ("compare", compare),
     ("eval", evaluate),
     ("predict", predict),
+    ("convert", convert),
     ("inspect", inspect),
     ("quickstart", quickstart),
 ):

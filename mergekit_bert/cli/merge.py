@@ -59,10 +59,15 @@ def command(
     remove: Annotated[
         list[str] | None, typer.Option(help="Remove this task from the merged file FILES.", show_default="none")
     ] = None,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("merged.safetensors"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write.", show_default="merged.safetensors; of whole checkpoints with --dense, no file"
+        ),
+    ] = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="Also write a plain Hugging Face folder per task, DIR/<task>/.", show_default="not"),
+        typer.Option(help="Write a plain Hugging Face folder per task, DIR/<task>/.", show_default="not"),
     ] = None,
     base: options.ModelBase = None,
     force: options.Force = False,
@@ -70,9 +75,12 @@ def command(
     """Merge adapters into one Delta per site, or keep them all as an ensemble that routes by task.
 
     Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
-    base. Methods that need rows take them from the train split of --data; labels are never read.
+    base. Methods that need rows take them from the train split of --data; labels are never read. Whole checkpoints
+    merged with --dense and without --out or --data pass through memory a few tensors at a time.
     """
     from mergekit_bert import api
+    from mergekit_bert.composing.checkpoint import is_checkpoint
+    from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.composing.merging import parse_weights
     from mergekit_bert.composing.method import read_settings
@@ -80,11 +88,15 @@ def command(
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
-    refuse_existing(out, force)
     if save_recipe is not None:
         refuse_existing(save_recipe, force)
     given = read_recipe(recipe) if recipe is not None else None
     named = files or [Path(one) for one in (given.inputs if given else ())]
+    whole = bool(named) and all(is_checkpoint(path) for path in named)
+    streams = whole and dense is not None and not (out or data or add or remove or keep_inputs)
+    out = out or Path("merged.safetensors")
+    if not streams:
+        refuse_existing(out, force)
     if add or remove:
         inputs, given = api.changed_inputs(named, add or [], remove or [], base)
         keep_inputs = True
@@ -103,17 +115,24 @@ def command(
     if dense is not None:  # before any long work
         for task in tasks:
             refuse_existing(dense / task, force)
-    encoder = load_encoder(base or inputs[0].base.name) if dense is not None or data is not None else None
-    model = api.merge(inputs, asked, data=data, rows=rows, base=encoder or base, keep_inputs=keep_inputs, progress=True)
-    api.save(model, out, force=force)
-    _tell(model, out)
+    if streams:
+        encoder = inputs[0].model.encoder
+        model = api.merge(inputs, asked, lazy=True)
+    else:
+        encoder = load_encoder(base or inputs[0].base.name) if dense is not None or data is not None else None
+        model = api.merge(
+            inputs, asked, data=data, rows=rows, base=encoder or base, keep_inputs=keep_inputs, progress=True
+        )
+        api.save(model, out, force=force)
+        _tell(model, out)
     if save_recipe is not None:
         write_recipe(save_recipe, changed(asked, inputs=[str(path) for path in named]))
         print(f"wrote {save_recipe}")
-    print(f"what it costs: mbert eval {out}")
+    if not streams:
+        print(f"what it costs: mbert eval {out}")
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
-            print(f"wrote {path}")
+            print(f"wrote {path}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
 
 
 def _tell(model: "Merged | Ensemble", out: Path) -> None:
@@ -124,14 +143,13 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
     if isinstance(model, Ensemble):
         print(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
         return
-    told = ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
     ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
     low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
     dense = sum(not hasattr(delta, "rank") for delta in model.deltas.values())
     shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
     space = model.recipe.get("space", "full")
     where = f" in {space} space" if space != "full" else ""
-    print(f"wrote {out}: {model.method}{where} of {told}; {len(model.deltas)} sites, {shown}, {size}")
+    print(f"wrote {out}: {model.method}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
     if "lost" in model.trace:
         lost = model.trace["lost"]
         worst = max(lost["sites"], key=lost["sites"].get, default="none")
@@ -139,3 +157,8 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
             f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
             f"({lost['sites'].get(worst, 0.0):.2%})"
         )
+
+
+def _counted(model: "Merged") -> str:
+    """What every input counted."""
+    return ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())

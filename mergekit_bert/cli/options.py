@@ -46,13 +46,13 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the figure
 
 
 def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per field of each config record; the command gets the records whole, by keyword."""
+    """Give a command one flag per option of each config record; the command gets the records whole, by keyword."""
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
             for name, config in configs.items():
-                given[name] = config(**{one.name: given.pop(one.name) for one in dataclasses.fields(config)})
+                given[name] = config(**{one.name: given.pop(one.name) for one in _told(config)})
             command(**given)
 
         hints = get_type_hints(command, include_extras=True)
@@ -67,10 +67,15 @@ def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[...,
     return wrap
 
 
+def _told(config: type[Any]) -> list[Any]:
+    """The fields that are options, told by a help text."""
+    return [one for one in dataclasses.fields(config) if "help" in one.metadata]
+
+
 def _parameters(config: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(config)
     made = []
-    for one in dataclasses.fields(config):
+    for one in _told(config):
         flag = typer.Option(
             f"--{one.name.replace('_', '-')}",
             help=one.metadata["help"],

@@ -29,6 +29,13 @@ def command(
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
     kind: Annotated[str, typer.Option("--type", help=f"Adapter type: {TYPES}.")] = "lora",
+    with_stats: Annotated[
+        str,
+        typer.Option(
+            help="Statistics to put into the file, for merges that then need no rows: gram, fisher, or gram,fisher.",
+            show_default="none",
+        ),
+    ] = "",
     tensorboard: options.Tensorboard = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -39,6 +46,7 @@ def command(
     the manifest lie beside it in <out>.run/.
     """
     from mergekit_bert import api
+    from mergekit_bert.adapters.statistics import check_kinds
     from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task
     from mergekit_bert.encoder.load import load_encoder
@@ -49,6 +57,8 @@ def command(
     set_threads(train.threads)
     if out is not None and len(task) > 1:
         raise TrainingError("--out", f"one file for {len(task)} tasks", "one task, or no --out", "drop --out")
+    kinds = [kind for part in with_stats.split(",") if (kind := part.strip())]
+    check_kinds(kinds)
     tasks = [get_task(one) for one in task]
     paths = [out or api.default_out(one, kind) for one in tasks]
     for one, path in zip(tasks, paths, strict=True):  # before any long work
@@ -69,5 +79,6 @@ def command(
             force=force,
             tensorboard=tensorboard,
             progress=True,
+            with_stats=kinds,
         )
         after_training(one, path, data, encoder)

@@ -1,6 +1,6 @@
 """Compositions in memory: Merged (one Delta per site, all heads) or Ensemble (all adapters, and a router)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,9 @@ from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError
+
+STEPS = ("search", "scales", "heads")
+"""What may be done beside a merge, in this order; a trace tells of each."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,20 @@ class Merged:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     trace: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Adapter] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The method and the steps beside it that changed its figures: ``ties + search + heads``."""
+        taken = {step for trace in self.traces() for step in (*trace, *trace.get("calibrated", {}))}
+        return " + ".join([self.method, *(step for step in STEPS if step in taken)])
+
+    def traces(self) -> Iterator[Mapping[str, Any]]:
+        """Its trace, and those of the merged models that it was made from."""
+        waiting: list[Mapping[str, Any]] = [self.trace]
+        while waiting:
+            trace = waiting.pop()
+            waiting += trace.get("inputs", {}).values()
+            yield trace
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -1,51 +1,105 @@
-"""Dense export: one plain Hugging Face folder per task, checked to give the same outputs."""
+"""Dense export: one plain Hugging Face folder per task, written one tensor at a time."""
 
+import contextlib
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_bert.adapters.attach import fold
-from mergekit_bert.adapters.file import provenance
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import Tensors
+from mergekit_bert.adapters.delta import Delta, apply
+from mergekit_bert.adapters.file import check_base, provenance
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own, find_task
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.folder import load_folder, read_folder, write_folder
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import folder_in_parts, load_folder, read_folder
 from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.stored import StoredEncoder
 from mergekit_bert.files import refuse_existing, withdrawn
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
 
-def write_dense(folder: Path, model: Composition, encoder: Encoder, force: bool = False) -> list[Path]:
-    """Write ``folder/<task>/`` for every task of ``model``; returns the folders. Raises OutputError, ModelFileError."""
-    paths = [folder / task.name for task in model.tasks]
+def write_dense(
+    folder: Path, model: Composition, encoder: Encoder, force: bool = False, only: Sequence[str] = ()
+) -> list[Path]:
+    """Write ``folder/<task>/`` for every task of ``model`` (or ``only`` some); returns the folders.
+
+    Every weight is made once, for all tasks, and none is kept: with a stored encoder and a model that was merged
+    lazily, the memory needed is that of a few tensors. Every file is read back; with a loaded encoder its outputs are
+    compared too. Raises OutputError, ModelFileError.
+    """
+    tasks = [find_task(model, name) for name in only] or list(model.tasks)
+    paths = [folder / task.name for task in tasks]
     for path in paths:
         refuse_existing(path, force)
-    expected = Predictor(model, encoder)
-    for path, task in zip(paths, model.tasks, strict=True):
-        part = model.part(task.name)
-        whole = classifier(fold(encoder, part.deltas, part.shifts), task, part.head)
-        record = {
-            **_origin(model, task.name),
-            "kind": "dense",
-            "base": dataclasses.asdict(model.base),
-            "max_length": part.max_length,
-        }
-        write_folder(path, whole, encoder, task, record)
-        rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
-        with withdrawn(path):
-            loaded, tokenizer = load_folder(read_folder(path))
-            tokens = tokenise(rows, task, tokenizer, part.max_length, int(tokenizer.pad_token_id or 0))
-            check_same_outputs(str(path), expected.outputs(task.name, rows), padded_outputs(loaded, tokens))
+    stored = isinstance(encoder, StoredEncoder)
+    expected = None if stored else Predictor(model, encoder)  # it checks that model and encoder fit
+    if stored:
+        check_base("model", model.base, encoder)
+    shared = (model.deltas, model.shifts) if isinstance(model, Merged) else ({}, {})
+    owns = [_own(model, task.name) for task in tasks]
+    with contextlib.ExitStack() as open_folders:
+        puts = [
+            open_folders.enter_context(folder_in_parts(path, own.head, encoder, task, _record(model, task)))
+            for path, task, own in zip(paths, tasks, owns, strict=True)
+        ]
+        for name, weight in encoder.weights.items():
+            merged: Tensor | None = None
+            for put, own in zip(puts, owns, strict=True):
+                if _changes(name, own.deltas, own.shifts):
+                    put(name, _changed(name, weight, own.deltas, own.shifts))
+                else:
+                    merged = _changed(name, weight, *shared) if merged is None else merged
+                    put(name, merged)
+    if expected is not None:
+        for path, task in zip(paths, tasks, strict=True):
+            with withdrawn(path):
+                _check(path, task, model, expected)
     return paths
 
 
-def _origin(model: Composition, task: str) -> dict[str, Any]:
-    """How the folder's weights came about: the method, and the provenance of the task's adapter."""
+def _own(model: Composition, task: str) -> Own:
+    """What a task does not share: of a merged model what it kept, of adapters everything."""
     if isinstance(model, Merged):
-        return {**model.parts[task], "method": model.method, "weights": dict(model.weights)}
-    expert = model.experts[task] if isinstance(model, Ensemble) else model
-    return {**provenance(expert), "method": type(model).__name__.lower()}
+        return model.own[task]
+    part = model.part(task)
+    return Own(part.head, part.deltas, part.shifts)
+
+
+def _changes(name: str, deltas: Mapping[str, Delta], shifts: Tensors) -> bool:
+    """Whether the parameter ``name`` is changed."""
+    return name in shifts or (name.endswith(".weight") and name.removesuffix(".weight") in deltas)
+
+
+def _changed(name: str, weight: Tensor, deltas: Mapping[str, Delta], shifts: Tensors) -> Tensor:
+    """The parameter as it is with Deltas and shifts, as :func:`~mergekit_bert.adapters.attach.fold` makes it."""
+    if not _changes(name, deltas, shifts):
+        return weight
+    if name in shifts:
+        return weight + shifts[name].to(weight.device)
+    return apply(weight, deltas[name.removesuffix(".weight")])
+
+
+def _check(path: Path, task: Task, model: Composition, expected: Predictor) -> None:
+    """Compare what transformers makes of the folder with what the model says."""
+    rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
+    loaded, tokenizer = load_folder(read_folder(path))
+    length = model.part(task.name).max_length
+    tokens = tokenise(rows, task, tokenizer, length, int(tokenizer.pad_token_id or 0))
+    check_same_outputs(str(path), expected.outputs(task.name, rows), padded_outputs(loaded, tokens))
+
+
+def _record(model: Composition, task: Task) -> dict[str, Any]:
+    """The folder's record: how its weights came about, the base, and where texts are cut."""
+    if isinstance(model, Merged):
+        origin = {**model.parts[task.name], "method": model.method, "weights": dict(model.weights)}
+    else:
+        expert = model.experts[task.name] if isinstance(model, Ensemble) else model
+        origin = {**provenance(expert), "method": type(model).__name__.lower()}
+    return {**origin, "kind": "dense", "base": dataclasses.asdict(model.base)}

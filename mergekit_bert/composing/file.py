@@ -26,13 +26,27 @@ from mergekit_bert.adapters.file import (
     unpack,
     write_adapter,
 )
+from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import read_tensors, write_tensors
 
-_MERGED_KEYS = {"method", "weights", "base", "sites", "shifts", "order", "own", "parts", "recipe", "trace", "experts"}
+_MERGED_KEYS = {
+    "method",
+    "weights",
+    "base",
+    "sites",
+    "shifts",
+    "order",
+    "own",
+    "parts",
+    "recipe",
+    "trace",
+    "experts",
+    "kept",
+}
 _OWN_KEYS = {"sites", "shifts"}
 _PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
@@ -52,6 +66,10 @@ def write_model(path: Path, model: Composition) -> None:
 
 def read_model(path: Path) -> Model:
     """Read an adapter, merged or ensemble file, or a model folder; raises ModelFileError."""
+    if is_peft(path):
+        raise ModelFileError(
+            str(path), "a PEFT folder", "a model of mbert's", f"convert it: mbert convert {path} --to mbert --out FILE"
+        )
     if path.is_dir():
         return read_folder(path)
     tensors, metadata = read_tensors(path)
@@ -126,6 +144,7 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "recipe": dict(model.recipe),
         "trace": dict(model.trace),
         "experts": experts,
+        "kept": list(experts),
         "method": model.method,
         "weights": dict(model.weights),
         "base": dataclasses.asdict(model.base),
@@ -139,9 +158,10 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
     check_keys(where, record, _MERGED_KEYS)
     parts = {task: record["parts"][task] for task in record["order"]}
-    if not parts or not set(parts) == set(record["parts"]) == set(record["own"]):
-        raise ValueError(f"parts {', '.join(record['parts'])} in the order {', '.join(record['order'])}")
-    kept, tensors = _unpack_experts(where, tensors, record["experts"])
+    weighed = {task: name for name in record["weights"] for task in name.split("+")}
+    if not parts or not set(parts) == set(record["parts"]) == set(record["own"]) == set(weighed):
+        raise ValueError(f"parts {', '.join(record['parts'])} with weights {', '.join(record['weights'])}")
+    kept, tensors = _unpack_experts(where, tensors, {task: record["experts"][task] for task in record["kept"]})
     expected = _shapes("", record)
     for task, part in parts.items():
         check_keys(where, part, _PART_KEYS)
@@ -154,7 +174,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
     deltas, shifts = _unpack_deltas("", tensors, record)
     model = Merged(
         method=str(record["method"]),
-        weights={task: float(weight) for task, weight in record["weights"].items()},
+        weights={weighed[task]: float(record["weights"][weighed[task]]) for task in parts},
         base=Base(**record["base"]),
         deltas=deltas,
         shifts=shifts,

@@ -53,6 +53,7 @@ def of_adapter(adapter: Adapter) -> Ingredient:
         model=adapter,
         examples=examples if isinstance(examples, int) and examples > 0 else None,
         basis=adapter.basis,
+        statistics=adapter.statistics,
     )
 
 

@@ -1,21 +1,32 @@
 """Inputs: the files and folders that a merge is made of, whatever wrote them."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.peft import is_peft
+from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import Input, ingredient
+from mergekit_bert.composing.peft import Loader, read_peft
+from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 
 
-def read_inputs(path: Path, base: str | None = None) -> list[Input]:
-    """What ``path`` holds: an adapter, a merged model, or all adapters of an ensemble.
+def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[Input]:
+    """What ``path`` holds: an adapter (a file, or a PEFT folder), a merged model, all adapters of an ensemble, or the
+    folder of a fine-tuned model.
 
-    ``base`` is the encoder of a folder whose own record of it cannot be followed.
+    ``base`` is the encoder of a folder whose own record of it cannot be followed; ``load`` may remember encoders that
+    several folders share.
     """
+    if is_peft(path):
+        return [read_peft(path, base, load=load)]
+    if is_checkpoint(path):
+        return [read_checkpoint(path, base)]
     model = read_model(path)
     if isinstance(model, Adapter | Merged):
         return [model]
@@ -31,8 +42,9 @@ def choose_inputs(
 
     Raises CompositionError naming the files where two inputs of one task meet and none is to be kept.
     """
+    load = functools.cache(load_encoder)
     named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
-    found = [(path, ingredient(one)) for path in named for one in read_inputs(path, base)]
+    found = [(path, ingredient(one)) for path in named for one in read_inputs(path, base, load)]
     if not files:
         found = [(path, one) for path, one in found if not _is_probe(one)]
     if not found:

@@ -1,7 +1,7 @@
 """Merging: inputs of any kind in, one Delta per site out, by any registered method; or an ensemble, unmerged."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, LowRank, compress, norm
-from mergekit_bert.adapters.statistics import collect
+from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Ensemble, Merged, Own
 from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
+from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import finite
 
 Input = Adapter | Merged | Ingredient
 _MEASURED = ("gram", "fisher")
@@ -39,16 +41,23 @@ class Given:
     show: bool = False
 
 
-def merge(inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | None = None) -> Merged | Ensemble:
+def merge(
+    inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | None = None, lazy: bool = False
+) -> Merged | Ensemble:
     """Compose ``inputs`` by ``recipe``.
 
     Ranks, targets and label counts may differ; a site that an input lacks counts as a zero Delta. All sums are in
-    float32 or wider. Raises CompositionError or BasisError before any work.
+    float32 or wider. ``lazy``: a site is merged when it is asked for and not kept, so that a model larger than the
+    memory can be written. Raises CompositionError or BasisError before any work.
     """
     recipe = recipe or Recipe()
     ingredients = [ingredient(one) for one in inputs]
     check_together(ingredients)
     recipe.check(ingredients)
+    for one in ingredients:
+        if isinstance(one.deltas, dict):  # others are read, and checked, one by one
+            for site in one.deltas:
+                finite_delta(one, site)
     if recipe.method == ENSEMBLE:
         return _ensemble(ingredients)
     method = METHODS.get(recipe.method)
@@ -65,13 +74,18 @@ def merge(inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | 
     else:
         recipe_used, deltas = recipe, None
     sites = (
-        iter(sorted(deltas.items()))
+        dict(sorted(deltas.items()))
         if deltas is not None
         else merged_sites(ingredients, recipe_used, weights, measured(method, ingredients, given))
     )
-    merged, lost = compressed(sites, recipe.rank)
+    shifts, own = merged_shifts(ingredients, weights), {task: o for one in ingredients for task, o in one.own.items()}
+    if not lazy:
+        shifts, own = dict(shifts), {task: _own(one) for task, one in own.items()}
+    merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
     if lost:
         trace["lost"] = lost
+    if inner := {one.name: dict(one.model.trace) for one in ingredients if isinstance(one.model, Merged)}:
+        trace["inputs"] = inner
     if learned_layers := {k: dict(v) for k, v in recipe_used.layers.items() if k not in recipe.layers}:
         trace["layers"] = learned_layers
     return Merged(
@@ -79,8 +93,8 @@ def merge(inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | 
         weights=weights,
         base=ingredients[0].base,
         deltas=merged,
-        shifts=merged_shifts(ingredients, weights),
-        own={task: _own(own) for one in ingredients for task, own in one.own.items()},
+        shifts=shifts,
+        own=own,
         parts={task: part for one in ingredients for task, part in one.parts.items()},
         recipe=recipe.to_json(),
         trace=trace,
@@ -128,7 +142,7 @@ def measured(
     """The statistics that the method needs, by input, kind and site: from the files, or collected on rows."""
     found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
     for one in ingredients:
-        own = dict(one.statistics)
+        own = {kind: sites for kind, sites in one.statistics.items() if kind in method.needs}
         for kind in (need for need in method.needs if need in _MEASURED and need not in own):
             assert given is not None
             parts = [one.model.part(task) for task in one.parts]
@@ -144,8 +158,7 @@ def _lesson(
         inner = replace(recipe, **({"method": name, "options": {}, "rank": None, "layers": {}} | changes))
         record = METHODS.get(name)
         check_needs(record, ingredients, given)
-        own = chosen_weights(record, ingredients, recipe.weights)
-        return dict(merged_sites(ingredients, inner, own, measured(record, ingredients, given)))
+        return dict(merged_sites(ingredients, inner, weights, measured(record, ingredients, given)))
 
     tasks = [task for one in ingredients for task in one.parts]
     return Lesson(
@@ -167,15 +180,18 @@ def merged_sites(
     recipe: Recipe,
     weights: Mapping[str, float],
     statistics: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
-) -> Iterator[tuple[str, Delta]]:
-    """The merged Delta of every site, one at a time, in float32."""
+) -> Mapping[str, Delta]:
+    """The merged Delta of every site in float32, merged anew when it is asked for."""
     method = METHODS.get(recipe.method)
     see = partial(_see, method, make_options(method, recipe.options), recipe, ingredients, weights, statistics or {})
     names = sorted({site for one in ingredients for site in one.deltas})
-    survey = method.survey([see(name)[0] for name in names]) if method.survey is not None else None
-    for name in names:
+    survey = method.survey(LazyList(names, lambda name: see(name)[0])) if method.survey is not None else None
+
+    def merge_one(name: str) -> Delta:
         site, leave = see(name)
-        yield name, _tidy(leave(method.merge(replace(site, survey=survey))))
+        return _tidy(leave(method.merge(replace(site, survey=survey))))
+
+    return LazyMap(names, merge_one)
 
 
 def _see(
@@ -189,24 +205,30 @@ def _see(
 ) -> tuple[Site, Leave]:
     """A site in the recipe's space, and the way back."""
     here = recipe.at(name, weights)
-    counted = [
-        one
-        for one in ingredients
-        if name in one.deltas or any(name in sites for sites in statistics.get(one.name, {}).values())
-    ]
-    deltas = [_wide(one.deltas[name]) if name in one.deltas else None for one in counted]
-    shape = next(delta.shape for delta in deltas if delta is not None)
-    known = [delta if delta is not None else _nothing(shape) for delta in deltas]
-    for one, delta in zip(counted, known, strict=True):
-        if delta.shape != shape:
+    counted = [one for one in ingredients if name in one.deltas]
+    shapes: set[tuple[int, int]] = set()
+
+    def read(one: Ingredient) -> Delta:
+        delta = finite_delta(one, name)
+        if shapes - {delta.shape}:
             raise CompositionError(
-                f"site {name!r}", f"{delta.shape} in {one.name!r}, {shape} in others", "one shape", "use one base"
+                f"site {name!r}", f"{delta.shape} in {one.name!r}, {min(shapes)} in others", "one shape", "use one base"
             )
+        shapes.add(delta.shape)
+        return delta
+
+    inner: Sequence[Delta]
     leave: Leave
-    if method.linear:
-        inner, leave = known, _same
+    if method.linear:  # it needs one Delta at a time
+        inner, leave = LazyList(counted, read), _same
     else:
-        inner, leave = SPACES[recipe.space].enter(known)
+        known = {one.name: read(one) for one in counted}
+        counted = [
+            one
+            for one in ingredients
+            if one.name in known or any(name in sites for sites in statistics.get(one.name, {}).values())
+        ]
+        inner, leave = SPACES[recipe.space].enter([known.get(one.name, _nothing(min(shapes))) for one in counted])
     site = Site(
         name=name,
         names=[one.name for one in counted],
@@ -230,8 +252,19 @@ def _nothing(shape: tuple[int, int]) -> Delta:
     return LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
 
 
+def finite_delta(one: Ingredient, site: str) -> Delta:
+    """The Delta of ``one`` at ``site``; CompositionError where it is not finite."""
+    delta = _wide(one.deltas[site])
+    for tensor in (delta.B, delta.A) if isinstance(delta, LowRank) else (delta.matrix,):
+        if not finite(tensor):
+            raise CompositionError(
+                f"site {site!r} of {one.name!r}", "NaN or infinity", "finite values", "train or export it again"
+            )
+    return delta
+
+
 def _wide(delta: Delta) -> Delta:
-    """In float32, or wider where it is; refused where it is not finite."""
+    """In float32, or wider where it is."""
     first = delta.B if isinstance(delta, LowRank) else delta.matrix
     return delta.to(torch.promote_types(first.dtype, torch.float32))
 
@@ -243,14 +276,14 @@ def _tidy(delta: Delta) -> Delta:
     return delta.to(torch.float32)
 
 
-def compressed(sites: Iterator[tuple[str, Delta]], rank: int | None) -> tuple[dict[str, Delta], dict[str, Any]]:
+def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[str, Delta], dict[str, Any]]:
     """The Deltas at no more than ``rank``, and the share of ``‖Δ‖²`` lost at each site and in all."""
     if rank is None:
         return dict(sites), {}
     kept: dict[str, Delta] = {}
     lost: dict[str, float] = {}
     gone = whole = 0.0
-    for name, delta in sites:
+    for name, delta in sites.items():
         if rank > min(delta.shape):
             raise CompositionError(
                 f"--rank {rank}", f"site {name!r} is {delta.shape[0]} × {delta.shape[1]}",
@@ -272,14 +305,19 @@ def _own(own: Own) -> Own:
     )
 
 
-def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float]) -> dict[str, Tensor]:
+def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float]) -> Tensors:
     """Changes of biases and norms add up linearly, with the weights of their adapters."""
-    total: dict[str, Tensor] = {}
-    for one in ingredients:
-        for name in one.shifts:
-            part = weights[one.name] * one.shifts[name].to(torch.float32)
-            total[name] = total[name] + part if name in total else part
-    return total
+
+    def add_one(name: str) -> Tensor:
+        total: Tensor | None = None
+        for one in ingredients:
+            if name in one.shifts:
+                part = weights[one.name] * one.shifts[name].to(torch.float32)
+                total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    return LazyMap([name for one in ingredients for name in one.shifts], add_one)
 
 
 def with_inputs(merged: Merged, inputs: Sequence[Input]) -> Merged:
@@ -313,7 +351,7 @@ def parse_weights(text: str) -> dict[str, float]:
     """``"sst=1,para=-0.5"`` as weights by name; raises CompositionError."""
     weights = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = (word.strip() for word in part.rpartition("="))
+        name, _, value = (word.strip() for word in part.partition("="))
         try:
             number = float(value)
         except ValueError:

@@ -61,7 +61,7 @@ class Site:
 class Lesson:
     """What a method that learns gets: the inputs, the encoder, rows of every task without labels, its options.
 
-    ``merge(method, **changes)`` gives the Deltas of a data-free merge of the same inputs to start from. ``folder`` is
+    ``merge(method, **changes)`` gives the Deltas of another merge of the same inputs and weights, to start from. ``folder`` is
     where unfinished work may be kept (None: nowhere).
     """
 

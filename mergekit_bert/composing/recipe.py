@@ -39,8 +39,14 @@ class Recipe:
     inputs: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For a file: what was given, in full."""
-        return dataclasses.asdict(self) | {"inputs": list(self.inputs)}
+        """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
+        layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
+        return dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**value, "layers": dict(value["layers"])})
 
     def check(self, ingredients: Sequence[Ingredient]) -> None:
         """Raise CompositionError or UnknownNameError for what these inputs cannot be merged by."""
@@ -62,6 +68,10 @@ class Recipe:
         if self.rank is not None and self.rank < 1:
             raise CompositionError("--rank", f"{self.rank}", "a whole number of at least 1", "correct --rank")
         make_options(method, self.options)
+        if self.layers and method.learn is not None:
+            raise CompositionError(
+                "layers", f"weights by layer for {method.name}, which learns its own", "none", "drop them"
+            )
         names = [one.name for one in ingredients]
         _check_weights("--weights", self.weights, names)
         for pattern, weights in self.layers.items():
@@ -117,7 +127,8 @@ def changed(recipe: Recipe | None, **given: Any) -> Recipe:
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write ``recipe`` as YAML."""
-    text = yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
+    value = dataclasses.asdict(recipe) | {"inputs": list(recipe.inputs)}
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     write_atomic(path, text.encode())
 
 

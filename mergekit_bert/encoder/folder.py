@@ -3,21 +3,23 @@
 Beside transformers' files lies ``mbert.json``: the task, the base and the provenance, so that mbert can score it too.
 """
 
+import contextlib
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.heads import Classifier, last_linear
+from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
 from mergekit_bert.encoder.load import Encoder, quiet_transformers
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import atomic_folder, write_json
+from mergekit_bert.files import atomic_folder, tensors_in_any_order, write_json
 from mergekit_bert.hardware import default_device
 
 RECORD = "mbert.json"
@@ -48,10 +50,38 @@ def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, re
     with atomic_folder(path) as part, quiet_transformers():
         scale_head(model, task)
         model.shell.save_pretrained(part)
-        tokenizer = copy.deepcopy(encoder.tokenizer)
-        tokenizer.model_max_length = record["max_length"]  # where mbert cuts, transformers must cut too
-        tokenizer.save_pretrained(part)
-        write_json(part / RECORD, {"format": _FORMAT, "task": task.to_json(), **record})
+        _write_beside(part, encoder, task, record)
+
+
+@contextlib.contextmanager
+def folder_in_parts(
+    path: Path, head: Mapping[str, Tensor], encoder: Encoder, task: Task, record: Mapping[str, Any]
+) -> Iterator[Callable[[str, Tensor], None]]:
+    """The same, for a model that is never there as a whole: yields ``put(name, weight)`` for the encoder's parameters.
+
+    They come in any order, in float32. Raises OutputError for a value that is not finite.
+    """
+    model = bare_head(encoder, task, head, nn.Identity())
+    scale_head(model, task)
+    shell, prefix = model.shell, model.shell.base_model_prefix
+    shapes = {f"{prefix}.{name}": tuple(weight.shape) for name, weight in encoder.model.named_parameters()}
+    shapes |= {name: tuple(weight.shape) for name, weight in model.head().items()}
+    with atomic_folder(path) as part, tensors_in_any_order(part / "model.safetensors", shapes) as put:
+        for name, weight in model.head().items():
+            put(name, weight.detach())
+        yield lambda name, weight: put(f"{prefix}.{name}", weight)
+        with quiet_transformers():
+            shell.config.architectures, shell.config.dtype = [type(shell).__name__], "float32"
+            shell.config.save_pretrained(part)
+            _write_beside(part, encoder, task, record)
+
+
+def _write_beside(part: Path, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
+    """The tokenizer and the record."""
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.model_max_length = record["max_length"]  # where mbert cuts, transformers must cut too
+    tokenizer.save_pretrained(part)
+    write_json(part / RECORD, {"format": _FORMAT, "task": task.to_json(), **record})
 
 
 def scale_head(model: Classifier, task: Task) -> None:
@@ -63,6 +93,17 @@ def scale_head(model: Classifier, task: Task) -> None:
     with torch.no_grad():
         layer.weight.mul_(high - low)
         layer.bias.mul_(high - low).add_(low)
+
+
+def unscale_head(model: Classifier, task: Task) -> None:
+    """Turn a regression head that gives values in the task's range into one on 0…1, in place."""
+    if task.range is None:
+        return
+    low, high = task.range
+    layer = last_linear(model)
+    with torch.no_grad():
+        layer.weight.div_(high - low)
+        layer.bias.sub_(low).div_(high - low)
 
 
 def read_folder(path: Path) -> FullModel:

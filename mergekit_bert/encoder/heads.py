@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder, reset
 from mergekit_bert.errors import EncoderError
+from mergekit_bert.hardware import default_device
 
 
 class Classifier(nn.Module):
@@ -86,7 +87,7 @@ def bare_head(
     setattr(shell, shell.base_model_prefix, under)
     for name, module in shell.named_children():
         if name != shell.base_model_prefix:
-            module.to_empty(device=next(encoder.model.parameters()).device)
+            module.to_empty(device=default_device())
     model = Classifier(shell)
     if isinstance(head, torch.Generator):
         for name, parameter in model.head().items():

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -55,6 +55,11 @@ class Encoder:
         """The id of the padding token (0 where the tokenizer has none: padding is masked in any case)."""
         return int(self.tokenizer.pad_token_id or 0)
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All parameters by name."""
+        return {name: parameter.data for name, parameter in self.model.named_parameters()}
+
 
 def load_encoder(name: str | Path) -> Encoder:
     """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError."""
@@ -74,8 +79,8 @@ def load_encoder(name: str | Path) -> Encoder:
         model=model,
         tokenizer=tokenizer,
         fingerprint=weights_fingerprint(dict(model.named_parameters())),
-        tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-        max_length=_max_length(model, shell.config, tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        max_length=longest(model, shell.config, tokenizer),
     )
 
 
@@ -147,17 +152,18 @@ def minilm_folder() -> Path:
     return folder
 
 
-def weights_fingerprint(tensors: dict[str, Tensor]) -> str:
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over names, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (hex) of a tokenizer's vocabulary and rules."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
@@ -167,7 +173,7 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
     return fingerprint([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map])
 
 
-def _max_length(model: nn.Module, config: Any, tokenizer: Any) -> int:
+def longest(model: nn.Module, config: Any, tokenizer: Any) -> int:
     """The model's positions less those that its family (RoBERTa's) never gives to a token: padding_idx and below."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     for name, module in model.named_modules():

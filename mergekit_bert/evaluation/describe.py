@@ -57,6 +57,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
     if isinstance(model, Adapter):
         told |= {"parts": {model.name: _part(model)}, "sites": _sites(model.deltas()), "shifts": _shifts(model.shifts)}
+        told |= {"statistics": pack(model)[1].get("statistics", {})}
     elif isinstance(model, Merged):
         told |= {
             "method": model.method,
@@ -130,6 +131,9 @@ def _file_table(told: Mapping[str, Any]) -> Table:
     if told.get("sites"):
         ranks = _range([site["rank"] for site in told["sites"].values() if site["rank"] is not None], "d")
         table.add_row("sites", f"{len(told['sites'])}, {f'rank {ranks}' if ranks else 'dense'}")
+    for kind, measured in told.get("statistics", {}).items():
+        lost = max(one["lost"] for one in measured.values())
+        table.add_row(kind, f"of {len(measured)} sites, at most {lost:.1%} of its energy lost to its compact form")
     if told.get("shifts"):
         table.add_row("shifts", f"{len(told['shifts'])} bias and norm parameters")
     return table

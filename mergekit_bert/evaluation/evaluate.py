@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit_bert.composing.composition import Model, find_task
+from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.errors import MbertWarning, OutputError
+from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
 from mergekit_bert.evaluation.comparison import Comparison, compare
 from mergekit_bert.evaluation.records import find_records, write_record
 from mergekit_bert.evaluation.scores import Score, TaskResult, score_task, write_predictions
@@ -53,6 +53,8 @@ def evaluate_model(
     model = predictor.model
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
     rows = {task.name: rows_of(task) for task in chosen}
+    if isinstance(model, Merged):
+        _refuse_seen(predictor.where, model, rows)
     results = []
     for task in chosen:
         with progress_bar(f"eval {task.name}", len(rows[task.name]), show) as bar:
@@ -65,6 +67,20 @@ def evaluate_model(
         _record(path, model, scores)
     records = find_records(reference_folders(path)) if path is not None else []
     return Evaluation(tuple(results), compare(model, scores, records, data, spelled))
+
+
+def _refuse_seen(where: str, model: Merged, rows: Mapping[str, Rows]) -> None:
+    """Raise CompositionError for rows whose labels the model was searched or calibrated on."""
+    for trace in model.traces():
+        for step, told in (("search", trace.get("search")), ("heads", trace.get("calibrated", {}).get("heads"))):
+            for task, seen in (told or {}).get("rows", {}).items():
+                if task in rows and rows[task].fingerprint() == seen["fingerprint"]:
+                    raise CompositionError(
+                        f"{where}, task {task!r}",
+                        f"rows whose labels the model has seen ({step})",
+                        "rows apart from those",
+                        "give other rows",
+                    )
 
 
 def _record(path: Path, model: Model, scores: Sequence[Score]) -> None:

@@ -1,12 +1,14 @@
 """Pictures: the grid as a heatmap, coloured by what each model keeps of full fine-tuning."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mergekit_bert.data.metrics import on_unit_scale
 from mergekit_bert.evaluation.comparison import Grid
+from mergekit_bert.evaluation.contest import Standing
 from mergekit_bert.evaluation.tables import figure
 from mergekit_bert.files import write_atomic
 
@@ -40,6 +42,38 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
         for column, value in enumerate(values):
             axes.text(column, row, figure(value), ha="center", va="center")
     picture.colorbar(image, ax=axes, label=f"per cent of {reference} (correlations as (r + 1) / 2)")
+    data = io.BytesIO()
+    FigureCanvasAgg(picture).print_png(data)
+    write_atomic(path, data.getvalue())
+
+
+def contest_picture(placed: Sequence[Standing], path: Path) -> None:
+    """Write a PNG: what every merge keeps of the ensemble by task, and its score against bytes and seconds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [one.cell.name for one in placed]
+    columns = [*placed[0].values, "overall"]
+    shares = np.array([[100 * one.retention.get(column, np.nan) for column in columns] for one in placed])
+    picture = Figure(figsize=(14, 2 + 0.3 * len(names)), layout="constrained")
+    left, middle, right = picture.subplots(1, 3, width_ratios=(2, 2, 2))
+    image = left.imshow(shares, cmap="RdYlGn", vmin=60, vmax=102, aspect="auto")
+    left.set_xticks(range(len(columns)), columns)
+    left.set_yticks(range(len(names)), names)
+    for row, line in enumerate(shares):
+        for column, share in enumerate(line):
+            left.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8)
+    picture.colorbar(image, ax=left, label="per cent of the ensemble (correlations as (r + 1) / 2)", location="bottom")
+    for axes, label, found in (
+        (middle, "MiB of the file", [one.cell.size / 2**20 for one in placed]),
+        (right, "seconds to merge", [max(one.cell.seconds, 0.01) for one in placed]),
+    ):
+        axes.scatter(found, [one.overall for one in placed], s=14)
+        for x, one in zip(found, placed, strict=True):
+            axes.annotate(one.cell.name, (x, one.overall), fontsize=6, xytext=(3, 2), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+        axes.set_ylabel("overall score")
     data = io.BytesIO()
     FigureCanvasAgg(picture).print_png(data)
     write_atomic(path, data.getvalue())

@@ -36,7 +36,7 @@ def role_of(model: Model) -> str:
     if isinstance(model, Adapter):
         return "probe" if model.type == "probe" else "adapter"
     if isinstance(model, Merged):
-        return model.method
+        return model.title
     return "ensemble" if isinstance(model, Ensemble) else str(model.record.get("kind", "full"))
 
 

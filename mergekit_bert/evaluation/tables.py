@@ -1,12 +1,16 @@
 """Tables: the comparison and the grid as text on a terminal or as Markdown."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.recipe import ENSEMBLE
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid
+from mergekit_bert.evaluation.contest import Standing
 
 MISSING = "–"
 _WIDTH = 200
@@ -83,3 +87,30 @@ def _render(table: Table) -> str:
     text = io.StringIO()
     Console(file=text, width=_WIDTH, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip()) + "\n"
+
+
+def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None = None) -> Table:
+    """One line per merge, the best first; ``full`` are full fine-tuning's figures by task and ``overall``."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("merge")
+    tasks = list(placed[0].values)
+    headers = (*tasks, "overall", "% of ensemble", "worst task", *(["% of full"] if full else []), "behind best (95 %)")
+    for header in (*headers, "needs", "seconds", "MiB", "memory MiB"):
+        table.add_column(header, justify="left" if header == "needs" else "right")
+    for one in placed:
+        record = METHODS.get(one.cell.recipe.method) if one.cell.recipe.method != ENSEMBLE else None
+        worst = min((kept, task) for task, kept in one.retention.items() if task != "overall")
+        table.add_row(
+            one.cell.name,
+            *(figure(one.values[task]) for task in tasks),
+            figure(one.overall),
+            figure(100 * one.retention["overall"], 1),
+            f"{100 * worst[0]:.1f} {worst[1]}",
+            *([figure(100 * one.overall / full["overall"], 1)] if full else []),
+            f"{one.behind[0]:.3f} to {one.behind[1]:.3f}",
+            ", ".join(record.needs) if record is not None and record.needs else "nothing",
+            f"{one.cell.seconds:.1f}",
+            f"{one.cell.size / 2**20:.2f}",
+            MISSING if one.cell.memory is None else f"{one.cell.memory / 2**20:.0f}",
+        )
+    return table

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.adapters.measuring import collect
+from mergekit_bert.adapters.statistics import Statistic, check_kinds
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
@@ -48,6 +50,8 @@ from mergekit_bert.training.manifest import (
 from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
 _CHECKED_ROWS = 8
+_MEASURED_ROWS = 512
+"""Most training rows that statistics are measured on."""
 
 
 def train_adapter(
@@ -59,11 +63,13 @@ def train_adapter(
     adapter: AdapterConfig | None = None,
     train: TrainConfig | None = None,
     control: Control | None = None,
+    with_stats: Sequence[str] = (),
 ) -> Adapter:
-    """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``.
+    """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``, with statistics of the kinds asked for.
 
-    Raises TrainingError, BasisError, OutputError or DataError before any long work.
+    Raises TrainingError, BasisError, OutputError, DataError or UnknownNameError before any long work.
     """
+    check_kinds(with_stats)
     adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
     record = TYPES.get(kind)
     rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
@@ -74,7 +80,8 @@ def train_adapter(
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     folder = run_folder(out)
     finished = claim(out, folder, control)
-    described = {"type": kind, "adapter": dataclasses.asdict(adapter)}
+    described = {"type": kind, "adapter": adapter.to_json()}
+    described |= {"statistics": sorted(set(with_stats))} if with_stats else {}
     setting = _setting(encoder, task, rows, train, control, folder, described, rates)
     if control.resume:  # before the ledger hands out rows
         check_recorded(folder, setting.run, finished)
@@ -101,6 +108,7 @@ def train_adapter(
         training=provenance(setting, outcome),
         scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
     )
+    trained = dataclasses.replace(trained, statistics=_measured(trained, encoder, rows, train, with_stats))
     write_adapter(out, trained)
     with withdrawn(out):
         _check_reload(out, trained, encoder, setting)
@@ -145,6 +153,15 @@ def finetune(
         _check_outputs(out, work.model, load_folder(model)[0], setting.held_out)
     finish(out, folder, setting, outcome, work, meter)
     return model
+
+
+def _measured(
+    adapter: Adapter, encoder: Encoder, rows: Rows, train: TrainConfig, kinds: Sequence[str]
+) -> dict[str, Mapping[str, Statistic]]:
+    """Statistics of the kinds asked for, on a sample of the rows."""
+    order = torch.randperm(len(rows), generator=generator(train.seed, 17)).tolist()
+    sample = rows.take(sorted(order[:_MEASURED_ROWS]))
+    return {kind: collect(kind, encoder, [adapter.part(adapter.name)], [sample]) for kind in sorted(set(kinds))}
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:

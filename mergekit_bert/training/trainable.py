@@ -48,7 +48,7 @@ def adapter_trainable(
     shifts = unfreeze(model.encoder, shift_names(model.encoder, config.train_bias, config.train_layernorm))
     values = {
         site: TYPES.get(kind).init(
-            config, size, basis.matrix(site, size[1]) if basis else None, generator(train.seed, 2, place)
+            config.at(site), size, basis.matrix(site, size[1]) if basis else None, generator(train.seed, 2, place)
         )
         for place, (site, size) in enumerate(sites.items())
     }

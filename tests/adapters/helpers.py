@@ -61,7 +61,7 @@ def random_adapter(
     basis = BasisRows(0, start, rank) if config.basis == "orthogonal" and sites else None
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for site, size in sites.items():
-        made = record.init(config, size, basis.matrix(site, size[1]) if basis else None, source)
+        made = record.init(config.at(site), size, basis.matrix(site, size[1]) if basis else None, source)
         tensors[site] = {
             name: value if basis and name == "A" else value + noise(tuple(value.shape)) for name, value in made.items()
         }

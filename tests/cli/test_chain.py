@@ -44,7 +44,9 @@ def home(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert mbert("train-adapter", "--task", "sst", "--type", "probe", *common, here=folder).code == 0
     assert mbert("finetune", "--task", "sst", *common, here=folder).code == 0
     for method in METHOD_NAMES:
-        done = mbert("merge", "--method", method, "--out", f"{method}.safetensors", here=folder)
+        needs = set(METHODS.get(method).needs) - {"basis"} if method != "ensemble" else set()
+        rows = ("--data", "data", "--rows", "8", "--base", base) if needs else ()
+        done = mbert("merge", "--method", method, *rows, "--out", f"{method}.safetensors", here=folder)
         assert done.code == 0, done.err
     return folder
 

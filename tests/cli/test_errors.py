@@ -182,9 +182,9 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         ("merge", "--method", "ensemble", "--weights", "sst=1", "--out", "m.safetensors"),
         r"--weights: weights for an ensemble; ",
     ),
-    "merging a merged file": (
-        ("merge", "merged.safetensors", "--out", "m.safetensors"),
-        r"a file of kind 'merged'; expected an",
+    "merging a merged file with a part of it": (
+        ("merge", "merged.safetensors", SST, "--out", "m.safetensors"),
+        r"task 'sst': two adapters of it, merged.safetensors and ",
     ),
     "merging nothing": (("merge", "none.safetensors", "--out", "m.safetensors"), r"none.safetensors: no such file"),
     "merged file exists": (

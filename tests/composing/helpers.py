@@ -2,20 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.composing.merging import merge
+from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import get_task
 from tests.adapters.helpers import dense64, random_adapter
+from tests.tiny import tiny_rows
 
 ONE = "encoder.layer.0.attention.output.dense"
 """A square site of the tiny BERT."""
-LINEAR = [method.name for method in METHODS if method.linear]
+LINEAR = [method.name for method in METHODS if method.linear and method.learn is None]
 
 
 def trio(encoder: mb.Encoder, **options: object) -> list[Adapter]:
@@ -26,13 +31,30 @@ def trio(encoder: mb.Encoder, **options: object) -> list[Adapter]:
     ]
 
 
+def merge(
+    adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None, **options: Any
+) -> mb.Merged | mb.Ensemble:
+    """A composition by ``method``; other options are those of a recipe, and ``given``."""
+    given = options.pop("given", None)
+    return compose(adapters, Recipe(method, weights=weights or {}, **options), given)
+
+
 def merged(
-    adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None, **options: object
+    adapters: Sequence[Adapter], method: str, weights: Mapping[str, float] | None = None, **options: Any
 ) -> mb.Merged:
     """The merged model, by a method that merges."""
-    model = merge(adapters, Recipe(method, weights=weights or {}, **options))  # type: ignore[arg-type]
+    model = merge(adapters, method, weights, **options)
     assert isinstance(model, mb.Merged)
     return model
+
+
+def given(encoder: mb.Encoder, count: int = 6) -> Given:
+    """An encoder, and a few rows for methods that need some."""
+
+    def rows(task: str) -> Rows:
+        return dataclasses.replace(tiny_rows(get_task(task), count), labels=None)
+
+    return Given(lambda: encoder, rows)
 
 
 def brute_force(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.composing import file as model_file
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.merging import merge
 from mergekit_bert.errors import MbertError, ModelFileError
 from tests.adapters.helpers import (
     edit_metadata,
@@ -32,7 +31,7 @@ from tests.adapters.helpers import (
     same_tensors,
     try_odd_values,
 )
-from tests.composing.helpers import ONE, merged, trio
+from tests.composing.helpers import ONE, merge, merged, trio
 
 SITE = "encoder.layer.0.attention.self.query"
 KINDS = ("merged", "dense", "ensemble")

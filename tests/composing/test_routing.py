@@ -14,14 +14,13 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach_routed
 from mergekit_bert.adapters.delta import Dense
-from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.encoder import packing
 from mergekit_bert.errors import CompositionError, DataError, EncoderError
 from tests.adapters.helpers import random_adapter, renamed
-from tests.composing.helpers import trio
+from tests.composing.helpers import merge, trio
 from tests.tiny import tiny_rows
 
 Request = tuple[str, tuple[str, ...]]

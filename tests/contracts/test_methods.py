@@ -1,11 +1,12 @@
-"""What every registered merge method keeps to, for every adapter type."""
+"""What every registered merge method keeps to, in every space it is defined in, for every adapter type."""
 
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,16 +14,21 @@ import torch
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import TYPES, Adapter
-from mergekit_bert.adapters.delta import Dense, LowRank
+from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import check_part
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.method import METHODS, Method
+from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_options
 from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.composing.reference import example, method_page, method_row
+from mergekit_bert.composing.spaces import SPACES
+from mergekit_bert.errors import CompositionError, UnknownNameError
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
-from tests.composing.helpers import ONE, merged, trio, zeroed
+from tests.composing.helpers import ONE, given, merged, trio, zeroed
 from tests.tiny import tiny_rows
 
 TOLERANCE = 1e-6
+PAIRS = [(method.name, space) for method in METHODS for space in method.spaces]
 
 
 @pytest.fixture(params=METHODS.names())
@@ -30,81 +36,157 @@ def method(request: pytest.FixtureRequest) -> Method:
     return METHODS.get(request.param)
 
 
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[Method, str]:
+    name, space = request.param
+    return METHODS.get(name), space
+
+
 @pytest.fixture(scope="module")
 def three(bert: mb.Encoder) -> list[Adapter]:
     return trio(bert, targets="qv", train_bias=True)
 
 
-def close(one: mb.Merged, two: mb.Merged, tolerance: float = TOLERANCE) -> None:
-    """Check that two merges have the same Deltas and shifts."""
+def blend(
+    pair: tuple[Method, str],
+    encoder: mb.Encoder,
+    adapters: Sequence[Adapter],
+    weights: dict[str, float] | None = None,
+    **options: Any,
+) -> mb.Merged:
+    """A merge by a method in a space; one that learns takes two steps on a few rows."""
+    method, space = pair
+    known = {one.name for one in dataclasses.fields(method.options)}
+    few = {"steps": 2} if "steps" in known and "steps" not in options else {}
+    rows = given(encoder) if set(method.needs) - {"basis"} else None
+    return merged(adapters, method.name, weights, space=space, options={**few, **options}, given=rows)
+
+
+def close(one: mb.Merged, two: mb.Merged, tolerance: float = TOLERANCE, factor: float = 1.0) -> None:
+    """Check that the first merge is the second times ``factor``."""
     assert one.deltas.keys() == two.deltas.keys()
     assert one.shifts.keys() == two.shifts.keys()
     for site in one.deltas:
-        exact = two.deltas[site].dense()
+        exact = factor * two.deltas[site].dense()
         atol = tolerance * max(1.0, float(exact.abs().max()))
         np.testing.assert_allclose(one.deltas[site].dense(), exact, atol=atol)
     for name in one.shifts:
-        np.testing.assert_allclose(one.shifts[name], two.shifts[name], atol=tolerance)
+        np.testing.assert_allclose(one.shifts[name], factor * two.shifts[name], atol=tolerance)
 
 
 def test_it_is_a_frozen_record_that_explains_itself(method: Method) -> None:
-    for text in (method.description, method.formula, method.source, method.default_weights, method.needs):
+    for text in (method.description, method.formula, method.source, method.default_weights):
         assert text
+    assert set(method.needs) <= set(NEEDS)
+    assert method.spaces
+    assert set(method.spaces) <= set(SPACES)
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.name = "other"  # type: ignore[misc]
+    page = method_page(method)
+    for text in (method.name, method.formula, method.source, example(method, ("sst", "para", "sts"))):
+        assert text in page
+    assert method_row(method)[0] == method.name
+
+
+def test_every_option_says_what_it_is_and_keeps_its_range(method: Method) -> None:
+    kinds = get_type_hints(method.options)
+    for one in dataclasses.fields(method.options):
+        assert one.metadata["help"]
+        assert make_options(method, {one.name: str(one.default)}) == method.options(), "its default is a value it takes"
+        low, high = one.metadata["low"], one.metadata["high"]
+        outside: list[Any] = [bound + sign for bound, sign in ((low, -1), (high, 1)) if bound is not None]
+        wrong = ["much", *outside, *([math.nan, math.inf] if kinds[one.name] is float else [])]
+        if kinds[one.name] is str:
+            assert one.metadata["choices"], "a text is one of a list"
+            wrong = ["much", 3]
+        for value in wrong:
+            with pytest.raises(CompositionError, match=f"option '{one.name}' of {method.name}: "):
+                make_options(method, {one.name: value})
+    with pytest.raises((UnknownNameError, CompositionError), match=r"expected (one of|none)"):
+        make_options(method, {"no_such": 1})
 
 
 def test_its_own_weights_are_one_finite_number_for_each(method: Method, three: list[Adapter]) -> None:
     for count in (1, 2, 3):
-        weights = method.weights(three[:count])
+        weights = method.weights([of_adapter(one) for one in three[:count]])
         assert len(weights) == count
         assert all(math.isfinite(weight) for weight in weights)
 
 
 @pytest.mark.parametrize("kind", TYPES.names())
-@pytest.mark.parametrize("task", ["sst", "sts"])
-def test_one_adapter_with_weight_one_is_itself(method: Method, bert: mb.Encoder, kind: str, task: str) -> None:
-    one = random_adapter(bert, task, kind=kind, train_layernorm=True)
-    model = merged([one], method.name, {task: 1.0})
-    part = model.part(task)
+@pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
+def test_one_adapter_stays_itself_times_its_weight(
+    pair: tuple[Method, str], bert: mb.Encoder, kind: str, weight: float
+) -> None:
+    one = random_adapter(
+        bert, "sst", kind=kind, targets="qv" if kind != "probe" else "all-linear", train_layernorm=True
+    )
+    if pair[0].one_stays is None:
+        model = blend(pair, bert, [one], {"sst": weight})
+        assert model.deltas.keys() == of_adapter(one).deltas.keys()
+        return
+    model = blend(pair, bert, [one], {"sst": weight}, **pair[0].one_stays)
+    part = model.part("sst")
     assert part.deltas.keys() == one.deltas().keys()
     for site, delta in one.deltas().items():
-        exact = delta.dense()
-        np.testing.assert_allclose(part.deltas[site].dense(), exact, atol=TOLERANCE * float(exact.abs().max()))
-    assert same_tensors(part.shifts, one.shifts)
-    assert same_tensors(model.own[task].head, one.head)
+        exact = (1 if site.startswith("pooler") else weight) * delta.dense()
+        np.testing.assert_allclose(part.deltas[site].dense(), exact, atol=5e-6 * float(exact.abs().max()))
+    assert same_tensors(part.shifts, {name: weight * shift for name, shift in one.shifts.items()})
+    assert same_tensors(model.own["sst"].head, one.head)
 
 
-def test_the_order_of_the_adapters_does_not_matter(method: Method, three: list[Adapter]) -> None:
-    if method.order_matters:
-        assert "order" in method.description
+def test_the_order_of_the_adapters_does_not_matter(
+    pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]
+) -> None:
+    if pair[0].order_matters:
+        assert "order" in pair[0].description
         return
     weights = {"sst": 0.5, "sts": 1.5, "para": 0.25}
-    first = merged(three, method.name, weights)
-    for order in itertools.permutations(three):
-        again = merged(order, method.name, weights)
-        close(again, first, 1e-5)
+    first = blend(pair, bert, three, weights)
+    for order in list(itertools.permutations(three))[1::2]:
+        again = blend(pair, bert, order, weights)
+        close(again, first, 1e-4)
         assert [task.name for task in again.tasks] == [one.name for one in order]
 
 
-def test_the_same_adapters_give_the_same_bits(method: Method, three: list[Adapter]) -> None:
+@pytest.mark.parametrize("factor", [2.0, -1.0])
+def test_weights_times_a_number_give_the_result_times_it(
+    pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter], factor: float
+) -> None:
+    if pair[0].learn is not None:
+        pytest.skip("its weights are where it starts to learn")
+    weights = {"sst": 0.5, "sts": 1.5, "para": 0.25}
+    scaled = {name: factor * weight for name, weight in weights.items()}
+    close(blend(pair, bert, three, scaled), blend(pair, bert, three, weights), 2e-5, factor)
+
+
+def test_the_same_adapters_give_the_same_bits(pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]) -> None:
     torch.manual_seed(1)
-    one = merged(three, method.name)
+    one = blend(pair, bert, three)
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    two = merged(three, method.name)
+    two = blend(pair, bert, three)
     assert all(torch.equal(one.deltas[site].dense(), two.deltas[site].dense()) for site in one.deltas)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_it_leaves_its_inputs_alone(method: Method, three: list[Adapter]) -> None:
+def test_another_seed_matters_to_those_that_draw_and_to_no_other(method: Method, bert: mb.Encoder) -> None:
+    adapters = trio(bert, targets="qv")
+    rows = given(bert, 40) if set(method.needs) - {"basis"} else None
+    few = {"steps": 2, "batch_size": 4} if "steps" in {one.name for one in dataclasses.fields(method.options)} else {}
+    one, two = (merged(adapters, method.name, seed=seed, options=few, given=rows) for seed in (0, 1))
+    same = all(torch.equal(one.deltas[site].dense(), two.deltas[site].dense()) for site in one.deltas)
+    assert same != method.random
+
+
+def test_it_leaves_its_inputs_alone(pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]) -> None:
     kept = copy.deepcopy(three)
-    merged(three, method.name)
+    blend(pair, bert, three)
     assert all(same_adapter(*pair) for pair in zip(three, kept, strict=True))
 
 
-def test_every_head_is_kept(method: Method, three: list[Adapter]) -> None:
-    model = merged(three, method.name)
+def test_every_head_is_kept(pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]) -> None:
+    model = blend(pair, bert, three)
     assert [task.outputs for task in model.tasks] == [5, 1, 2]
     for one in three:
         assert same_tensors(model.own[one.name].head, one.head)
@@ -118,9 +200,9 @@ def _uneven(bert: mb.Encoder) -> Sequence[Adapter]:
     ]
 
 
-def test_ranks_and_targets_may_differ(method: Method, bert: mb.Encoder) -> None:
+def test_ranks_and_targets_may_differ(pair: tuple[Method, str], bert: mb.Encoder) -> None:
     adapters = _uneven(bert)
-    model = merged(adapters, method.name)
+    model = blend(pair, bert, adapters)
     sites = {site: size for one in adapters for site, size in one.sites.items()}
     assert {site: delta.shape for site, delta in model.deltas.items()} == sites
     for one in adapters:
@@ -130,55 +212,128 @@ def test_ranks_and_targets_may_differ(method: Method, bert: mb.Encoder) -> None:
         assert delta.dense().isfinite().all()
 
 
-def test_a_site_of_one_adapter_alone_is_as_in_a_merge_of_it_alone(method: Method, bert: mb.Encoder) -> None:
+def test_a_site_of_one_adapter_alone_is_as_in_a_merge_of_it_alone(pair: tuple[Method, str], bert: mb.Encoder) -> None:
+    method = pair[0]
+    if method.learn is not None or method.survey is not None or {"gram", "fisher"} & set(method.needs):
+        pytest.skip("what it does at a site depends on the others")
     adapters = [random_adapter(bert, "sst", targets=ONE), random_adapter(bert, "sts", start=3, targets="qv")]
     weights = {"sst": 0.5, "sts": 1.0}
-    model = merged(adapters, method.name, weights)
+    model = blend(pair, bert, adapters, weights)
     for one in adapters:
-        alone = merged([one], method.name, {one.name: weights[one.name]})
+        alone = blend(pair, bert, [one], {one.name: weights[one.name]})
         for site, delta in alone.deltas.items():
             np.testing.assert_allclose(model.deltas[site].dense(), delta.dense(), atol=1e-5)
 
 
-def test_zero_adapters_merge_to_zero(method: Method, three: list[Adapter]) -> None:
-    model = merged([zeroed(one) for one in three], method.name)
+def test_zero_adapters_merge_to_zero(pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]) -> None:
+    none = {"steps": 0} if "steps" in {one.name for one in dataclasses.fields(pair[0].options)} else {}
+    model = blend(pair, bert, [zeroed(one) for one in three], **none)
     for delta in model.deltas.values():
         assert torch.equal(delta.dense(), torch.zeros(delta.shape))
     assert all(torch.equal(shift, torch.zeros_like(shift)) for shift in model.shifts.values())
 
 
+def test_a_zero_adapter_beside_another_is_no_error(pair: tuple[Method, str], bert: mb.Encoder) -> None:
+    adapters = trio(bert, targets="qv")[:2]
+    model = blend(pair, bert, [adapters[0], zeroed(adapters[1])])
+    assert all(delta.dense().isfinite().all() for delta in model.deltas.values())
+
+
+def test_factors_in_bfloat16_are_merged_in_float32(pair: tuple[Method, str], bert: mb.Encoder) -> None:
+    def cast(one: Adapter, dtype: torch.dtype) -> Adapter:
+        tensors = {site: {name: t.bfloat16().to(dtype) for name, t in own.items()} for site, own in one.tensors.items()}
+        return dataclasses.replace(one, tensors=tensors, basis=None)
+
+    adapters = trio(bert, targets="qv", basis="orthogonal")
+    if "basis" in pair[0].needs:
+        pytest.skip("rows of a basis are float32")
+    half = blend(pair, bert, [cast(one, torch.bfloat16) for one in adapters])
+    whole = blend(pair, bert, [cast(one, torch.float32) for one in adapters])
+    for site, delta in half.deltas.items():
+        assert delta.dense().dtype == torch.float32
+        exact = whole.deltas[site].dense()
+        np.testing.assert_allclose(delta.dense(), exact, atol=1e-6 * float(exact.abs().max()))
+
+
+def test_a_delta_of_less_rank_than_its_factors_is_merged(pair: tuple[Method, str], bert: mb.Encoder) -> None:
+    def doubled(one: Adapter) -> Adapter:
+        tensors = {site: {**own, "B": own["B"][:, :1].repeat(1, 3)} for site, own in one.tensors.items()}
+        return dataclasses.replace(one, tensors=tensors)
+
+    model = blend(pair, bert, [doubled(one) for one in trio(bert, targets="qv")])
+    for delta in model.deltas.values():
+        assert delta.dense().isfinite().all()
+        assert int(torch.linalg.matrix_rank(delta.dense().double(), rtol=1e-5)) <= (
+            3 if isinstance(delta, LowRank) and pair[0].learn is None else min(delta.shape)
+        )
+
+
+def test_values_that_are_not_finite_are_refused(pair: tuple[Method, str], bert: mb.Encoder) -> None:
+    adapters = trio(bert, targets="qv")
+    site = next(iter(adapters[1].tensors))
+    adapters[1].tensors[site]["B"][0, 0] = math.nan
+    with pytest.raises(CompositionError, match=f"site '{site}' of 'sts': NaN or infinity"):
+        blend(pair, bert, adapters)
+
+
+def _one_site(method: Method, deltas: Sequence[Delta], space: str) -> Iterator[Delta]:
+    """The merged Delta of a site that stands alone, under the default options; none where a method needs more."""
+    if method.learn is None and not {"gram", "fisher"} & set(method.needs):
+        inner, leave = SPACES[space].enter(deltas)
+        names = [f"t{n}" for n in range(len(deltas))]
+        site = Site("site", names, inner, [1.0] * len(deltas), make_options(method, dict(method.one_stays or {})))
+        survey = method.survey([site]) if method.survey is not None else None
+        yield leave(method.merge(dataclasses.replace(site, survey=survey)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_single_site_of_one_by_one_is_merged(method: Method, count: int) -> None:
-    deltas = [LowRank(torch.tensor([[2.0]]), torch.tensor([[3.0]])), Dense(torch.tensor([[1.0]]))][:count]
-    found = method.merge(deltas, [1.0] * count)
-    assert found.shape == (1, 1)
-    assert found.dense().isfinite().all()
-    assert count > 1 or float(found.dense()) == pytest.approx(6)
+def test_a_site_of_one_or_two_entries_is_merged(pair: tuple[Method, str], shape: tuple[int, int], count: int) -> None:
+    deltas = [LowRank(torch.full((shape[0], 1), 2.0), torch.full((1, shape[1]), 3.0)), Dense(torch.ones(shape))][:count]
+    for found in _one_site(pair[0], deltas, pair[1]):
+        assert found.shape == shape
+        assert found.dense().isfinite().all()
+        if count == 1 and pair[0].one_stays is not None:
+            np.testing.assert_allclose(found.dense(), torch.full(shape, 6.0), rtol=1e-5)
 
 
-def test_dense_deltas_are_merged_as_their_factors_are(method: Method, three: list[Adapter]) -> None:
+def test_dense_deltas_are_merged_as_their_factors_are(pair: tuple[Method, str], three: list[Adapter]) -> None:
     site = next(iter(three[0].sites))
     factors = [one.deltas()[site] for one in three]
-    weights = [0.5, 1.0, 0.25]
-    low, full = method.merge(factors, weights), method.merge([Dense(one.dense()) for one in factors], weights)
-    np.testing.assert_allclose(low.dense(), full.dense(), atol=1e-5)
+    low = list(_one_site(pair[0], factors, pair[1]))
+    full = list(_one_site(pair[0], [Dense(one.dense()) for one in factors], pair[1]))
+    for one, two in zip(low, full, strict=True):
+        np.testing.assert_allclose(one.dense(), two.dense(), atol=2e-5)
 
 
-def test_the_merged_file_gives_the_model_back(method: Method, bert: mb.Encoder, tmp_path: Path) -> None:
-    model = merged(_uneven(bert), method.name)
+def test_the_merged_file_gives_the_model_back(pair: tuple[Method, str], bert: mb.Encoder, tmp_path: Path) -> None:
+    model = blend(pair, bert, _uneven(bert))
     write_model(tmp_path / "x", model)
     again = read_model(tmp_path / "x")
     assert isinstance(again, mb.Merged)
     close(again, model, 0)
     assert again.weights == model.weights
+    assert again.recipe == model.recipe
     write_model(tmp_path / "y", again)
     assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+    once_more = merged([again], "task_arithmetic", {"+".join(again.parts): 1.0})  # type: ignore[list-item]
+    close(once_more, again, 1e-6)
+    assert [task.name for task in once_more.tasks] == [task.name for task in again.tasks]
 
 
-def test_every_task_is_answered(method: Method, bert: mb.Encoder, three: list[Adapter]) -> None:
-    predictor = Predictor(merged(three, method.name), bert)
+def test_every_task_is_answered(pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]) -> None:
+    predictor = Predictor(blend(pair, bert, three), bert)
     for one in three:
         outputs = predictor.outputs(one.name, tiny_rows(one.task, 6))
         assert outputs.shape == (6, one.task.outputs)
         assert np.isfinite(outputs).all()
         assert outputs.std() > 0
+
+
+def test_what_it_needs_is_told_before_any_work(method: Method, three: list[Adapter]) -> None:
+    needs = [need for need in method.needs if need != "basis"]
+    if not needs:
+        assert merged(three, method.name).tasks
+        return
+    with pytest.raises(CompositionError, match=f"method {method.name}: {needs[0]} of .*--data"):
+        merged(three, method.name)

@@ -1,0 +1,92 @@
+"""Writing PEFT adapter folders, as :mod:`mergekit_bert.adapters.peft` reads them and PEFT loads them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, carried, identity
+from mergekit_bert.encoder.folder import RECORD, scale_head
+from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.load import MINILM, Encoder
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import atomic_folder, write_json, write_plain_tensors
+
+_HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
+"""What others know a base by."""
+
+
+def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None:
+    """Write ``adapter`` as a PEFT folder, atomically; raises CompositionError where PEFT has no place for it.
+
+    Biases become ``bias="all"`` (or ``"lora_only"``), LayerNorms modules saved whole.
+    """
+    if adapter.type != "lora" or not adapter.sites:
+        raise CompositionError(
+            f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites", "a LoRA of some sites",
+            "convert it to a Hugging Face folder (--to hf)",
+        )  # fmt: skip
+    model = classifier(encoder, adapter.task, adapter.head)
+    scale_head(model, adapter.task)
+    shell = f"{model.shell.base_model_prefix}."
+    head = {name: parameter.detach().cpu().clone() for name, parameter in model.head().items()}
+    parameters = dict(encoder.model.named_parameters())
+    whole = sorted({name.rpartition(".")[0] for name in adapter.shifts if not name.endswith(".bias")})
+    shifted = {name: parameters[name].detach().cpu() + shift for name, shift in adapter.shifts.items()}
+    shifted |= {
+        name: shifted.get(name, parameter.detach().cpu().clone())
+        for name, parameter in parameters.items()
+        if name.rpartition(".")[0] in whole
+    }
+    biases = [name.removesuffix(".bias") for name in shifted if name.rpartition(".")[0] not in whole]
+    tensors = {f"{PREFIX}{name}": value for name, value in head.items()}
+    for site, found in adapter.tensors.items():
+        tensors[f"{PREFIX}{shell}{site}.lora_A.weight"] = found["A"]
+        tensors[f"{PREFIX}{shell}{site}.lora_B.weight"] = found["B"]
+    for name, value in shifted.items():
+        module, _, tensor = name.rpartition(".")
+        inner = f"{module}.base_layer" if module in adapter.sites else module
+        tensors[f"{PREFIX}{shell}{inner}.{tensor}"] = value
+    saved = [*sorted({name.partition(".")[0] for name in head}), *(f"{shell}{module}" for module in whole)]
+    with atomic_folder(path) as part:
+        write_plain_tensors(part / WEIGHTS, tensors)
+        write_json(part / CONFIG, _written_config(adapter, shell, saved, biases))
+        write_json(
+            part / RECORD,
+            {
+                "format": FORMAT,
+                "kind": "peft",
+                "task": adapter.task.to_json(),
+                "max_length": adapter.max_length,
+                "base": dataclasses.asdict(adapter.base),
+                "sha256": identity(part),
+                "adapter": {
+                    "config": adapter.config.to_json(),
+                    "basis": adapter.basis.to_json() if adapter.basis else None,
+                    "training": dict(adapter.training),
+                    "scores": dict(adapter.scores),
+                },
+            },
+        )
+
+
+def _written_config(adapter: Adapter, shell: str, saved: Sequence[str], biases: Sequence[str]) -> dict[str, Any]:
+    """What PEFT needs to know; the rest are its defaults."""
+    config, names = adapter.config, {site: f"{shell}{site}" for site in adapter.sites}
+    beside = all(module in adapter.sites for module in biases)
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": _HUB.get(adapter.base.name, adapter.base.name),
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "rank_pattern": carried(config.rank_pattern, config.rank, names),
+        "alpha_pattern": carried(config.alpha_pattern, config.alpha, names),
+        "use_rslora": config.rank_stabilized,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(names.values()),
+        "bias": "none" if not biases else "lora_only" if beside else "all",
+        "modules_to_save": list(saved),
+    }

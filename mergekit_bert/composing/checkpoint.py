@@ -1,0 +1,236 @@
+"""Whole fine-tuned checkpoints as inputs of a merge: what changed against the base, read from the folder by and by."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mergekit_bert.adapters.adapter import Base, Part, Tensors
+from mergekit_bert.adapters.delta import Delta, Dense
+from mergekit_bert.composing.composition import Own
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.lazy import LazyMap
+from mergekit_bert.data.task import TASKS, Task
+from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
+from mergekit_bert.encoder.heads import bare_head, head_shapes
+from mergekit_bert.encoder.load import Encoder, quiet_transformers, tokenizer_fingerprint
+from mergekit_bert.encoder.sites import linear_layers, of_the_head
+from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, open_weights, skeleton
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import file_fingerprint
+
+_NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
+"""Keys of a configuration that do not change what the encoder computes."""
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fine-tuned model of one task and the ``encoder`` that it was made from; Deltas and shifts are read when asked.
+
+    ``deltas`` are those of all linear layers, ``shifts`` those of all other parameters, the head apart.
+    """
+
+    path: Path
+    task: Task
+    max_length: int
+    encoder: Encoder
+    deltas: Mapping[str, Delta]
+    shifts: Tensors
+    head: Tensors
+
+    def part(self, task: str) -> Part:
+        """What it takes to answer ``task`` (its own)."""
+        return Part(self.task, self.max_length, self.deltas, self.shifts, self.head)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is the folder of a whole model of transformers'."""
+    return (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
+
+
+def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient:
+    """A folder with ``config.json`` and the weights of a classifier in safetensors, as an input of a merge.
+
+    ``base`` is the encoder it was made from; a folder of mbert's names its own. The task is the one in mbert's record,
+    else the built-in one that the folder is called after. Raises CompositionError for a folder of another base
+    architecture, shape, vocabulary or number of labels, before any weight is read.
+    """
+    where = str(path)
+    record = read_folder(path) if (path / RECORD).is_file() else None
+    if base is None and record is None:
+        raise CompositionError(
+            where, "a checkpoint that does not say which base it was made from", "its base", "name it with --base"
+        )
+    encoder = base if isinstance(base, Encoder) else open_encoder(base or (record.base["name"] if record else ""))
+    if record is not None and record.base["fingerprint"] != encoder.fingerprint:
+        raise CompositionError(
+            where,
+            f"made from other weights ({record.base['fingerprint'][:12]})",
+            f"a checkpoint of {encoder.name!r} ({encoder.fingerprint[:12]})",
+            "give the --base that it was made from",
+        )
+    with quiet_transformers():
+        shell = _shell(where, path)
+    weights = open_weights(path, shell)
+    _check_config(where, shell.config, encoder)
+    _check_names(where, weights, encoder)
+    task = record.task if record is not None else _task_of(where, path)
+    length = record.max_length if record is not None else encoder.max_length
+    _check_tokenizer(where, path, encoder)
+    _check_labels(where, shell.config, task)
+    head = _head(where, weights, task, encoder)
+    return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
+
+
+def _shell(where: str, path: Path) -> Any:
+    try:
+        return skeleton(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        found = " ".join(str(error).split())[:160]
+        raise CompositionError(
+            where, f"config.json cannot be followed ({found})", "a classifier of transformers'", "check the folder"
+        ) from error
+
+
+def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Delta], Tensors]:
+    """Deltas of the linear layers and shifts of all other parameters."""
+    before, sites = encoder.weights, linear_layers(encoder)
+
+    def shift(name: str) -> Tensor:
+        return weights[name].sub_(before[name].cpu())
+
+    def delta(site: str) -> Delta:
+        return Dense(shift(f"{site}.weight"))
+
+    others = [name for name in weights if name.removesuffix(".weight") not in sites or not name.endswith(".weight")]
+    return LazyMap(sites, delta), LazyMap(others, shift)
+
+
+def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
+    training: Mapping[str, Any] = dict(record.record.get("training", {})) if record is not None else {}
+    examples = training.get("examples")
+    own = Own(one.head, _apart(one.deltas, head=True), _apart(one.shifts, head=True))
+    part = {
+        "type": "full",
+        "config": {},
+        "task": one.task.to_json(),
+        "max_length": one.max_length,
+        "head": {name: list(tensor.shape) for name, tensor in one.head.items()},
+        "basis": None,
+        "training": training,
+        "scores": dict(record.record.get("scores", {})) if record is not None else {},
+        "sha256": file_fingerprint(one.path),
+    }
+    return Ingredient(
+        name=one.task.name,
+        base=Base.of(one.encoder),
+        deltas=_apart(one.deltas, head=False),
+        shifts=_apart(one.shifts, head=False),
+        own={one.task.name: own},
+        parts={one.task.name: part},
+        model=one,
+        examples=examples if isinstance(examples, int) and examples > 0 else None,
+    )
+
+
+def _apart(values: Mapping[str, Any], head: bool) -> LazyMap[Any]:
+    """What one task's head alone reads, or the rest."""
+    return LazyMap([name for name in values if of_the_head(name) == head], values.__getitem__)
+
+
+def _check_config(where: str, config: Any, encoder: Encoder) -> None:
+    """Raise CompositionError where the folder's encoder computes something else than the base."""
+    ours, theirs = encoder.config.to_dict(), config.to_dict()
+    for key in ("model_type", *sorted(ours.keys() & theirs.keys())):
+        if not _NO_MATTER.fullmatch(key) and ours[key] != theirs[key]:
+            raise CompositionError(
+                where,
+                f"{key} is {theirs[key]!r}",
+                f"{ours[key]!r}, as in base {encoder.name!r}",
+                "give checkpoints of one base",
+            )
+
+
+def _check_names(where: str, weights: StoredWeights, encoder: Encoder) -> None:
+    """Raise CompositionError unless the folder has the base's parameters in the base's shapes."""
+    for name, parameter in encoder.model.named_parameters():
+        found, shape = weights.shapes.get(name), tuple(parameter.shape)
+        if found != shape:
+            raise CompositionError(
+                where,
+                f"{name} has shape {found}" if found is not None else f"no tensor {name}",
+                f"{shape}, as in base {encoder.name!r}",
+                "give the --base that it was made from",
+            )
+
+
+def _check_tokenizer(where: str, path: Path, encoder: Encoder) -> None:
+    """Raise CompositionError where the folder brings another tokenizer than the base's."""
+    from transformers import AutoTokenizer
+
+    if not any(any(path.glob(name)) for name in _TOKENIZER_FILES):
+        return
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        found = " ".join(str(error).split())[:160]
+        raise CompositionError(where, f"its tokenizer cannot be read ({found})", "the base's", "restore it") from error
+    if tokenizer_fingerprint(tokenizer) != encoder.tokenizer_fingerprint:
+        same = tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
+        raise CompositionError(
+            where,
+            "other rules of the tokenizer" if same else "another vocabulary",
+            f"the tokenizer of base {encoder.name!r}",
+            "give the --base that it was made from",
+        )
+
+
+def _task_of(where: str, path: Path) -> Task:
+    name = path.resolve().name
+    if name not in TASKS.names():
+        raise CompositionError(
+            where,
+            "a checkpoint that does not say what its task is",
+            f"a folder called after one of {', '.join(TASKS.names())}",
+            "rename the folder",
+        )
+    return TASKS.get(name)
+
+
+def _head(where: str, weights: StoredWeights, task: Task, encoder: Encoder) -> dict[str, Tensor]:
+    """The head's tensors, of a regression one that gives 0…1."""
+    expected = head_shapes(encoder, task)
+    found = {name: weights.tensors.shapes[name] for name in weights.rest if not is_buffer(name)}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise CompositionError(
+                where,
+                f"{name} has shape {found[name]}" if name in found else f"no tensor {name}",
+                f"{expected[name]} for task {task.name!r}" if name in expected else f"heads of {', '.join(expected)}",
+                "give a checkpoint for sequence classification of this task",
+            )
+    model = bare_head(encoder, task, {name: weights.tensors[name].float() for name in expected}, nn.Identity())
+    unscale_head(model, task)
+    return {name: tensor.detach().cpu() for name, tensor in model.head().items()}
+
+
+def _check_labels(where: str, config: Any, task: Task) -> None:
+    """Raise CompositionError where the checkpoint has another number of labels, or the same ones in another order."""
+    told = [str(config.id2label[place]) for place in sorted(config.id2label)]
+    if len(told) != task.outputs:
+        raise CompositionError(
+            where,
+            f"{len(told)} labels",
+            f"{task.outputs} for task {task.name!r}",
+            "give a checkpoint of that task, or call its folder after its own task",
+        )
+    for known in (task.labels, task.label_names):
+        if sorted(told) == sorted(known) and told != list(known):
+            raise CompositionError(
+                where, f"labels in the order {', '.join(told)}", ", ".join(known), "fine-tune with the task's order"
+            )

@@ -1,0 +1,144 @@
+"""Learning on rows without labels: the teachers' answers, computed once, and the descent that methods share."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mergekit_bert.adapters.adapter import Part
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.data.batches import Batch, Tokens
+from mergekit_bert.encoder.forward import outputs_of
+from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.progress import progress_bar
+
+CHECKPOINT = "checkpoint.safetensors"
+_SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model gives for rows: the first token's features after the last layer, and the head's outputs."""
+
+    features: Float[Tensor, "rows width"]
+    outputs: Float[Tensor, "rows out"]
+
+    def take(self, index: list[int]) -> "Answers":
+        """Those of the rows at ``index``."""
+        return Answers(self.features[index], self.outputs[index])
+
+
+class Reader:
+    """A classifier whose features can be read beside its outputs."""
+
+    def __init__(self, model: Classifier) -> None:
+        """Listen at the end of the encoder; the model is the caller's own."""
+        self.model = model
+        self._seen: list[Tensor] = []
+        model.encoder.register_forward_hook(lambda module, inputs, output: self._seen.append(output[0][:, 0]))
+
+    def __call__(self, batch: Batch) -> Answers:
+        """The answers for the rows of ``batch``."""
+        outputs = outputs_of(self.model, batch)
+        return Answers(self._seen.pop().float(), outputs.float())
+
+
+def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
+    """The expert's answers for all rows, in float32."""
+    reader = Reader(classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head))
+    features, outputs = dict[int, Tensor](), dict[int, Tensor]()
+    with torch.no_grad():
+        for batch in tokens.in_order():
+            found = reader(batch)
+            features.update(zip(batch.index, found.features, strict=True))
+            outputs.update(zip(batch.index, found.outputs, strict=True))
+    rows = range(len(tokens))
+    return Answers(torch.stack([features[row] for row in rows]), torch.stack([outputs[row] for row in rows]))
+
+
+def descend(
+    parameters: Mapping[str, nn.Parameter],
+    loss: Callable[[int], Sequence[Callable[[], Float[Tensor, ""]]]],
+    steps: int,
+    lr: float,
+    key: Any,
+    folder: Path | None = None,
+    show: bool = False,
+    title: str = "learn",
+) -> list[float]:
+    """Move ``parameters`` down ``loss`` for ``steps`` of Adam, the rate rising over a tenth of them, then falling.
+
+    ``loss(step)`` gives terms that are added up, each computed, and its graph freed, before the next. It must be a
+    function of the step alone: then a run that was killed goes on from its checkpoint in ``folder`` to the same bits.
+    ``key`` is everything that determines the run. Returns the loss of every step; raises CompositionError where it is
+    not finite.
+    """
+    optimizer = torch.optim.Adam(parameters.values(), fused=True)
+    path = folder / CHECKPOINT if folder is not None else None
+    losses = _resume(path, fingerprint(key), parameters, optimizer)
+    warmup, saved = max(1, round(0.1 * steps)), time.monotonic()
+    with progress_bar(title, steps, show) as bar:
+        for step in range(len(losses), steps):
+            rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, rate)
+            value = 0.0
+            for term in loss(step):
+                part = term()
+                part.backward()
+                value += part.item()
+            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(value):
+                raise CompositionError(
+                    title, "a loss that is not finite", "a finite one", "use a smaller lr (--set lr=…)"
+                )
+            losses.append(value)
+            bar(step + 1, f"loss {value:.4f}")
+            if path is not None and time.monotonic() - saved > _SAVE_SECONDS:
+                _save(path, fingerprint(key), parameters, optimizer, losses)
+                saved = time.monotonic()
+    if path is not None:
+        remove(path)
+    return losses
+
+
+def _save(
+    path: Path, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, losses: list[float]
+) -> None:
+    tensors = {f"value.{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    write_tensors(path, tensors, {"kind": "descent", "key": key, "losses": losses})
+
+
+def _resume(
+    path: Path | None, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam
+) -> list[float]:
+    """Put a run that was cut short back where its checkpoint left it; one of another run is passed over."""
+    if path is None or not path.exists():
+        return []
+    tensors, metadata = read_tensors(path)
+    if metadata.get("key") != key:
+        return []
+    losses = list(metadata["losses"])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"value.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(len(losses))),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+    return losses

@@ -1,0 +1,68 @@
+"""AdaMerging: weights per task and layer that make predictions certain (Yang et al. 2024, arXiv 2310.02575).
+
+The layer-wise form is ``W + Σi λi(l) Δi`` with ``λ`` found by minimising the entropy of the merged model's
+predictions on unlabelled rows. The paper has classification alone. A regression has no entropy: here its outputs are
+to stay near those of its expert, in units of their variance. Weights are free; the authors' code keeps them in 0…1.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from mergekit_bert.composing.learning import expert_answers
+from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.method import Learned, Lesson, Method
+from mergekit_bert.composing.weighting import Loss, Pupil, WeightOptions, layer_of, learn_weights
+from mergekit_bert.encoder.forward import outputs_of
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.option import option
+
+
+@dataclass(frozen=True)
+class _Options(WeightOptions):
+    layerwise: bool = option(True, "A weight for every adapter and layer, not one for every adapter.")
+
+
+def _learn(lesson: Lesson) -> Learned:
+    """Weights that share a layer, or one for all sites."""
+    cell = (lambda site: str(layer_of(site))) if lesson.options.layerwise else (lambda site: "")
+    return learn_weights(lesson, "adamerging", cell, partial(_loss_of, lesson.encoder))
+
+
+def _loss_of(encoder: Encoder, pupil: Pupil) -> Loss:
+    """Mean entropy of a classification; of a regression the mean squared distance to the expert by its variance."""
+
+    def outputs(run: list[int]) -> Float[Tensor, "rows out"]:
+        return outputs_of(pupil.model, pupil.tokens.batch(run)).float()
+
+    if pupil.part.task.kind == "classify":
+        return lambda run: entropy(outputs(run))
+    expert = expert_answers(encoder, pupil.part, pupil.tokens).outputs
+    spread = float(expert.var(correction=0)) or 1.0
+    return lambda run: functional.mse_loss(outputs(run), expert[run]) / spread
+
+
+def entropy(logits: Float[Tensor, "rows out"]) -> Float[Tensor, ""]:
+    """Mean entropy of the rows' predictions, in nats."""
+    each: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return each.mean()
+
+
+RECORD = Method(
+    name="adamerging",
+    description="weights per task and layer that make predictions on unlabelled rows certain",
+    formula="Δ = Σ λi Δi at each layer, λ = argmin Σ tasks E[entropy], or E[(f(x) − expert(x))²] / var of a regression",
+    source="arXiv 2310.02575",
+    merge=weighted_sum,
+    default_weights="learned on the rows, times the weights given",
+    options=_Options,
+    needs=("rows",),
+    learn=_learn,
+    linear=True,
+    random=True,
+    one_stays={"start": 1.0, "steps": 0},
+)

@@ -1,0 +1,151 @@
+"""PEFT folders in and out: which base and task one is for, and what it becomes here."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mergekit_bert.adapters.adapter import Adapter, Part
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.file import check_base, provenance
+from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, adapter_of, is_peft, open_peft
+from mergekit_bert.adapters.peft_writing import write_adapter_folder
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import TASKS, Task
+from mergekit_bert.encoder.forward import check_same_outputs
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.sites import of_the_head
+from mergekit_bert.errors import CompositionError, EncoderError
+from mergekit_bert.files import file_fingerprint, refuse_existing, withdrawn
+
+Loader = Callable[[str], Encoder]
+_CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
+
+
+def read_peft(
+    path: Path, base: str | Encoder | None = None, task: Task | None = None, load: Loader = load_encoder
+) -> Adapter | Merged:
+    """The PEFT folder ``path`` as an adapter, or, where its Deltas are dense (DoRA), as a merged model of one task.
+
+    ``base`` and ``task`` are what the folder itself does not say. Raises ModelFileError or CompositionError.
+    """
+    folder = open_peft(path)
+    task = task or folder.task or _named(path)
+    encoder = base if isinstance(base, Encoder) else _base(folder, base, load)
+    if folder.base is not None:
+        check_base(str(path), folder.base, encoder)
+    adapter, dense = adapter_of(folder, encoder, task)
+    return _merged(path, adapter, dense) if dense else adapter
+
+
+def _named(path: Path) -> Task:
+    """The built-in task that the folder is named like."""
+    name = path.resolve().name
+    if name not in TASKS.names():
+        raise CompositionError(
+            str(path),
+            "a PEFT folder that does not say its task",
+            f"a folder named like a built-in task ({', '.join(TASKS.names())})",
+            f"name the task: mbert convert {path} --to mbert --task NAME (or a task's .yml)",
+        )
+    return TASKS.get(name)
+
+
+def _base(folder: PeftFolder, given: str | None, load: Loader) -> Encoder:
+    if given is not None:
+        return load(given)
+    name, where, remedy = folder.base_name, str(folder.path), "name its base with --base"
+    revision = None if folder.base else folder.config.get("revision")
+    if not isinstance(name, str) or not name or revision not in (None, "", "main"):
+        raise CompositionError(where, f"base {name!r}, revision {revision!r}", "the name of a base", remedy)
+    try:
+        return load(name)
+    except EncoderError as error:
+        raise CompositionError(
+            where, f"its base {name!r}: {error.found}", "a base that can be loaded", remedy
+        ) from error
+
+
+def _merged(path: Path, adapter: Adapter, dense: Mapping[str, Delta]) -> Merged:
+    name, deltas = adapter.name, {**adapter.deltas(), **dense}
+    own = Own(
+        adapter.head,
+        {site: delta for site, delta in deltas.items() if of_the_head(site)},
+        {one: shift for one, shift in adapter.shifts.items() if of_the_head(one)},
+    )
+    return Merged(
+        method="peft",
+        weights={name: 1.0},
+        base=adapter.base,
+        deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
+        shifts={one: shift for one, shift in adapter.shifts.items() if not of_the_head(one)},
+        own={name: own},
+        parts={name: provenance(adapter) | {"sha256": file_fingerprint(path / WEIGHTS)}},
+    )
+
+
+def write_peft(folder: Path, model: Composition, encoder: Encoder, force: bool = False) -> list[Path]:
+    """Write an adapter as the PEFT folder ``folder``, other models as ``folder/<task>/`` for each of their tasks.
+
+    Every folder is read back and must give the same outputs. Raises OutputError, CompositionError, ModelFileError.
+    """
+    if isinstance(model, Adapter):
+        paths = {folder: model}
+    else:
+        paths = {folder / task.name: _expert(model, task.name) for task in model.tasks}
+    for path in paths:
+        refuse_existing(path, force and is_peft(path))  # nothing but such a folder is replaced
+    expected = Predictor(model, encoder)
+    for path, adapter in paths.items():
+        write_adapter_folder(path, adapter, encoder)
+        rows = Rows(tuple((text,) * len(adapter.task.text) for text in _CHECK), None, "check")
+        with withdrawn(path):
+            found = Predictor(read_peft(path, encoder), encoder)
+            check_same_outputs(str(path), expected.outputs(adapter.name, rows), found.outputs(adapter.name, rows))
+    return list(paths)
+
+
+def _expert(model: Merged | Ensemble, task: str) -> Adapter:
+    if isinstance(model, Ensemble):
+        return model.experts[task]
+    return _as_adapter(model.part(task), model)
+
+
+def _as_adapter(part: Part, model: Merged) -> Adapter:
+    """A part of low-rank Deltas as a LoRA whose rank differs from site to site; CompositionError for a dense one."""
+    low: dict[str, LowRank] = {}
+    for site, delta in part.deltas.items():
+        if not isinstance(delta, LowRank):
+            raise CompositionError(
+                f"site {site!r}", "a dense Delta", "low-rank ones, for PEFT", "give --rank R at merge, or --to hf"
+            )
+        if delta.rank > 0:
+            low[site] = delta
+    ranks = {site: delta.rank for site, delta in low.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    own = {site: rank for site, rank in ranks.items() if rank != usual}
+    config = AdapterConfig(
+        rank=usual,
+        alpha=float(usual),
+        targets="|".join(map(re.escape, low)),
+        basis="random",
+        rank_pattern=own,
+        alpha_pattern={site: float(rank) for site, rank in own.items()},
+    )
+    return Adapter(
+        type="lora",
+        config=config,
+        task=part.task,
+        base=model.base,
+        max_length=part.max_length,
+        sites={site: delta.shape for site, delta in low.items()},
+        tensors={site: {"A": delta.A, "B": delta.B} for site, delta in low.items()},
+        shifts=part.shifts,
+        head=part.head,
+        basis=None,
+        training={"method": model.method, "weights": dict(model.weights)},
+        scores={},
+    )

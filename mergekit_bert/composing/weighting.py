@@ -1,0 +1,221 @@
+"""Weights that are learned: the merged model as a differentiable function of them, over the frozen encoder.
+
+Beside every site stand the factors of all adapters, ``x Aᵀ`` times the weights, then ``Bᵀ``: a step costs little more
+than the bare encoder's, and nothing of the size of ``W`` is made. What is learned multiplies the weights that the user
+gave, so that those scale the result.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from mergekit_bert.adapters.adapter import Part
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.composing.composition import Own
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.learning import descend
+from mergekit_bert.composing.merging import finite_delta
+from mergekit_bert.composing.method import Learned, Lesson
+from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.option import option
+
+_LAST = 10
+"""The last loss is the mean over so many steps."""
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """What all methods that learn weights can be told."""
+
+    start: float = option(0.3, "Weight of every adapter before the first step.")
+    steps: int = option(100, "Steps of the optimizer.", low=0)
+    lr: float = option(1e-2, "Peak learning rate of the weights.", low=0.0)
+    batch_size: int = option(8, "Rows of each task in a step.", low=1)
+
+
+class _Shifted(Classifier):
+    """A classifier some of whose parameters are worked out anew in every forward pass."""
+
+    def __init__(self, shell: Any, values: Callable[[], dict[str, Tensor]]) -> None:
+        super().__init__(shell)
+        self.values = values
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        prefix = self.shell.base_model_prefix
+        values = {f"{prefix}.{name}": value for name, value in self.values().items()}
+        logits: Tensor = functional_call(self.shell, values, kwargs=inputs).logits
+        return logits
+
+
+class Blend:
+    """``W + Σ λi Δi`` at every site of the layers; sites of one ``cell`` share their weights ``λ`` (adapters, cells).
+
+    Biases and norms have one weight an adapter in the merged file; it is the mean of ``λ`` over the cells in which
+    the adapter has a site (over all, where it has none).
+    """
+
+    def __init__(
+        self, encoder: Encoder, ingredients: Sequence[Ingredient], cell: Callable[[str], str], start: float
+    ) -> None:
+        """All weights are ``start``."""
+        self.encoder, self.ingredients = encoder, ingredients
+        self.sites = sorted({site for one in ingredients for site in one.deltas})
+        cells = sorted({cell(site) for site in self.sites}) or [""]
+        self.column = {site: cells.index(cell(site)) for site in self.sites}
+        device = next(encoder.model.parameters()).device
+        self.weights = nn.Parameter(torch.full((len(ingredients), len(cells)), start, device=device))
+        own = [{self.column[site] for site in one.deltas} or range(len(cells)) for one in ingredients]
+        self._own = torch.tensor([[float(place in places) for place in range(len(cells))] for places in own]).to(device)
+        self._hooks = {site: self._beside(site) for site in self.sites}
+        shifted = {name for one in ingredients for name in one.shifts}
+        self._shifts = {
+            name: [(place, one.shifts[name].to(device)) for place, one in enumerate(ingredients) if name in one.shifts]
+            for name in sorted(shifted)
+        }
+
+    def mean(self) -> Float[Tensor, "adapters"]:
+        """The weight of each adapter over all its cells."""
+        return (self.weights * self._own).sum(1) / self._own.sum(1)
+
+    def model(self, part: Part, own: Own) -> Classifier:
+        """The merged model under what is one task's own; it reads the weights in every forward pass."""
+        shell = classifier(fold(self.encoder, own.deltas, own.shifts), part.task, part.head).shell
+        model = _Shifted(shell, self._shifted)
+        for site, hook in self._hooks.items():
+            model.encoder.get_submodule(site).register_forward_hook(hook)
+        return model.eval()
+
+    def _shifted(self) -> dict[str, Tensor]:
+        mean, old = self.mean(), dict(self.encoder.model.named_parameters())
+        changes = {name: sum(mean[place] * shift for place, shift in parts) for name, parts in self._shifts.items()}
+        return {name: old[name] + change for name, change in changes.items()}
+
+    def _beside(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        """What adds ``Σ λi Δi x`` to the output of a linear layer."""
+        device, column = self.weights.device, self.column[site]
+        parts = {
+            place: _factors(finite_delta(one, site)) for place, one in enumerate(self.ingredients) if site in one.deltas
+        }
+        b = torch.cat([part.B for part in parts.values()], 1).to(device, torch.float32)
+        a = torch.cat([part.A for part in parts.values()], 0).to(device, torch.float32)
+        owner = torch.tensor([place for place, part in parts.items() for _ in range(part.rank)], dtype=torch.long)
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            thin = functional.linear(inputs[0], a) * self.weights[owner.to(device), column]
+            return output + functional.linear(thin, b)
+
+        return hook
+
+
+def _factors(delta: Delta) -> LowRank:
+    """``Δ`` as factors, exactly: beside a dense one stands the identity."""
+    if isinstance(delta, LowRank):
+        return delta
+    return LowRank(delta.matrix, torch.eye(delta.shape[1], dtype=delta.matrix.dtype))
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """One task: its part as it was trained, the merged model under its head, and its rows."""
+
+    part: Part
+    model: Classifier
+    tokens: Tokens
+
+    def rows(self, size: int, seed: int, step: int) -> list[int]:
+        """Rows of like length, all of them once before any comes again: a function of the step alone."""
+        epoch = -(-len(self.tokens) // size)
+        return self.tokens.shuffled(size, seed, step // epoch)[step % epoch]
+
+
+Loss = Callable[[list[int]], Float[Tensor, ""]]
+"""Of some rows of a task, their mean."""
+
+
+def learn_weights(lesson: Lesson, title: str, cell: Callable[[str], str], loss_of: Callable[[Pupil], Loss]) -> Learned:
+    """Weights for every adapter and cell of sites that make the sum of the tasks' losses small."""
+    options: WeightOptions = lesson.options
+    ingredients = sorted(lesson.ingredients, key=lambda one: one.name)  # then the order of the inputs changes no sum
+    blend = Blend(lesson.encoder, ingredients, cell, options.start)
+    losses = _descend(lesson, title, blend, loss_of) if options.steps else []
+    found = blend.weights.detach().double().cpu()
+    mean = dict(zip((one.name for one in ingredients), blend.mean().tolist(), strict=True))
+    layers = {
+        site: {
+            one.name: lesson.weights[one.name] * float(found[place, blend.column[site]])
+            for place, one in enumerate(ingredients)
+            if site in one.deltas
+        }
+        for site in blend.sites
+    }
+    trace: dict[str, Any] = {
+        "rows": {task: len(rows) for task, rows in lesson.rows.items()},
+        "fingerprints": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
+    }
+    if losses:
+        trace |= {"first_loss": losses[0], "last_loss": sum(losses[-_LAST:]) / len(losses[-_LAST:])}
+    return Learned({name: lesson.weights[name] * value for name, value in mean.items()}, layers, trace=trace)
+
+
+def _descend(lesson: Lesson, title: str, blend: Blend, loss_of: Callable[[Pupil], Loss]) -> list[float]:
+    options: WeightOptions = lesson.options
+    pupils = [_pupil(lesson, blend, one, task) for one in blend.ingredients for task in sorted(one.parts)]
+    taught = [(pupil, loss_of(pupil)) for pupil in pupils]
+
+    def terms(step: int) -> list[Callable[[], Float[Tensor, ""]]]:
+        found = []
+        for pupil, loss in taught:
+            index = pupil.rows(options.batch_size, lesson.seed, step)
+            found += [_term(loss, run, len(run) / len(index), blend.weights) for run in pupil.tokens.cut(index)]
+        return found
+
+    return descend(
+        {"weights": blend.weights},
+        terms,
+        options.steps,
+        options.lr,
+        _key(lesson, title),
+        lesson.folder,
+        lesson.show,
+        title,
+    )
+
+
+def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Callable[[], Float[Tensor, ""]]:
+    """A part of a step's loss, which always has a gradient: zero where no weight has a say in it."""
+    return lambda: share * loss(run) + 0 * weights.sum()
+
+
+def _pupil(lesson: Lesson, blend: Blend, one: Ingredient, task: str) -> Pupil:
+    part: Part = one.model.part(task)
+    encoder = lesson.encoder
+    rows = dataclasses.replace(lesson.rows[task], labels=None)
+    tokens = tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
+    return Pupil(part, blend.model(part, one.own[task]), tokens)
+
+
+def _key(lesson: Lesson, title: str) -> Mapping[str, Any]:
+    """Everything that determines a run."""
+    return {
+        "method": title,
+        "options": dataclasses.asdict(lesson.options),
+        "seed": lesson.seed,
+        "base": lesson.encoder.fingerprint,
+        "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in lesson.ingredients],
+        "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
+    }
+
+
+def layer_of(site: str) -> int | None:
+    """The number of the layer that a site is in; None outside the layers."""
+    return next((int(word) for word in site.split(".") if word.isdigit()), None)

@@ -1,0 +1,292 @@
+"""Search: the weights, factors of layers and options under which a merge scores best on rows held out from train.
+
+CMA-ES (Hansen 2016, arXiv 1604.00772) starts at the method's own weights; merging stays as quick as it is, and the
+score is the overall one of an evaluation. A finished evaluation is kept and never computed twice, so that a search that
+was killed, or is asked for more evaluations, goes on where it stood.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_type_hints
+
+import numpy as np
+import torch
+from cmaes import CMA
+
+from mergekit_bert.composing.composition import Merged, Model
+from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.merging import Given, check_needs, measured, merge
+from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
+from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import fingerprint, write_json
+from mergekit_bert.progress import progress_bar
+from mergekit_bert.registry import unknown
+
+SUFFIX = ".search.json"
+OVER = ("weights", "layers", "options")
+_FORMAT = 1
+_GROUPS = 3
+_SPREAD = 0.3
+"""The first steps, in units of the axes."""
+
+Tasks = Mapping[str, tuple[Task, Rows]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number that is searched: of what kind, which one, where it starts, its unit and its bounds.
+
+    Of the kind ``layers``, ``name`` is the pattern of a group's sites and the number a factor of all weights there.
+    """
+
+    kind: str
+    name: str
+    start: float
+    unit: float
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def find_axes(recipe: Recipe, ingredients: Sequence[Ingredient], over: Sequence[str]) -> list[Axis]:
+    """What ``over`` (of :data:`OVER`) lets a search change; raises CompositionError where that is nothing."""
+    for kind in over:
+        if kind not in OVER:
+            raise unknown("--search-over", kind, list(OVER))
+    method = METHODS.get(recipe.method)
+    weights = chosen_weights(method, ingredients, recipe.weights)
+    unit = fmean(map(abs, weights.values())) or 1.0
+    found = [Axis("weights", name, weight, unit) for name, weight in weights.items()] if "weights" in over else []
+    if "layers" in over:
+        if recipe.layers:
+            raise CompositionError(
+                "--search-over layers", "a recipe with weights by layer", "one without", "drop its layers"
+            )
+        found += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(ingredients)]
+    if "options" in over:
+        found += _option_axes(method, recipe)
+    if not found:
+        raise CompositionError(
+            f"--search-over {','.join(over)}",
+            f"nothing that {method.name} could change",
+            f"some of {', '.join(OVER)}",
+            "search over weights",
+        )
+    return found
+
+
+def layer_groups(ingredients: Sequence[Ingredient]) -> list[str]:
+    """The encoder's layers in thirds, each as a pattern of its sites."""
+    sites = {site for one in ingredients for site in one.deltas}
+    numbers = {int(match[1]) for site in sites if (match := re.match(r"\D*(\d+)\.", site))}
+    thirds = np.array_split(np.arange(max(numbers, default=-1) + 1), _GROUPS)
+    groups = [numbers & set(third.tolist()) for third in thirds]
+    return [rf"\D*({'|'.join(map(str, sorted(group)))})\..*" for group in groups if group]
+
+
+def _option_axes(method: Method, recipe: Recipe) -> list[Axis]:
+    """The method's options that are numbers between two bounds."""
+    options, kinds = make_options(method, recipe.options), get_type_hints(method.options)
+    found = []
+    for one in dataclasses.fields(method.options):
+        low, high = one.metadata["low"], one.metadata["high"]
+        if kinds[one.name] is float and low is not None and high is not None:
+            found.append(Axis("options", one.name, getattr(options, one.name), high - low, low, high))
+    return found
+
+
+def moved(recipe: Recipe, ingredients: Sequence[Ingredient], axes: Sequence[Axis], point: Sequence[float]) -> Recipe:
+    """``recipe`` with the axes at ``point``."""
+    values: dict[str, dict[str, float]] = {kind: {} for kind in OVER}
+    for axis, value in zip(axes, point, strict=True):
+        values[axis.kind][axis.name] = value
+    weights = chosen_weights(METHODS.get(recipe.method), ingredients, recipe.weights) | values["weights"]
+    layers = {
+        pattern: {name: factor * weight for name, weight in weights.items()}
+        for pattern, factor in values["layers"].items()
+    }
+    return dataclasses.replace(
+        recipe, weights=weights, layers={**recipe.layers, **layers}, options={**recipe.options, **values["options"]}
+    )
+
+
+def held_out(train: Rows, count: int, dev: Rows | None = None) -> Rows:
+    """At most ``count`` rows of ``train`` to search on, the same for every search.
+
+    Training with the seed 0 holds out the same ones, so that its adapters have not learned them. Raises
+    CompositionError where the ``dev`` rows are among them, or they among the ``dev`` rows: a figure would say nothing.
+    """
+    chosen = hold_out(train, 0.5, count, 0)[1]
+    if dev is not None:
+        own, others = set(chosen.texts), set(dev.texts)
+        if own <= others or others <= own:
+            raise CompositionError(
+                "--search",
+                f"the rows of {train.where} to search on are those of {dev.where}",
+                "a train split apart from the dev split",
+                "give other rows",
+            )
+    return chosen
+
+
+def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
+    """The mean of the tasks' main figures, a correlation as ``(r + 1) / 2``; 0 where an output is not finite."""
+    predictor = Predictor(model, encoder)
+    found = []
+    for name, (task, rows) in tasks.items():
+        outputs = predictor.outputs(name, rows)
+        if not np.isfinite(outputs).all():
+            return 0.0
+        value = metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
+        found.append(on_unit_scale(task.metric, value))
+    return fmean(found)
+
+
+def search(
+    inputs: Sequence[Ingredient],
+    recipe: Recipe,
+    tasks: Tasks,
+    encoder: Encoder,
+    evaluations: int,
+    over: Sequence[str] = ("weights",),
+    given: Given | None = None,
+    path: Path | None = None,
+    show: bool = False,
+) -> Merged:
+    """The best merge of ``inputs`` that at most ``evaluations`` find; the first is ``recipe`` itself.
+
+    ``tasks`` has the labelled rows to score on. Finished evaluations are kept at ``path``. The seed is the recipe's;
+    all that was tried is in the result's ``trace``. Raises CompositionError for what cannot be searched.
+    """
+    _check(inputs, recipe, evaluations)
+    axes = find_axes(recipe, inputs, over)
+    ready = _with_statistics(inputs, recipe, given)
+
+    def made(point: Sequence[float]) -> Merged:
+        model = merge(ready, moved(recipe, inputs, axes, point), given)
+        assert isinstance(model, Merged)
+        return model
+
+    key = fingerprint(
+        {
+            "format": _FORMAT,
+            "recipe": recipe.to_json(),
+            "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
+            "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in inputs],
+            "base": encoder.fingerprint,
+            "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
+            "unlabelled": _unlabelled(recipe, tasks, given),
+            "versions": [torch.__version__, version("cmaes")],
+        }
+    )
+    tried = _Tried(lambda point: overall(made(point), encoder, tasks), path, key)
+    with progress_bar("search", evaluations, show) as bar:
+        _optimise(axes, tried, evaluations, recipe.seed, bar)
+    points = list(tried.scores)
+    best = max(range(len(points)), key=lambda place: (tried.scores[points[place]], -place))
+    model = made(points[best])
+    told = partial(_told, axes)
+    trace = {
+        "over": list(over),
+        "optimizer": f"CMA-ES, cmaes {version('cmaes')}",
+        "rows": {name: {"fingerprint": rows.fingerprint(), "count": len(rows)} for name, (_, rows) in tasks.items()},
+        "evaluations": [{**told(point), "score": score} for point, score in tried.scores.items()],
+        "best": best,
+    }
+    return dataclasses.replace(model, trace={**model.trace, "search": trace})
+
+
+def _check(inputs: Sequence[Ingredient], recipe: Recipe, evaluations: int) -> None:
+    check_together(inputs)
+    recipe.check(inputs)
+    if evaluations < 1:
+        raise CompositionError("--search", f"{evaluations} evaluations", "at least 1", "correct --search")
+    if recipe.method == ENSEMBLE or METHODS.get(recipe.method).learn is not None:
+        found = "keeps all weights" if recipe.method == ENSEMBLE else "finds its weights itself"
+        raise CompositionError("--search", f"{recipe.method}, which {found}", "a method that is given its weights",
+                               "choose another --method or drop --search")  # fmt: skip
+
+
+def _with_statistics(inputs: Sequence[Ingredient], recipe: Recipe, given: Given | None) -> list[Ingredient]:
+    """The inputs with what the method measures on rows, so that it is measured once."""
+    method = METHODS.get(recipe.method)
+    check_needs(method, inputs, given)
+    found = measured(method, inputs, given)
+    return [dataclasses.replace(one, statistics={**one.statistics, **found[one.name]}) for one in inputs]
+
+
+def _unlabelled(recipe: Recipe, tasks: Tasks, given: Given | None) -> dict[str, str]:
+    """The fingerprints of the rows that the method itself reads."""
+    if given is None or not METHODS.get(recipe.method).needs:
+        return {}
+    return {name: given.rows(name).fingerprint() for name in tasks}
+
+
+class _Tried:
+    """The score of a point: known from before, or found and kept."""
+
+    def __init__(self, score: Callable[[Sequence[float]], float], path: Path | None, key: str) -> None:
+        self.score, self.path, self.key = score, path, key
+        self.before = _read(path, key)
+        self.scores: dict[tuple[float, ...], float] = {}
+
+    def __call__(self, point: tuple[float, ...]) -> float:
+        if point not in self.scores:
+            known = point in self.before
+            self.scores[point] = self.before[point] if known else self.score(point)
+            if self.path is not None and not known:
+                kept = {**self.before, **self.scores}
+                told = [{"point": list(point), "score": score} for point, score in kept.items()]
+                write_json(self.path, {"key": self.key, "evaluations": told})
+        return self.scores[point]
+
+
+def _read(path: Path | None, key: str) -> dict[tuple[float, ...], float]:
+    """The finished evaluations of the same search; none where the file is of another, or broken."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        return {tuple(one["point"]): one["score"] for one in told["evaluations"]} if told["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _optimise(axes: Sequence[Axis], tried: _Tried, evaluations: int, seed: int, bar: Callable[[int, str], None]) -> None:
+    """Try the start, then what CMA-ES asks for, in units of the axes."""
+    start, unit = np.array([axis.start for axis in axes]), np.array([axis.unit for axis in axes])
+    bounds = np.array([[axis.low, axis.high] for axis in axes])
+    tried(tuple(start.tolist()))
+    optimizer = CMA(start / unit, _SPREAD, bounds / unit[:, None], seed=seed % 2**32)
+    asked = 1
+    while not optimizer.should_stop():
+        answers = []
+        for _ in range(optimizer.population_size):
+            if asked == evaluations:
+                return
+            place = optimizer.ask()
+            point = np.clip(place * unit, bounds[:, 0], bounds[:, 1])
+            score = tried(tuple(point.tolist()))
+            asked += 1
+            answers.append((place, -score))
+            bar(asked, f"best {max(tried.scores.values()):.4f}")
+        optimizer.tell(answers)
+
+
+def _told(axes: Sequence[Axis], point: Sequence[float]) -> dict[str, dict[str, float]]:
+    """A point as a reader of the file wants it: by kind and name."""
+    found: dict[str, dict[str, float]] = {}
+    for axis, value in zip(axes, point, strict=True):
+        found.setdefault(axis.kind, {})[axis.name] = value
+    return found

@@ -1,0 +1,159 @@
+"""Distillation: no steps are the start, one task reaches its expert, no label is read, a killed run goes on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.delta import compress
+from mergekit_bert.composing import learning
+from mergekit_bert.composing.learning import CHECKPOINT, expert_answers
+from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.methods import distill
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.errors import CompositionError
+from tests.composing.helpers import merged, trio
+from tests.tiny import tiny_rows
+
+FP32 = {"precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def three(bert: mb.Encoder) -> list[Adapter]:
+    return trio(bert, basis="random", train_layernorm=True)
+
+
+def rows_for(encoder: mb.Encoder, count: int = 24, folder: Path | None = None) -> Given:
+    def rows(task: str) -> Rows:
+        found = tiny_rows(get_task(task), count)
+        return dataclasses.replace(found, labels=tuple(float("nan") for _ in found.texts))  # a label read would show
+
+    return Given(lambda: encoder, rows, folder)
+
+
+def distance(model: mb.Merged, adapters: list[Adapter], encoder: mb.Encoder) -> float:
+    """Mean squared distance of outputs from the experts', in units of their variance."""
+    found, total = Predictor(model, encoder), 0.0
+    for one in adapters:
+        rows = dataclasses.replace(tiny_rows(one.task, 24), labels=None)
+        truth = Predictor(one, encoder).outputs(one.name, rows)
+        total += float(np.square(found.outputs(one.name, rows) - truth).mean() / truth.var())
+    return total / len(adapters)
+
+
+def test_no_steps_are_the_start(bert: mb.Encoder, three: list[Adapter]) -> None:
+    for start in ("task_arithmetic", "tsv"):
+        none = merged(three, "distill", options={"steps": 0, "start": start}, given=rows_for(bert))
+        plain = merged(three, start, {one.name: 0.5 for one in three})
+        for site, delta in none.deltas.items():
+            np.testing.assert_allclose(delta.dense(), plain.deltas[site].dense(), atol=2e-5)
+        small = merged(three, "distill", options={"steps": 0, "start": start}, rank=4, given=rows_for(bert))
+        for site, delta in small.deltas.items():
+            best = compress(plain.deltas[site], 4)[0].dense()
+            np.testing.assert_allclose(delta.dense(), best, atol=2e-5)
+
+
+def test_it_comes_nearer_to_all_experts_at_either_rank(bert: mb.Encoder, three: list[Adapter]) -> None:
+    before = distance(merged(three, "task_arithmetic", {one.name: 0.5 for one in three}), three, bert)
+    for rank in (None, 3):
+        options = {"steps": 60, "batch_size": 8, "lr": 0.02, **FP32}
+        model = merged(three, "distill", options=options, rank=rank, given=rows_for(bert))
+        assert distance(model, three, bert) < 0.5 * before
+        assert model.trace["learned"]["last_loss"] < 0.5 * model.trace["learned"]["first_loss"]
+        assert all(delta.rank <= (rank or 9) for delta in model.deltas.values() if hasattr(delta, "rank"))
+
+
+def test_one_task_reaches_its_expert(bert: mb.Encoder, three: list[Adapter]) -> None:
+    """From half of its Delta, which is far away."""
+    options = {"steps": 150, "batch_size": 12, "lr": 0.02, **FP32}
+    start = merged(three[:1], "task_arithmetic", {"sst": 0.5})
+    model = merged(three[:1], "distill", {"sst": 0.5}, options=options, given=rows_for(bert))
+    shifted = dataclasses.replace(model, shifts=three[0].shifts)
+    assert distance(model, three[:1], bert) < 0.02 * distance(start, three[:1], bert)
+    assert shifted.deltas is model.deltas
+
+
+def test_the_experts_answers_are_those_of_each_row_alone(bert: mb.Encoder, three: list[Adapter]) -> None:
+    part = three[2].part("para")
+    rows = dataclasses.replace(tiny_rows(part.task, 9), labels=None)
+    tokens = tokenise(rows, part.task, bert.tokenizer, part.max_length, bert.pad_token)
+    together = expert_answers(bert, part, tokens)
+    np.testing.assert_allclose(together.outputs, Predictor(three[2], bert).outputs("para", rows), atol=1e-5)
+    for row in range(9):
+        alone = expert_answers(bert, part, dataclasses.replace(
+            tokens, columns={name: [column[row]] for name, column in tokens.columns.items()}
+        ))  # fmt: skip
+        np.testing.assert_allclose(together.features[row], alone.features[0], atol=1e-5)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    bert: mb.Encoder, three: list[Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    options = {"steps": 9, "batch_size": 8, **FP32}
+    whole = merged(three, "distill", options=options, given=rows_for(bert))
+    monkeypatch.setattr(learning, "_SAVE_SECONDS", -1.0)
+    really, count = distill._Pupil.terms, 0
+
+    def terms(self: Any, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > steps * len(three):
+            raise KilledError
+        return really(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill._Pupil, "terms", terms)
+        with pytest.raises(KilledError):
+            merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
+    assert (tmp_path / CHECKPOINT).exists()
+    other = merged(three, "distill", options={**options, "lr": 0.5}, given=rows_for(bert, folder=tmp_path / "other"))
+    again = merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
+    assert not (tmp_path / CHECKPOINT).exists(), "it is not needed any more"
+    for site, delta in whole.deltas.items():
+        assert torch.equal(again.deltas[site].dense(), delta.dense())
+    assert any(not torch.equal(other.deltas[site].dense(), delta.dense()) for site, delta in whole.deltas.items())
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(
+    bert: mb.Encoder, three: list[Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_SAVE_SECONDS", -1.0)
+    options = {"steps": 3, "batch_size": 8, **FP32}
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "remove", lambda path: None)
+        merged(three, "distill", options={**options, "lr": 0.1}, given=rows_for(bert, folder=tmp_path))
+    assert (tmp_path / CHECKPOINT).exists()
+    found = merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
+    whole = merged(three, "distill", options=options, given=rows_for(bert))
+    for site, delta in whole.deltas.items():
+        assert torch.equal(found.deltas[site].dense(), delta.dense())
+
+
+def test_a_loss_that_is_not_finite_is_told(bert: mb.Encoder, three: list[Adapter]) -> None:
+    with pytest.raises(CompositionError, match=r"distill: a loss that is not finite.*--set lr"):
+        merged(three, "distill", options={"steps": 20, "lr": 1e30, **FP32}, given=rows_for(bert))
+
+
+def test_output_loss_is_zero_at_the_expert_alone() -> None:
+    source = torch.Generator().manual_seed(0)
+    for task, width in ((get_task("sst"), 5), (get_task("sts"), 1)):
+        assert isinstance(task, Task)
+        truth = torch.randn(4, width, generator=source)
+        assert float(distill.output_loss(task, truth, truth)) == pytest.approx(0, abs=1e-6)
+        assert float(distill.output_loss(task, truth + torch.randn(4, width, generator=source), truth)) > 0.01
+    chances, other = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.5, 0.5]])
+    found = float(distill.output_loss(get_task("para"), other.log(), chances.log()))
+    assert found == pytest.approx(0.2 * np.log(0.2 / 0.5) + 0.8 * np.log(0.8 / 0.5), rel=1e-5)

@@ -1,0 +1,212 @@
+"""Recipes: written and read back, checked with line and key, weights by layer, rank, and a change of mind."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.file import write_adapter
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
+from mergekit_bert.errors import CompositionError, MbertError, UnknownNameError
+from tests.adapters.helpers import dense64, quick, same_adapter
+from tests.composing.helpers import LINEAR, merged, trio
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=6)
+WEIGHTS = st.dictionaries(NAMES, st.floats(-9, 9), max_size=3)
+RECIPES = st.builds(
+    Recipe,
+    method=NAMES,
+    space=st.sampled_from(["full", "core"]),
+    options=st.dictionaries(NAMES, st.floats(-9, 9) | st.booleans() | NAMES, max_size=3),
+    weights=WEIGHTS,
+    layers=st.dictionaries(st.sampled_from([r"encoder\.layer\.0\..*", ".*", "a|b"]), WEIGHTS, max_size=2),
+    rank=st.none() | st.integers(1, 99),
+    seed=st.integers(0, 2**31),
+    inputs=st.lists(NAMES, max_size=3),
+)
+
+
+@pytest.fixture(scope="module")
+def three(bert: mb.Encoder) -> list[Adapter]:
+    return trio(bert, targets="qv", train_bias=True)
+
+
+@quick
+@given(recipe=RECIPES)
+def test_a_recipe_comes_back_from_yaml_and_from_json(recipe: Recipe, tmp_path: Path) -> None:
+    write_recipe(tmp_path / "r.yml", recipe)
+    assert read_recipe(tmp_path / "r.yml") == recipe
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert list(read_recipe(tmp_path / "r.yml").layers) == list(recipe.layers), "their order counts"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: ties\nspaze: core\n", r"r.yml, line 2: an unknown key 'spaze'; expected one of inputs, layers"),
+        ("method: ties\n\nrank: high\n", r"r.yml, line 3, key 'rank': 'high'; expected a whole number or nothing"),
+        ("rank: true\n", r"line 1, key 'rank'"),
+        ("weights: {sst: much}\n", r"line 1, key 'weights': .*; expected a number for each input"),
+        ("weights: [1]\n", r"line 1, key 'weights'"),
+        ("layers:\n  'a(': {sst: 1}\n", r"line 1, key 'layers': 'a\(' .*; expected a regular expression"),
+        ("layers: {a: 1}\n", r"line 1, key 'layers'"),
+        ("method: [a\nspace: b\n", r"r.yml, line 2: not YAML"),
+        ("- method\n", r"r.yml: not a mapping"),
+        ("", r"r.yml: not a mapping"),
+        ("inputs: a\n", r"key 'inputs': 'a'; expected a list of files"),
+        ("options: {1: 2}\n", r"key 'options'"),
+        ("method: 3\n", r"key 'method': 3; expected a name"),
+        ("seed: 0.5\n", r"key 'seed': 0.5; expected a whole number"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yml").write_text(text)
+    with pytest.raises(CompositionError, match=message) as caught:
+        read_recipe(tmp_path / "r.yml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CompositionError, match="no such file"):
+        read_recipe(tmp_path / "none.yml")
+    (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(CompositionError, match="not a text"):
+        read_recipe(tmp_path / "bytes.yml")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "message"),
+    [
+        (Recipe("tise"), UnknownNameError, "did you mean 'ties'"),
+        (Recipe("ties", "cor"), UnknownNameError, "space: 'cor'; .*did you mean 'core'"),
+        (Recipe("regmean", "core"), CompositionError, "--space core: regmean is not defined there; expected one of"),
+        (Recipe("ties", options={"density": 2}), CompositionError, "option 'density' of ties: 2; expected a number"),
+        (Recipe("ties", options={"dense": 2}), UnknownNameError, "option of ties: 'dense'"),
+        (Recipe("fedavg", options={"density": 2}), CompositionError, "no such option; expected none"),
+        (Recipe("fedavg", rank=0), CompositionError, "--rank: 0; expected a whole number of at least 1"),
+        (Recipe("fedavg", rank=99), CompositionError, "--rank 99: site .* is 32 × 32; expected at most 32"),
+        (Recipe("fedavg", layers={"layer.*": {}}), CompositionError, "layers, 'layer.*': no site matches it"),
+        (Recipe("fedavg", layers={".*": {"cola": 1.0}}), CompositionError, "layers, '.*': 'cola'; expected names"),
+        (Recipe("distill", layers={".*": {"sst": 1.0}}), CompositionError, "layers: weights by layer for distill"),
+        (Recipe("ensemble", rank=3), CompositionError, "--method ensemble: a rank or space"),
+        (Recipe("ensemble", options={"a": 1}), CompositionError, "options for an ensemble"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    three: list[Adapter], recipe: Recipe, kind: type[MbertError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        mb.merge(three, recipe)
+
+
+def test_weights_by_layer_hold_there_and_the_last_match_counts(three: list[Adapter]) -> None:
+    layers = {r"encoder\.layer\.0\..*": {"sst": 0.0, "sts": 3.0}, r".*\.0\..*query": {"sst": -2.0}}
+    model = merged(three, "task_arithmetic", {"sst": 1.0, "sts": 0.5, "para": 1.0}, layers=layers)
+    exact = {one.name: dense64(one) for one in three}
+    for site, delta in model.deltas.items():
+        weights = {"sst": 1.0, "sts": 0.5, "para": 1.0}
+        if ".layer.0." in site:
+            weights |= {"sst": -2.0 if site.endswith("query") else 0.0, "sts": 3.0}
+        total = sum(weight * exact[name][site] for name, weight in weights.items())
+        np.testing.assert_allclose(delta.dense(), total, atol=2e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_a_rank_gives_the_best_of_that_rank_and_tells_what_is_lost(three: list[Adapter], rank: int) -> None:
+    whole, small = merged(three, "task_arithmetic"), merged(three, "task_arithmetic", rank=rank)
+    lost = small.trace["lost"]
+    gone = energy = 0.0
+    for site, delta in small.deltas.items():
+        values = torch.linalg.svdvals(whole.deltas[site].dense().double())
+        assert int(torch.linalg.matrix_rank(delta.dense().double(), rtol=1e-5)) <= rank
+        apart = float((delta.dense() - whole.deltas[site].dense()).double().square().sum())
+        assert apart == pytest.approx(float(values[rank:].square().sum()), abs=1e-6)
+        share = float(values[rank:].square().sum() / values.square().sum())
+        assert lost["sites"][site] == pytest.approx(share, abs=1e-6)
+        gone, energy = gone + apart, energy + float(values.square().sum())
+    assert lost["in_all"] == pytest.approx(gone / energy, abs=1e-6)
+
+
+def kept(three: list[Adapter], path: Path, method: str, **options: object) -> Path:
+    mb.save(mb.merge(three, method, keep_inputs=True, **options), path)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("method", [*LINEAR, "ties"])
+def test_added_and_removed_is_as_merged_afresh_to_the_bit(three: list[Adapter], tmp_path: Path, method: str) -> None:
+    first = kept(three[:2], tmp_path / "two.safetensors", method)
+    write_adapter(tmp_path / "para.safetensors", three[2])
+    inputs, recipe = mb.changed_inputs([first], [tmp_path / "para.safetensors"], ["sst"])
+    found = mb.merge(inputs, recipe, keep_inputs=True)
+    mb.save(found, tmp_path / "changed.safetensors")
+    afresh = kept(three[1:], tmp_path / "afresh.safetensors", method)
+    assert (tmp_path / "changed.safetensors").read_bytes() == afresh.read_bytes()
+
+
+def test_given_weights_are_kept_and_those_of_the_removed_go(three: list[Adapter], tmp_path: Path) -> None:
+    layers = {".*query": {"sst": 2.0, "sts": 0.25}}
+    path = kept(three, tmp_path / "a.safetensors", "fedavg", weights={"sst": 0.5, "sts": 0.75}, layers=layers)
+    inputs, recipe = mb.changed_inputs([path], [], ["sst"])
+    assert [one.name for one in inputs] == ["sts", "para"]
+    assert (recipe.weights, recipe.layers) == ({"sts": 0.75}, {".*query": {"sts": 0.25}})
+    assert all(same_adapter(one.model, other) for one, other in zip(inputs, three[1:], strict=True))
+
+
+def test_a_merged_file_keeps_its_inputs_only_when_asked(three: list[Adapter], tmp_path: Path) -> None:
+    plain = merged(three, "fedavg")
+    mb.save(plain, tmp_path / "plain.safetensors")
+    assert not plain.kept
+    for add, remove, path, message in (
+        ([], ["sst"], "plain", "did not keep its inputs; expected one merged with --keep-inputs"),
+        ([], ["cola"], "kept", "--remove: 'cola'; expected one of sst, sts, para"),
+    ):
+        kept_path = tmp_path / f"{path}.safetensors"
+        if not kept_path.exists():
+            kept(three, kept_path, "fedavg")
+        with pytest.raises(CompositionError, match=re.escape(message.split(";")[0])):
+            mb.changed_inputs([kept_path], add, remove)
+    with pytest.raises(CompositionError, match="2 files; expected one merged file"):
+        mb.changed_inputs([tmp_path / "a", tmp_path / "b"], [], ["sst"])
+    write_adapter(tmp_path / "sst.safetensors", three[0])
+    with pytest.raises(CompositionError, match="no merged model"):
+        mb.changed_inputs([tmp_path / "sst.safetensors"], [], ["sst"])
+
+
+def test_kept_inputs_must_be_adapters(three: list[Adapter]) -> None:
+    model = merged(three[:2], "fedavg")
+    assert isinstance(model, Merged)
+    with pytest.raises(CompositionError, match=r"--keep-inputs: 'sst\+sts' is not a single adapter"):
+        mb.merge([model, three[2]], "task_arithmetic", keep_inputs=True)
+
+
+def test_the_file_carries_its_recipe(three: list[Adapter], tmp_path: Path) -> None:
+    model = merged(three, "ties", {"sst": 0.5}, space="core", options={"density": 0.5}, seed=3)
+    mb.save(model, tmp_path / "m.safetensors")
+    again = mb.load(tmp_path / "m.safetensors")
+    assert isinstance(again, Merged)
+    recipe = Recipe.from_json(again.recipe)
+    assert (recipe.method, recipe.space, recipe.options, recipe.seed) == ("ties", "core", {"density": 0.5}, 3)
+    once_more = mb.merge(three, recipe)
+    assert isinstance(once_more, Merged)
+    for site, delta in again.deltas.items():
+        assert torch.equal(once_more.deltas[site].dense(), delta.dense())
+
+
+def test_a_merged_model_is_an_input_with_all_its_tasks(three: list[Adapter]) -> None:
+    pair = merged(three[:2], "task_arithmetic", {"sst": 1.0, "sts": -0.5})
+    both = mb.merge([pair, three[2]], "task_arithmetic", {"sst+sts": 2.0, "para": 1.0})
+    assert isinstance(both, Merged)
+    assert [task.name for task in both.tasks] == ["sst", "sts", "para"]
+    exact = merged(three, "task_arithmetic", {"sst": 2.0, "sts": -1.0, "para": 1.0})
+    for site, delta in both.deltas.items():
+        np.testing.assert_allclose(delta.dense(), exact.deltas[site].dense(), atol=2e-5)
+    assert all(dataclasses.asdict(of_adapter(one))["parts"][one.name] == both.parts[one.name] for one in three)
