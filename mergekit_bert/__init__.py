@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mergekit_bert.adapters.adapter import Adapter
     from mergekit_bert.adapters.config import AdapterConfig
     from mergekit_bert.api import (
+        calibrate,
         changed_inputs,
         evaluate,
         export,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         merge,
         predictor,
         save,
+        search,
         train_adapter,
     )
     from mergekit_bert.composing.composition import Ensemble, Merged
@@ -48,6 +50,7 @@ __all__ = [
     "Recipe",
     "Task",
     "TrainConfig",
+    "calibrate",
     "changed_inputs",
     "convert",
     "describe",
@@ -61,6 +64,7 @@ __all__ = [
     "merge",
     "predictor",
     "save",
+    "search",
     "set_threads",
     "train_adapter",
     "write_sample",

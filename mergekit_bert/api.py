@@ -10,7 +10,9 @@ import torch
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
+from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
@@ -24,18 +26,23 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.contest import Contest, full_figures, recipes_for, run_cell, standings, to_json
+from mergekit_bert.evaluation.doctor import Diagnosis, numbers
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
 from mergekit_bert.evaluation.pictures import contest_picture
+from mergekit_bert.evaluation.promises import try_promises
 from mergekit_bert.evaluation.records import find_records
+from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
+from mergekit_bert.evaluation.search import held_out as rows_to_search
+from mergekit_bert.evaluation.search import search as search_merge
 from mergekit_bert.evaluation.tables import as_markdown, contest_table
-from mergekit_bert.files import SUFFIX, refuse_existing, write_atomic, write_json
+from mergekit_bert.files import SUFFIX, beside, refuse_existing, write_atomic, write_json
 from mergekit_bert.hardware import generator
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
@@ -254,15 +261,87 @@ def changed_inputs(
 def _given(inputs: Sequence[Input], data: str | Path | None, rows: int, base: Base | None, progress: bool) -> Given:
     """The encoder and unlabelled rows for methods that need them."""
     ingredients = [ingredient(one) for one in inputs]
-    tasks = {name: Task.from_json(part["task"]) for one in ingredients for name, part in one.parts.items()}
+    tasks = {task.name: task for task in _tasks(ingredients)}
 
     def of(name: str) -> Rows:
-        found = load_rows(tasks[name], "train", data)
-        order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:rows]
-        return dataclasses.replace(found.take(sorted(order)), labels=None)
+        return dataclasses.replace(_some_rows(tasks[name], data, rows), labels=None)
 
     encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
     return Given(encoder, functools.cache(of), show=progress)
+
+
+def _tasks(ingredients: Sequence[Ingredient]) -> list[Task]:
+    """The tasks of all inputs."""
+    return [Task.from_json(part["task"]) for one in ingredients for part in one.parts.values()]
+
+
+def _some_rows(task: Task, data: str | Path | None, count: int) -> Rows:
+    """At most ``count`` rows of ``train``: the first that training with the seed 0 holds out."""
+    found = load_rows(task, "train", data)
+    order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:count]
+    return found.take(sorted(order))
+
+
+def search(
+    inputs: Sequence[Input | str | Path],
+    method: str | Recipe = "orthoada",
+    evaluations: int = 64,
+    data: str | Path | None = None,
+    *,
+    over: Sequence[str] = ("weights",),
+    held_out: int = 300,
+    rows: int = 256,
+    out: str | Path | None = None,
+    base: Base | None = None,
+    keep_inputs: bool = False,
+    progress: bool = False,
+) -> Merged:
+    """The merge of ``inputs`` that scores best overall, of at most ``evaluations``, on rows held out from ``train``.
+
+    ``over`` names what is searched: ``weights``, ``layers`` (a factor for each third of them) and ``options`` of the
+    method. ``held_out`` is the most rows of a task to score on, whose labels are read. ``rows`` are unlabelled ones
+    for methods that need some. With ``out``, the name of the file to come, finished evaluations are kept beside it.
+    """
+    found = _read_all(inputs, base)
+    ingredients = [ingredient(one) for one in found]
+    check_together(ingredients)
+    tasks = {}
+    for task in _tasks(ingredients):
+        dev = load_rows(task, "dev", data) if has_rows(task, "dev", data) else None
+        tasks[task.name] = (task, rows_to_search(load_rows(task, "train", data), held_out, dev))
+    encoder = _encoder(base or ingredients[0].base.name)
+    given = _given(found, data, rows, encoder, progress) if data else None
+    recipe = method if isinstance(method, Recipe) else Recipe(method)
+    path = beside(_file(out), SEARCHED) if out is not None else None
+    model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress)
+    return with_inputs(model, found) if keep_inputs else model
+
+
+def calibrate(
+    model: Merged | Ensemble | str | Path,
+    data: str | Path | None = None,
+    *,
+    steps: Sequence[str] = ("heads",),
+    rows: int = 256,
+    inputs: Sequence[Input | str | Path] = (),
+    base: Base | None = None,
+    progress: bool = False,
+) -> Merged:
+    """A merged model put right on ``rows`` of each task's ``train``.
+
+    ``heads`` refits every task's head to the merged features and reads labels; ``scales`` scales the merged Delta of
+    each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows.
+    """
+    taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
+    if not isinstance(found, Merged):
+        raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
+    known = [Task.from_json(part["task"]) for part in found.parts.values()]
+    chosen = {task.name: _some_rows(task, data, rows) for task in known}
+    encoder = _encoder(base or found.base.name)
+    if "scales" in taken:
+        experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
+        found = calibrate_scales(found, experts, encoder, chosen)
+    return calibrate_heads(found, encoder, chosen, show=progress) if "heads" in taken else found
 
 
 def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
@@ -359,3 +438,25 @@ def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
     """Where the records of the references may lie: around the inputs' files."""
     files = [Path(one) for one in inputs if isinstance(one, str | Path)]
     return list(dict.fromkeys(folder for path in files for folder in reference_folders(path.parent)))
+
+
+def doctor(
+    inputs: Sequence[Input | str | Path],
+    data: str | Path | None = None,
+    *,
+    rows: int = 32,
+    every_site: bool = False,
+    base: Base | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Whether every merge method keeps its promises on ``inputs``, and how well these will get along.
+
+    ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
+    read). ``every_site`` tries the merges at every site instead of one of each kind.
+    """
+    found = _read_all(inputs, base)
+    ingredients = [ingredient(one) for one in found]
+    given = _given(found, data, rows, base, progress) if data else None
+    folders = [Path(one).parent for one in inputs if isinstance(one, str | Path)]
+    ledger = next((Ledger(folder) for folder in folders if Ledger(folder).path.exists()), None)
+    return Diagnosis(try_promises(ingredients, every_site, progress), numbers(ingredients, given, ledger))

@@ -1,7 +1,7 @@
 """``mbert merge``: several adapters as one model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +47,26 @@ def command(
     ] = None,
     data: options.MergeData = None,
     rows: Annotated[int, typer.Option(help="Rows of each task for methods that need some.", min=1)] = 256,
+    search: Annotated[
+        int | None,
+        typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),
+    ] = None,
+    search_over: Annotated[
+        str, typer.Option(help="What to search: weights, layers, options, or several, e.g. weights,options.")
+    ] = "weights",
+    search_rows: Annotated[
+        int, typer.Option(help="Labelled rows of each task to search on, held out from train.", min=1)
+    ] = 300,
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            help="After the merge: heads (refit every task's head), scales (scale each site), or both: scales,heads.",
+            show_default="not",
+        ),
+    ] = "",
+    calibrate_rows: Annotated[
+        int, typer.Option(help="Rows of each task to calibrate on (labels are read for heads).", min=1)
+    ] = 256,
     keep: Annotated[
         list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
     ] = None,
@@ -75,10 +95,12 @@ def command(
     """Merge adapters into one Delta per site, or keep them all as an ensemble that routes by task.
 
     Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
-    base. Methods that need rows take them from the train split of --data; labels are never read. Whole checkpoints
-    merged with --dense and without --out or --data pass through memory a few tensors at a time.
+    base. Methods that need rows take them from the train split of --data; labels are never read, but by --search and
+    --calibrate heads. Whole checkpoints merged with --dense and without --out or --data pass through memory a few
+    tensors at a time.
     """
     from mergekit_bert import api
+    from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.checkpoint import is_checkpoint
     from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.inputs import choose_inputs
@@ -93,7 +115,8 @@ def command(
     given = read_recipe(recipe) if recipe is not None else None
     named = files or [Path(one) for one in (given.inputs if given else ())]
     whole = bool(named) and all(is_checkpoint(path) for path in named)
-    streams = whole and dense is not None and not (out or data or add or remove or keep_inputs)
+    steps = read_steps(calibrate)
+    streams = whole and dense is not None and not (out or data or add or remove or keep_inputs or search or steps)
     out = out or Path("merged.safetensors")
     if not streams:
         refuse_existing(out, force)
@@ -119,10 +142,17 @@ def command(
         encoder = inputs[0].model.encoder
         model = api.merge(inputs, asked, lazy=True)
     else:
-        encoder = load_encoder(base or inputs[0].base.name) if dense is not None or data is not None else None
-        model = api.merge(
-            inputs, asked, data=data, rows=rows, base=encoder or base, keep_inputs=keep_inputs, progress=True
-        )
+        needed = dense is not None or data is not None or search or steps
+        encoder = load_encoder(base or inputs[0].base.name) if needed else None
+        common: dict[str, Any] = {"base": encoder or base, "progress": True}
+        if search:
+            over = [word.strip() for word in search_over.split(",")]
+            kept = {"out": out, "keep_inputs": keep_inputs, **common}
+            model = api.search(inputs, asked, search, data, over=over, held_out=search_rows, rows=rows, **kept)
+        else:
+            model = api.merge(inputs, asked, data=data, rows=rows, keep_inputs=keep_inputs, **common)
+        if steps:
+            model = api.calibrate(model, data, steps=steps, rows=calibrate_rows, inputs=inputs, **common)
         api.save(model, out, force=force)
         _tell(model, out)
     if save_recipe is not None:
@@ -149,7 +179,7 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
     shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
     space = model.recipe.get("space", "full")
     where = f" in {space} space" if space != "full" else ""
-    print(f"wrote {out}: {model.method}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
+    print(f"wrote {out}: {model.title}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
     if "lost" in model.trace:
         lost = model.trace["lost"]
         worst = max(lost["sites"], key=lost["sites"].get, default="none")
@@ -157,6 +187,13 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
             f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
             f"({lost['sites'].get(worst, 0.0):.2%})"
         )
+    if "search" in model.trace:
+        told = model.trace["search"]
+        scores = [one["score"] for one in told["evaluations"]]
+        print(f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges")
+    for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
+        kept = "" if told["strength"] else " (the old head is kept)"
+        print(f"head of {task}: {told['before']:.3f} to {told['after']:.3f} on {told['held_out']} held-out rows{kept}")
 
 
 def _counted(model: "Merged") -> str:

@@ -24,7 +24,7 @@ MergeData = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder that holds <task>/train.tsv, for methods that need rows (labels are never read), or 'sample'.",
+        help="Folder that holds <task>/train.tsv, for methods that need rows, --search and --calibrate, or 'sample'.",
         show_default="none",
     ),
 ]

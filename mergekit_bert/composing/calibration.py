@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,8 +30,11 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import encode
 from mergekit_bert.encoder.heads import Classifier, bare_head
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import CompositionError
 from mergekit_bert.progress import progress_bar
+from mergekit_bert.registry import unknown
 
+STEPS = ("scales", "heads")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """How strongly a head is drawn to the one it was: the factor of ``‖θ − θ₀‖²`` beside the mean loss."""
 _HELD_OUT = 0.3
@@ -58,10 +60,7 @@ class _Stored(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(
-            last_hidden_state=self.features.hidden,  # type: ignore[arg-type]
-            pooler_output=self.features.pooled,  # type: ignore[arg-type]
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=self.features.hidden, pooler_output=self.features.pooled)
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,21 @@ class Fitted:
     strength: float | None
 
 
+def read_steps(text: str) -> list[str]:
+    """``"heads,scales"`` as steps in the order in which they are taken; raises UnknownNameError."""
+    named = [word.strip() for word in text.split(",") if word.strip()]
+    for step in named:
+        if step not in STEPS:
+            raise unknown("calibration", step, list(STEPS))
+    return [step for step in STEPS if step in named]
+
+
 def calibrate_heads(
-    model: Merged, encoder: Encoder, rows: Mapping[str, Rows], strengths: Sequence[float] = STRENGTHS, show: bool = False
+    model: Merged,
+    encoder: Encoder,
+    rows: Mapping[str, Rows],
+    strengths: Sequence[float] = STRENGTHS,
+    show: bool = False,
 ) -> Merged:
     """``model`` with every task's head refitted on the labelled ``rows``, or the old one where that is as good.
 
@@ -92,9 +104,7 @@ def calibrate_heads(
             length = model.part(task.name).max_length
             heads = [_head(tree, task, kept.head, part, length) for part in parts]
             labels = [_labels(task, part) for part in parts]
-            old, *new = [
-                _fit(task, heads, labels, parts[1], kept.head, strength) for strength in (None, *strengths)
-            ]
+            old, *new = [_fit(task, heads, labels, parts[1], kept.head, strength) for strength in (None, *strengths)]
             best = max(new, key=lambda one: (one.figure, -one.loss), default=old)
             chosen = best if (best.figure, -best.loss) > (old.figure, -old.loss) else old
             own[task.name] = dataclasses.replace(kept, head=chosen.head)
@@ -182,16 +192,18 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
         optimizer.zero_grad()
         outputs = _outputs(head, {name: old[name] + unit * move for name, move in moves.items()})
         total = _loss(task, outputs, labels) + sum(move.square().sum() for move in moves.values())
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimizer.step(value)  # type: ignore[no-untyped-call]
+    optimizer.step(value)
     return {name: (old[name] + unit * move.detach()).float().cpu() for name, move in moves.items()}
 
 
 def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
     """What the head gives with other tensors."""
-    hidden = head.encoder.features.hidden
+    stored = head.encoder
+    assert isinstance(stored, _Stored)
+    hidden = stored.features.hidden
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
     values = {f"shell.{name}": value.to(hidden.device) for name, value in tensors.items()}
     outputs: Tensor = functional_call(head, values, (), {"input_ids": ids})
@@ -205,16 +217,24 @@ def _loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Tensor) -> Flo
     return functional.mse_loss(outputs[:, 0], labels)
 
 
-def calibrate_scales(model: Merged, experts: Sequence[Ingredient], encoder: Encoder, rows: Mapping[str, Rows]) -> Merged:
+def calibrate_scales(
+    model: Merged, experts: Sequence[Ingredient], encoder: Encoder, rows: Mapping[str, Rows]
+) -> Merged:
     """``model`` with the merged Delta of each site times ``√(Σ E‖Δi xi‖² / Σ E‖Δ xi‖²)``, ``xi`` the experts' inputs.
 
     The experts count as they are, whatever they weighed. Their inputs come from ``rows``, whose labels are not read, or
     from the Gram matrices in their files. Where nothing can be scaled a Delta stays as it is.
     """
+    if {task for one in experts for task in one.parts} != set(model.parts):
+        raise CompositionError(
+            "--calibrate scales", "other inputs than those of the merge", "its inputs", "give them, or --keep-inputs"
+        )
     grams = [_grams(one, encoder, rows) for one in experts]
     scales = {}
     for site, delta in model.deltas.items():
-        wanted = sum(_energy(one.deltas[site], own[site]) for one, own in zip(experts, grams, strict=True) if site in one.deltas)
+        wanted = sum(
+            _energy(one.deltas[site], own[site]) for one, own in zip(experts, grams, strict=True) if site in one.deltas
+        )
         found = sum(_energy(delta, own[site]) for own in grams)
         scales[site] = math.sqrt(wanted / found) if wanted > 0 and found > 0 else 1.0
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}

@@ -46,16 +46,25 @@ class Merged:
     @property
     def title(self) -> str:
         """The method and the steps beside it that changed its figures: ``ties + search + heads``."""
-        taken = {step for trace in self.traces() for step in (*trace, *trace.get("calibrated", {}))}
+        taken = {step for step, _ in self.steps()}
         return " + ".join([self.method, *(step for step in STEPS if step in taken)])
 
-    def traces(self) -> Iterator[Mapping[str, Any]]:
-        """Its trace, and those of the merged models that it was made from."""
+    def steps(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The steps beside the merge and what is told of each, those of the merges that it was made from as well."""
         waiting: list[Mapping[str, Any]] = [self.trace]
         while waiting:
             trace = waiting.pop()
             waiting += trace.get("inputs", {}).values()
-            yield trace
+            told = {**trace, **trace.get("calibrated", {})}
+            yield from ((step, told[step]) for step in STEPS if step in told)
+
+    def seen(self) -> list[tuple[str, str, str]]:
+        """The rows whose labels it has seen since its adapters were trained: step, task, fingerprint."""
+        return [
+            (step, task, str(rows["fingerprint"]))
+            for step, told in self.steps()
+            for task, rows in told.get("rows", {}).items()
+        ]
 
     @property
     def tasks(self) -> tuple[Task, ...]:

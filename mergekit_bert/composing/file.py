@@ -192,6 +192,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
     )
     for task in parts:
         model.part(task)
+    model.seen()
     return model
 
 

@@ -84,8 +84,9 @@ def merge(
     merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
     if lost:
         trace["lost"] = lost
-    if inner := {one.name: dict(one.model.trace) for one in ingredients if isinstance(one.model, Merged)}:
-        trace["inputs"] = inner
+    merges = {one.name: one.model for one in ingredients if isinstance(one.model, Merged) and one.model.trace}
+    if merges:
+        trace["inputs"] = {name: dict(model.trace) for name, model in merges.items()}
     if learned_layers := {k: dict(v) for k, v in recipe_used.layers.items() if k not in recipe.layers}:
         trace["layers"] = learned_layers
     return Merged(

@@ -13,8 +13,8 @@ from mergekit_bert.composing.spaces import Leave
 Enter = Callable[[Site], tuple[Site, Leave]]
 """The site as the inner method is to see it, and the way back. At least one of its Deltas is not zero."""
 
-INNER = ("task_arithmetic", "ties", "dare", "della", "breadcrumbs", "tsv", "iso_c", "iso_cts", "wudi")
-"""Methods that need nothing but Deltas, and are no frame for others themselves. They keep their own defaults."""
+INNER = ("task_arithmetic", "ties", "breadcrumbs", "tsv", "iso_c", "iso_cts", "wudi")
+"""Methods that need nothing but Deltas, draw nothing and frame no others. They keep their own defaults."""
 
 
 def merge_within(site: Site, enter: Enter) -> Delta:

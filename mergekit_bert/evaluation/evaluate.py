@@ -71,16 +71,14 @@ def evaluate_model(
 
 def _refuse_seen(where: str, model: Merged, rows: Mapping[str, Rows]) -> None:
     """Raise CompositionError for rows whose labels the model was searched or calibrated on."""
-    for trace in model.traces():
-        for step, told in (("search", trace.get("search")), ("heads", trace.get("calibrated", {}).get("heads"))):
-            for task, seen in (told or {}).get("rows", {}).items():
-                if task in rows and rows[task].fingerprint() == seen["fingerprint"]:
-                    raise CompositionError(
-                        f"{where}, task {task!r}",
-                        f"rows whose labels the model has seen ({step})",
-                        "rows apart from those",
-                        "give other rows",
-                    )
+    for step, task, fingerprint in model.seen():
+        if task in rows and rows[task].fingerprint() == fingerprint:
+            raise CompositionError(
+                f"{where}, task {task!r}",
+                f"rows whose labels the model has seen ({step})",
+                "rows apart from those",
+                "give other rows",
+            )
 
 
 def _record(path: Path, model: Model, scores: Sequence[Score]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from mergekit_bert.data.metrics import on_unit_scale
 from mergekit_bert.evaluation.comparison import Grid
 from mergekit_bert.evaluation.contest import Standing
+from mergekit_bert.evaluation.doctor import Report
 from mergekit_bert.evaluation.tables import figure
 from mergekit_bert.files import write_atomic
 
@@ -74,6 +75,37 @@ def contest_picture(placed: Sequence[Standing], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("overall score")
+    data = io.BytesIO()
+    FigureCanvasAgg(picture).print_png(data)
+    write_atomic(path, data.getvalue())
+
+
+_SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "answers": (0.0, 2.0)}
+"""Lowest and highest colour of a matrix, where these are not 0 and 1."""
+
+
+def doctor_picture(report: Report, path: Path) -> None:
+    """Write a PNG: each matrix of ``report`` as a heatmap, i by row and j by column."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns, count = 4, len(report.names)
+    lines = -(-len(report.matrices) // columns)
+    side = 2.0 + 0.6 * count
+    picture = Figure(figsize=(columns * side, lines * side), layout="constrained")
+    grid = picture.subplots(lines, columns, squeeze=False).flatten()
+    for axes, (name, matrix) in zip(grid, report.matrices.items(), strict=False):
+        low, high = _SCALES.get(name, (0.0, 1.0))
+        axes.imshow(matrix, cmap="RdBu_r" if low < 0 else "Reds", vmin=low, vmax=high)
+        axes.set_xticks(range(count), report.names, rotation=45)
+        axes.set_yticks(range(count), report.names)
+        axes.set_title(name)
+        for row, line in enumerate(matrix):
+            for column, value in enumerate(line):
+                shown = figure(float(value) if value == value else None, 2)
+                axes.text(column, row, shown, ha="center", va="center", fontsize=8)
+    for axes in grid[len(report.matrices) :]:
+        axes.set_axis_off()
     data = io.BytesIO()
     FigureCanvasAgg(picture).print_png(data)
     write_atomic(path, data.getvalue())

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -263,7 +263,9 @@ def _read(path: Path | None, key: str) -> dict[tuple[float, ...], float]:
         return {}
 
 
-def _optimise(axes: Sequence[Axis], tried: _Tried, evaluations: int, seed: int, bar: Callable[[int, str], None]) -> None:
+def _optimise(
+    axes: Sequence[Axis], tried: _Tried, evaluations: int, seed: int, bar: Callable[[int, str], None]
+) -> None:
     """Try the start, then what CMA-ES asks for, in units of the axes."""
     start, unit = np.array([axis.start for axis in axes]), np.array([axis.unit for axis in axes])
     bounds = np.array([[axis.low, axis.high] for axis in axes])

@@ -11,6 +11,8 @@ from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import ENSEMBLE
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid
 from mergekit_bert.evaluation.contest import Standing
+from mergekit_bert.evaluation.doctor import MATRICES, Report, verdicts
+from mergekit_bert.evaluation.promises import Promises
 
 MISSING = "–"
 _WIDTH = 200
@@ -113,4 +115,46 @@ def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None =
             f"{one.cell.size / 2**20:.2f}",
             MISSING if one.cell.memory is None else f"{one.cell.memory / 2**20:.0f}",
         )
+    return table
+
+
+def promise_table(promises: Promises) -> Table:
+    """One line per promise, its worst case; then one for every case in which it was broken."""
+    table = Table("promise", "tried", "worst error", "at", "tolerance", "", box=SIMPLE_HEAD)
+    for promise in dict.fromkeys(one.promise for one in promises.checks):
+        tried = [one for one in promises.checks if one.promise == promise]
+        broken = [one for one in tried if not one.kept]
+        worst = max(tried, key=lambda one: one.error)
+        for count, one in [(str(len(tried)), worst), *(("", one) for one in broken if one is not worst)]:
+            place = f"{one.what}, {one.where}" if one.error > 0 else MISSING
+            verdict = "kept" if one.kept else "BROKEN"
+            table.add_row(promise if count else "", count, f"{one.error:.1e}", place, f"{one.tolerance:.0e}", verdict)
+    return table
+
+
+def pair_table(report: Report) -> Table:
+    """One line per ordered pair, a column for each number."""
+    table = Table("of", "beside", box=SIMPLE_HEAD)
+    for name in report.matrices:
+        table.add_column(name, justify="right")
+    for i, one in enumerate(report.names):
+        for j, two in enumerate(report.names):
+            if i != j:
+                values = [float(matrix[i, j]) for matrix in report.matrices.values()]
+                table.add_row(one, two, *(figure(value if value == value else None) for value in values))
+    return table
+
+
+def matrix_legend(report: Report) -> list[str]:
+    """What the columns of :func:`pair_table` are."""
+    return [f"{name}: {MATRICES[name]}" for name in report.matrices]
+
+
+def verdict_table(report: Report) -> Table:
+    """One line per input and one for all: the number that the verdict rests on, and the words."""
+    table = Table("input", verdicts(report)[0].rests_on, "verdict", "most by", box=SIMPLE_HEAD)
+    for one in verdicts(report):
+        if one.name == "in all":
+            table.add_section()
+        table.add_row(one.name, figure(one.value), one.word, one.by or MISSING)
     return table

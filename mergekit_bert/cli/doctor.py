@@ -1,0 +1,69 @@
+"""``mbert doctor``: whether the merge methods keep their promises on one's own adapters, and how these get along."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergekit_bert.cli import options
+
+EXAMPLE = "Example: mbert doctor adapters/sst.safetensors adapters/sts.safetensors --data DIR --picture doctor.png"
+
+
+def command(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Inputs, as for `mbert merge`.", show_default="all adapters in adapters/"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder that holds <task>/train.tsv, for the interference (labels are never read), or 'sample'.",
+            show_default="none",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of each task.", min=2)] = 32,
+    every_site: Annotated[
+        bool, typer.Option("--every-site", help="Try the merges at every site, not at one of each kind.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write the matrices as heatmaps, a PNG.", show_default="not")
+    ] = None,
+    json: options.Json = None,
+    base: options.ModelBase = None,
+    threads: options.Threads = None,
+) -> None:
+    """Try the promises of every merge method on these adapters, and tell before any merge how they will get along.
+
+    Exit code 1 if a promise is broken. The verdicts rest on one number: with --data, on how far all the others
+    together move the features of a task's rows; without, on how far the Deltas overlap.
+    """
+    from mergekit_bert import api
+    from mergekit_bert.composing.inputs import choose_inputs
+    from mergekit_bert.evaluation.doctor import hints, to_json
+    from mergekit_bert.evaluation.pictures import doctor_picture
+    from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
+    from mergekit_bert.files import write_json
+    from mergekit_bert.hardware import set_threads
+
+    set_threads(threads)
+    inputs = choose_inputs(files or [], [], api.ADAPTERS, base)
+    found = api.doctor(inputs, data, rows=rows, every_site=every_site, base=base, progress=True)
+    print(as_text(promise_table(found.promises)), end="")
+    for name, reason in found.promises.left_out.items():
+        print(f"left out {name}: {reason}")
+    if len(found.report.names) > 1:
+        print("\n" + as_text(pair_table(found.report)) + "\n".join(matrix_legend(found.report)))
+    if found.report.capacity is not None:
+        print(f"room in the basis: {found.report.capacity} more adapters of this rank")
+    print("\n" + as_text(verdict_table(found.report)), end="")
+    for hint in hints(found.report):
+        print(f"hint: {hint}")
+    if json is not None:
+        write_json(json, to_json(found))
+        print(f"wrote {json}")
+    if picture is not None:
+        doctor_picture(found.report, picture)
+        print(f"wrote {picture}")
+    if found.promises.broken:
+        raise typer.Exit(1)

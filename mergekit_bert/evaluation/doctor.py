@@ -1,0 +1,320 @@
+"""How well adapters will get along in a merge, told before there is one: from their Deltas, and from rows if given.
+
+:func:`numbers` measures, :func:`verdicts` puts one of the numbers into words. Without rows the numbers say how the
+Deltas lie to each other; how far one adapter disturbs another's task, only rows can tell: the features of a task lie
+also where the Deltas of the others look.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.file import check_base
+from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.learning import Answers, expert_answers
+from mergekit_bert.composing.merging import Given, finite_delta, merge
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.data.batches import tokenise
+from mergekit_bert.errors import DataError
+from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
+from mergekit_bert.progress import progress_bar
+
+MATRICES = {
+    "basis": "share of the basis rows of the smaller that both hold",
+    "inputs": "overlap of the input spaces, weighted by energy: ‖Δi Δjᵀ‖ / √(‖Δi Δiᵀ‖ ‖Δj Δjᵀ‖)",
+    "outputs": "overlap of the output spaces, weighted by energy: ‖Δiᵀ Δj‖ / √(‖Δiᵀ Δi‖ ‖Δjᵀ Δj‖)",
+    "cosine": "cosine of the Deltas, 〈Δi, Δj〉 / (‖Δi‖ ‖Δj‖)",
+    "norms": "‖Δi‖ / ‖Δj‖",
+    "signs": "share of the energy, each adapter's as 1, in entries where the signs differ (0.5 by chance)",
+    "interference": "how far j moves the features of i's rows: ‖f(x; Δi + Δj) − f(x; Δi)‖² / var f(x; Δi)",
+    "answers": "the same of the outputs of i's head",
+}
+"""What each matrix tells: i by row, j by column; not a number where there is nothing to tell."""
+
+OVERLAP, INTERFERENCE = "overlap", "interference"
+_WORDS = {
+    OVERLAP: ((0.1, "apart"), (0.3, "in part in the same place"), (np.inf, "in the same place")),
+    INTERFERENCE: ((0.5, "gets along"), (1.5, "is disturbed"), (np.inf, "is drowned out")),
+}
+"""Up to which number a word holds. Overlap: two unrelated adapters of rank 12 at 384 features have about 0.03, the
+same Delta has 1. Interference: at 1 the features move as far as those of different rows lie from their mean."""
+UNBALANCED = 2.0
+"""A ratio of norms from which the larger adapter is worth a smaller weight."""
+
+Matrix = Float[np.ndarray, "inputs inputs"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """``matrices`` by the names of :data:`MATRICES`; interference and answers only where there were rows.
+
+    ``together`` is how far the plain sum of all the others moves each input's features, ``capacity`` how many more
+    adapters of the largest rank have room in the basis that these share (None: they share none).
+    """
+
+    names: Sequence[str]
+    matrices: Mapping[str, Matrix]
+    capacity: int | None = None
+    together: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One input (or all: the worst) in words; ``rests_on`` names the number, ``by`` who has the largest part in it."""
+
+    name: str
+    value: float
+    word: str
+    rests_on: str
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``mbert doctor`` tells."""
+
+    promises: Promises
+    report: Report
+
+
+def numbers(ingredients: Sequence[Ingredient], given: Given | None = None, ledger: Ledger | None = None) -> Report:
+    """Measure every pair of inputs; raises MbertError for inputs that cannot meet.
+
+    ``given`` adds what rows tell; ``ledger`` knows of rows of the basis that other adapters hold.
+    """
+    check_together(ingredients)
+    matrices = {"basis": _basis(ingredients), **_geometry(ingredients), "signs": _signs(ingredients)}
+    together: dict[str, float] = {}
+    if given is not None:
+        moved, together = _moved(ingredients, given)
+        matrices |= moved
+    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger), together)
+
+
+def _basis(ingredients: Sequence[Ingredient]) -> Matrix:
+    def shared(one: BasisRows | None, two: BasisRows | None) -> float:
+        if one is None or two is None or one.seed != two.seed:
+            return np.nan
+        both = min(one.start + one.count, two.start + two.count) - max(one.start, two.start)
+        return max(0, both) / min(one.count, two.count)
+
+    return np.array([[shared(one.basis, two.basis) for two in ingredients] for one in ingredients])
+
+
+def _capacity(ingredients: Sequence[Ingredient], ledger: Ledger | None) -> int | None:
+    """Free runs of rows at the narrowest site, in adapters of the largest rank."""
+    taken = [one.basis for one in ingredients if one.basis is not None]
+    if len(taken) < len(ingredients) or len({one.seed for one in taken}) > 1:
+        return None
+    width = min(delta.shape[1] for one in ingredients for delta in _all_deltas(one))
+    free = [True] * width
+    for one in taken:
+        free[one.start : one.start + one.count] = [False] * one.count
+    rank = max(one.count for one in taken)
+    left = sum(len(list(run)) // rank for is_free, run in groupby(free) if is_free)
+    return left if ledger is None else min(left, ledger.capacity_left(ingredients[0].base.fingerprint, rank, width))
+
+
+def _all_deltas(one: Ingredient) -> list[Delta]:
+    return [*one.deltas.values(), *(delta for own in one.own.values() for delta in own.deltas.values())]
+
+
+def _factors(delta: Delta) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
+    """``B`` and ``A`` in float64; of a dense Delta, itself and the unit matrix of its shorter side."""
+    if isinstance(delta, LowRank):
+        return delta.B.double(), delta.A.double()
+    matrix, (out, in_) = delta.matrix.double(), delta.shape
+    unit = torch.eye(min(out, in_), dtype=torch.float64, device=matrix.device)
+    return (unit, matrix) if out <= in_ else (matrix, unit)
+
+
+def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
+    """Overlaps, cosines and norms over all sites, from products of factors as wide as the ranks.
+
+    The overlaps are root mean squares of the cosines of the principal angles where all directions weigh the same;
+    weighted, they are cosines of ``ΔiᵀΔi`` and ``ΔjᵀΔj`` (of ``ΔiΔiᵀ`` and ``ΔjΔjᵀ``), square roots taken.
+    """
+    count = len(ingredients)
+    inner, inputs, outputs = (np.zeros((count, count)) for _ in range(3))
+    for site in _sites(ingredients):
+        parts = {
+            place: _factors(finite_delta(one, site)) for place, one in enumerate(ingredients) if site in one.deltas
+        }
+        left = {(i, j): parts[i][0].T @ parts[j][0] for i in parts for j in parts}
+        right = {(i, j): parts[i][1] @ parts[j][1].T for i in parts for j in parts}
+        for i, j in left:
+            inner[i, j] += float((left[i, j] * right[i, j]).sum())
+            inputs[i, j] += float(((left[i, i] @ right[i, j]) * (right[i, j] @ left[j, j])).sum())
+            outputs[i, j] += float(((right[i, i] @ left[i, j]) * (left[i, j] @ right[j, j])).sum())
+    sizes = np.sqrt(np.diag(inner).clip(0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norms = np.where(sizes > 0, sizes[:, None] / sizes, np.nan)
+    return {
+        "inputs": np.sqrt(_normal(inputs).clip(0)),
+        "outputs": np.sqrt(_normal(outputs).clip(0)),
+        "cosine": _normal(inner),
+        "norms": norms,
+    }
+
+
+def _normal(products: Matrix) -> Matrix:
+    """Inner products as cosines; beside a zero, zero."""
+    size = np.sqrt(np.diag(products).clip(0))
+    scale = np.outer(size, size)
+    return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+
+
+def _sites(ingredients: Sequence[Ingredient]) -> list[str]:
+    return list(dict.fromkeys(site for one in ingredients for site in one.deltas))
+
+
+def _signs(ingredients: Sequence[Ingredient]) -> Matrix:
+    """From dense Deltas, so at one site of each kind only."""
+    count = len(ingredients)
+    energy, against = np.zeros(count), np.zeros((count, count))
+    for site in one_of_each_kind(ingredients):
+        parts = {
+            place: finite_delta(one, site).to(torch.float64).dense()
+            for place, one in enumerate(ingredients)
+            if site in one.deltas
+        }
+        for i, one in parts.items():
+            energy[i] += float(one.square().sum())
+            for j, two in parts.items():
+                against[i, j] += float(one.square()[one.sign() * two.sign() < 0].sum())
+    shares = np.divide(against, energy[:, None], out=np.zeros_like(against), where=energy[:, None] > 0)
+    return (shares + shares.T) / 2
+
+
+def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, Matrix], dict[str, float]]:
+    """Interference and answers of every ordered pair, and the interference of all the others together."""
+    encoder, count = given.encoder(), len(ingredients)
+    check_base("doctor", ingredients[0].base, encoder)
+    features, outputs = np.zeros((count, count)), np.zeros((count, count))
+    together = {}
+
+    def answers(task: str, parts: Sequence[Ingredient]) -> Answers:
+        model = merge(parts, Recipe("task_arithmetic", weights={one.name: 1.0 for one in parts}))
+        assert isinstance(model, Merged)
+        part, rows = model.part(task), given.rows(task)
+        if len(rows) < 2:
+            raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more --rows")
+        return expert_answers(
+            encoder, part, tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
+        )
+
+    with progress_bar("interference", count, given.show) as bar:
+        for i, one in enumerate(ingredients):
+            bar(i, one.name)
+            others = [two for two in ingredients if two is not one]
+            all_of_them = 0.0
+            for task in one.parts:
+                alone = answers(task, [one])
+                for j, two in enumerate(ingredients):
+                    if two is not one:
+                        beside = answers(task, [one, two])
+                        features[i, j] += _distance(alone.features, beside.features) / len(one.parts)
+                        outputs[i, j] += _distance(alone.outputs, beside.outputs) / len(one.parts)
+                if others:
+                    beside = answers(task, [one, *others])
+                    all_of_them += _distance(alone.features, beside.features) / len(one.parts)
+            together[one.name] = all_of_them
+    return {"interference": features, "answers": outputs}, together
+
+
+def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows width"]) -> float:
+    """``Σ ‖beside − alone‖² / Σ ‖alone − mean‖²`` over the rows; 0 where nothing moved."""
+    apart = float((beside - alone).double().square().sum())
+    spread = float((alone - alone.mean(0)).double().square().sum())
+    return apart / max(spread, torch.finfo(torch.float32).tiny) if apart else 0.0
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """One for each input, and the worst for all. All rest on the interference of all the others where rows gave it,
+    else on the largest overlap of inputs × outputs with another."""
+    rests_on = INTERFERENCE if report.together else OVERLAP
+    product = report.matrices["inputs"] * report.matrices["outputs"]
+    matrix = report.matrices["interference"] if report.together else product
+    found = []
+    for place, name in enumerate(report.names):
+        row = matrix[place].copy()
+        row[place] = -np.inf
+        worst = int(row.argmax())
+        value = 0.0 if len(row) < 2 else report.together.get(name, float(row[worst]))
+        by = report.names[worst] if len(row) > 1 and row[worst] > 0 else ""
+        found.append(Verdict(name, value, _word(rests_on, value), rests_on, by))
+    worst_of_all = max(found, key=lambda one: one.value)
+    return [*found, Verdict("in all", worst_of_all.value, worst_of_all.word, rests_on, worst_of_all.name)]
+
+
+def _word(rests_on: str, value: float) -> str:
+    return next(word for bar, word in _WORDS[rests_on] if not value > bar)
+
+
+def hints(report: Report) -> list[str]:
+    """What can be done about it, most to the point first."""
+    off = ~np.eye(len(report.names), dtype=bool)
+    if not off.any():
+        return []
+    found = []
+    *_, in_all = verdicts(report)
+    if report.together and in_all.word != _WORDS[INTERFERENCE][0][1]:
+        half = ",".join(f"{name}=0.5" for name in report.names)
+        found += [
+            f"smaller weights disturb less: mbert merge --method task_arithmetic --weights {half}",
+            "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
+            "lose nothing and keep all adapters: mbert merge --method ensemble",
+        ]
+    if not report.together:
+        found.append("the Deltas alone do not tell how far one disturbs another's task: add rows with --data DIR")
+    if not (report.matrices["basis"][off] == 0).all():
+        found.append("train all of them in one folder on rows of one basis (the default of mbert train-adapter): "
+                     "then no input direction is shared")  # fmt: skip
+    norms = np.nan_to_num(report.matrices["norms"])
+    if (largest := norms.max()) >= UNBALANCED:
+        i, j = np.argwhere(norms == largest)[0]
+        found.append(f"{report.names[i]} is {largest:.1f} times as large as {report.names[j]}: "
+                     f"try a smaller weight, --weights {report.names[i]}={1 / largest:.2g}")  # fmt: skip
+    return found
+
+
+def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """All of it; what is not finite is null."""
+    report, promises = diagnosis.report, diagnosis.promises
+    return {
+        "promises": [
+            {
+                "promise": one.promise,
+                "what": one.what,
+                "error": _finite(one.error),
+                "tolerance": one.tolerance,
+                "where": one.where,
+                "kept": one.kept,
+            }
+            for one in promises.checks
+        ],
+        "left_out": dict(promises.left_out),
+        "names": list(report.names),
+        "matrices": {
+            name: [[_finite(value) for value in row] for row in matrix.tolist()]
+            for name, matrix in report.matrices.items()
+        },
+        "together": dict(report.together),
+        "capacity": report.capacity,
+        "verdicts": [vars(one) for one in verdicts(report)],
+        "hints": hints(report),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,231 @@
+"""Promises: what every merge method keeps to, tried on one's own adapters.
+
+Merges are tried at one site of each kind, spread over the layers, or at every site; the linear sum and the spaces
+always at every site. Errors are Frobenius norms beside the largest input's (or the result's, where it is larger).
+Methods that need rows, or statistics that the files do not have, are left out.
+"""
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergekit_bert.adapters.delta import LowRank, norm
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.lazy import LazyMap
+from mergekit_bert.composing.merging import check_needs, finite_delta, merge
+from mergekit_bert.composing.method import METHODS, Method
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.composing.spaces import SPACES
+from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.progress import progress_bar
+
+TOLERANCE = 1e-5
+"""Rounding of float32 factors through a few products."""
+ALONE = "one adapter stays itself"
+ORDER = "the order does not matter"
+LINEAR = "a linear merge is the dense sum"
+LOSSLESS = "a space loses nothing"
+RELOADED = "the file gives the same bits"
+
+Entries = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise tried: the worst error, and where it was found."""
+
+    promise: str
+    what: str
+    error: float
+    where: str
+    tolerance: float = TOLERANCE
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise was kept."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Promises:
+    """All that was tried, and why the other methods were left out."""
+
+    checks: Sequence[Check]
+    left_out: Mapping[str, str]
+
+    @property
+    def broken(self) -> list[Check]:
+        """The promises that were not kept."""
+        return [one for one in self.checks if not one.kept]
+
+
+def kind_of(site: str) -> str:
+    """A site's name without the numbers of its layer."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", site)
+
+
+def one_of_each_kind(ingredients: Sequence[Ingredient]) -> list[str]:
+    """A site of each kind (and of each set of adapters that have it), the first kind's in the first layer and so on."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for site in dict.fromkeys(site for one in ingredients for site in one.deltas):
+        holders = (one.name for one in ingredients if site in one.deltas)
+        kinds.setdefault((kind_of(site), *holders), []).append(site)
+    last = max(1, len(kinds) - 1)
+    return [sites[round(place / last * (len(sites) - 1))] for place, sites in enumerate(kinds.values())]
+
+
+def try_promises(ingredients: Sequence[Ingredient], every_site: bool = False, show: bool = False) -> Promises:
+    """Try every method that needs no rows in every space; raises CompositionError for what can never be merged."""
+    check_together(ingredients)
+    chosen = set(one_of_each_kind(ingredients))
+    few = [replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in chosen})
+           for one in ingredients]  # fmt: skip
+    checks = [_lossless(ingredients, space) for space in SPACES if space != "full"]
+    left_out: dict[str, str] = {}
+    with progress_bar("promises", len(METHODS.names()), show) as bar:
+        for number, method in enumerate(METHODS):
+            bar(number, method.name)
+            try:
+                check_needs(method, ingredients, None)
+                spaces = ("full",) if method.linear else method.spaces
+                own = [one for space in spaces for one in _of_method(ingredients if every_site else few, method, space)]
+                checks += [*own, *([_linear(ingredients, method)] if method.linear else [])]
+            except MbertError as error:
+                left_out[method.name] = str(error)
+    return Promises(checks, left_out)
+
+
+def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str) -> list[Check]:
+    what = method.name if space == "full" else f"{method.name} in {space}"
+    found = []
+    if method.one_stays is not None:
+        recipe = Recipe(method.name, space, method.one_stays)
+        errors = [_apart(_dense(_merged([one], recipe)), _dense(one), _sizes([one])) for one in ingredients]
+        worst, where = max(errors)
+        found.append(Check(ALONE, what, worst, where))
+    recipe = Recipe(method.name, space)
+    model = _merged(ingredients, recipe)
+    if not method.order_matters and len(ingredients) > 1:
+        exact, sizes, places = _dense(model), _sizes(ingredients), range(len(ingredients))
+        errors = [
+            _apart(_dense(_merged([ingredients[place] for place in order], recipe)), exact, sizes)
+            for order in sorted({(*places[1:], 0), tuple(reversed(places))})
+        ]
+        found.append(Check(ORDER, what, *max(errors)))
+    return [*found, Check(RELOADED, what, *_reloaded(model), tolerance=0.0)]
+
+
+def _weights(ingredients: Sequence[Ingredient]) -> dict[str, float]:
+    """1, 1/2, 1/3, …, by name: uneven, so that a weight of the wrong adapter shows."""
+    return {name: 1 / place for place, name in enumerate(sorted(one.name for one in ingredients), 1)}
+
+
+def _merged(ingredients: Sequence[Ingredient], recipe: Recipe, lazy: bool = False) -> Merged:
+    weights = _weights(ingredients)
+    model = merge(ingredients, replace(recipe, weights=weights), lazy=lazy)
+    assert isinstance(model, Merged)
+    return model
+
+
+def _linear(ingredients: Sequence[Ingredient], method: Method) -> Check:
+    model = _merged(ingredients, Recipe(method.name), lazy=True)
+    parts, weights = {one.name: _dense(one) for one in ingredients}, _weights(ingredients)
+
+    def total(name: str) -> Tensor:
+        return torch.stack([weights[own] * part[name] for own, part in parts.items() if name in part]).sum(0)
+
+    exact = LazyMap(dict.fromkeys(name for part in parts.values() for name in part), total)
+    return Check(LINEAR, method.name, *_apart(_dense(model), exact, _sizes(ingredients)))
+
+
+def _lossless(ingredients: Sequence[Ingredient], space: str) -> Check:
+    """``leave(enter(Δi)) = Δi`` at every site."""
+    worst, where = 0.0, ""
+    for site in dict.fromkeys(site for one in ingredients for site in one.deltas):
+        holders = [one for one in ingredients if site in one.deltas]
+        deltas = [finite_delta(one, site) for one in holders]
+        inner, leave = SPACES[space].enter(deltas)
+        for delta, inside in zip(deltas, inner, strict=True):
+            back, exact = leave(inside).to(torch.float64).dense(), delta.to(torch.float64).dense()
+            error = _ratio(float((back - exact).norm()), norm(delta))
+            worst, where = max((worst, where), (error, site))
+    return Check(LOSSLESS, space, worst, where)
+
+
+def _reloaded(model: Merged) -> tuple[float, str]:
+    """The largest difference between ``model`` and what its file gives back."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "merged.safetensors"
+        try:
+            write_model(path, model)
+            again = read_model(path)
+        except ModelFileError as error:
+            return math.inf, str(error)
+    assert isinstance(again, Merged)
+    if (again.weights, again.recipe, list(again.parts)) != (model.weights, model.recipe, list(model.parts)):
+        return math.inf, "its record"
+    one, two = _tensors(model), _tensors(again)
+    if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
+        return math.inf, "names or shapes of its tensors"
+    return max(((float((one[name] - two[name]).abs().max()) if one[name].numel() else 0.0, name) for name in one),
+               default=(0.0, ""))  # fmt: skip
+
+
+def _tensors(model: Merged) -> dict[str, Tensor]:
+    """Everything in a merged model, factors apart."""
+    found = dict(model.shifts)
+    deltas = {**model.deltas}
+    for task, own in model.own.items():
+        deltas |= {f"{task}: {site}": delta for site, delta in own.deltas.items()}
+        found |= {f"{task}: {name}": tensor for name, tensor in {**own.shifts, **own.head}.items()}
+    for site, delta in deltas.items():
+        factors = {"B": delta.B, "A": delta.A} if isinstance(delta, LowRank) else {"dense": delta.matrix}
+        found |= {f"{site}.{name}": tensor for name, tensor in factors.items()}
+    return found
+
+
+def _dense(model: Ingredient | Merged) -> Entries:
+    """Deltas and shifts in float64, made when asked for."""
+
+    def make(name: str) -> Tensor:
+        delta = model.deltas.get(name)
+        return model.shifts[name].double() if delta is None else delta.to(torch.float64).dense()
+
+    return LazyMap([*model.deltas, *model.shifts], make)
+
+
+def _sizes(ingredients: Sequence[Ingredient]) -> dict[str, float]:
+    """The largest input's norm, by name."""
+    found: dict[str, float] = {}
+    for one in ingredients:
+        own = {site: norm(delta) for site, delta in one.deltas.items()}
+        own |= {name: float(shift.double().norm()) for name, shift in one.shifts.items()}
+        found = {name: max(found.get(name, 0.0), own.get(name, 0.0)) for name in {**found, **own}}
+    return found
+
+
+def _apart(found: Entries, exact: Entries, sizes: Mapping[str, float]) -> tuple[float, str]:
+    """The worst error and its name."""
+    if set(found) != set(exact):
+        return math.inf, min(set(found) ^ set(exact))
+    worst = (0.0, "")
+    for name in exact:
+        right = exact[name]
+        error = _ratio(float((found[name] - right).norm()), max(sizes[name], float(right.norm())))
+        worst = max(worst, (error, name))
+    return worst
+
+
+def _ratio(error: float, size: float) -> float:
+    """``error / size``; what is not finite, or not zero beside nothing, is infinite."""
+    if not math.isfinite(error) or (size == 0 and error > 0):
+        return math.inf
+    return error / size if size > 0 else 0.0
