@@ -171,6 +171,8 @@ def run_mbert(inputs: Sequence[Path], out: Path, method: str, space: str, rank: 
 
 
 def run_mbert_dense(inputs: Sequence[Path], out: Path, method: str) -> Clock:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification  # noqa: F401
+
     from mergekit_bert.composing.dense import write_dense
     from mergekit_bert.composing.inputs import read_inputs
     from mergekit_bert.composing.merging import ingredient, merge

@@ -23,7 +23,7 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import has_rows, load_rows
@@ -207,7 +207,7 @@ def merge(
     rank: int | None = None,
     seed: int = 0,
     data: str | Path | None = None,
-    rows: int = 256,
+    rows: int | None = None,
     base: Base | None = None,
     keep_inputs: bool = False,
     lazy: bool = False,
@@ -216,8 +216,9 @@ def merge(
     """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``.
 
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
-    given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task,
-    whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
+    given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
+    (None: the method's own number), whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so
+    that its file can be changed.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
     found = _read_all(inputs, base)
@@ -226,7 +227,8 @@ def merge(
         if isinstance(method, Recipe)
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, seed)
     )
-    model = merge_inputs(found, recipe, _given(found, data, rows, base, progress) if data else None, lazy)
+    given = _given(found, data, rows or rows_for(recipe), base, progress) if data else None
+    model = merge_inputs(found, recipe, given, lazy)
     return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
 
 
@@ -290,7 +292,7 @@ def search(
     *,
     over: Sequence[str] = ("weights",),
     held_out: int = 300,
-    rows: int = 256,
+    rows: int | None = None,
     out: str | Path | None = None,
     base: Base | None = None,
     keep_inputs: bool = False,
@@ -310,8 +312,8 @@ def search(
         dev = load_rows(task, "dev", data) if has_rows(task, "dev", data) else None
         tasks[task.name] = (task, rows_to_search(load_rows(task, "train", data), held_out, dev))
     encoder = _encoder(base or ingredients[0].base.name)
-    given = _given(found, data, rows, encoder, progress) if data else None
     recipe = method if isinstance(method, Recipe) else Recipe(method)
+    given = _given(found, data, rows or rows_for(recipe), encoder, progress) if data else None
     path = beside(_file(out), SEARCHED) if out is not None else None
     model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress)
     return with_inputs(model, found) if keep_inputs else model
@@ -388,7 +390,7 @@ def compare(
     spaces: Sequence[str] | None = None,
     data: str | Path | None = None,
     *,
-    rows: int = 256,
+    rows: int | None = None,
     limit: int | None = None,
     rank: int | None = None,
     seed: int = 0,
@@ -418,11 +420,11 @@ def compare(
         tasks[name] = (task, dev.take(range(min(len(dev), limit or len(dev)))))
         load_rows(task, "train", data)
     encoder = _encoder(base or ingredients[0].base.name)
-    given = _given(found, data, rows, encoder, progress)
     cells = []
     with progress_bar("compare", len(recipes), progress) as bar:
         for number, recipe in enumerate(recipes):
             bar(number, recipe.method)
+            given = _given(found, data, rows or rows_for(recipe), encoder, progress)
             cells.append(run_cell(recipe, ingredients, encoder, tasks, given, folder))
     placed = standings(cells, tasks)
     records = find_records([*reference_folders(folder / "table.json"), *_beside(inputs)])
@@ -444,19 +446,24 @@ def doctor(
     inputs: Sequence[Input | str | Path],
     data: str | Path | None = None,
     *,
+    methods: Sequence[str] | None = None,
     rows: int = 32,
     every_site: bool = False,
     base: Base | None = None,
+    folder: str | Path | None = None,
     progress: bool = False,
 ) -> Diagnosis:
-    """Whether every merge method keeps its promises on ``inputs``, and how well these will get along.
+    """Whether every merge method (or ``methods``) keeps its promises on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read). ``every_site`` tries the merges at every site instead of one of each kind.
+    read). ``every_site`` tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of
+    their basis lies: beside the first file, unless given.
     """
+    names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
     given = _given(found, data, rows, base, progress) if data else None
-    folders = [Path(one).parent for one in inputs if isinstance(one, str | Path)]
-    ledger = next((Ledger(folder) for folder in folders if Ledger(folder).path.exists()), None)
-    return Diagnosis(try_promises(ingredients, every_site, progress), numbers(ingredients, given, ledger))
+    folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
+    ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
+    report = numbers(ingredients, given, ledger)
+    return Diagnosis(try_promises(ingredients, names, every_site, progress), report)

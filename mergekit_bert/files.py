@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -411,8 +412,9 @@ def _places(path: Path) -> dict[str, _Place]:
 def tensors_in_any_order(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Callable[[str, Any], None]]:
     """Write a plain safetensors file of float32 tensors that come one by one: yields ``put(name, tensor)``.
 
-    Where each tensor goes is known from the shapes, so that none is kept. At the end the file is read back, a tensor
-    at a time. Raises :class:`OutputError` for a value that is not finite and for a file that reads otherwise.
+    Where each tensor goes is known from the shapes, so that none is kept but the one that is being written, in a
+    thread of its own; it must not be changed after it was put. At the end the file is read back, a tensor at a time.
+    Raises :class:`OutputError` for a value that is not finite and for a file that reads otherwise.
     """
     described = {name: ("float32", shape) for name, shape in shapes.items()}
     header, order = safetensors_header(described, {"format": "pt"})
@@ -420,7 +422,12 @@ def tensors_in_any_order(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> I
     for name in order:
         starts[name], start = start, start + 4 * math.prod(shapes[name])
     sums: dict[str, int] = {}
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(file.write, header)
+
+        def write(start: int, tensor: Any) -> int:
+            file.seek(start)
+            return file.write(_bytes_of(tensor))
 
         def put(name: str, tensor: Any) -> None:
             if str(tensor.dtype) != "torch.float32" or tuple(tensor.shape) != shapes[name] or name in sums:
@@ -430,11 +437,12 @@ def tensors_in_any_order(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> I
                     str(path), f"tensor {name!r} would hold NaN or infinity", "finite values", "use smaller weights"
                 )
             sums[name] = _bit_sum(tensor)
-            file.seek(starts[name])
-            file.write(_bytes_of(tensor))
+            nonlocal writing
+            writing.result()
+            writing = writer.submit(write, starts[name], tensor)
 
-        file.write(header)
         yield put
+        writing.result()
     if sums.keys() != shapes.keys():
         raise ValueError(f"never put: {', '.join(sorted(shapes.keys() - sums.keys()))}")
     written = StoredTensors(path)

@@ -18,7 +18,12 @@ def command(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'.")] = "all",
     spaces: Annotated[str, typer.Option(help="Spaces, separated by commas, or 'all'.")] = "all",
     data: options.Data = None,
-    rows: Annotated[int, typer.Option(help="Training rows of each task for methods that need some.", min=1)] = 256,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Training rows of each task for methods that need some.", show_default="the method's own number", min=1
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Score at most so many dev rows of each task.", show_default="all", min=2)
     ] = None,

@@ -15,6 +15,7 @@ def command(
         list[Path] | None,
         typer.Argument(help="Inputs, as for `mbert merge`.", show_default="all adapters in adapters/"),
     ] = None,
+    methods: Annotated[str, typer.Option(help="Methods to try, separated by commas, or 'all'.")] = "all",
     data: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +49,17 @@ def command(
 
     set_threads(threads)
     inputs = choose_inputs(files or [], [], api.ADAPTERS, base)
-    found = api.doctor(inputs, data, rows=rows, every_site=every_site, base=base, progress=True)
+    folder = files[0].parent if files else api.ADAPTERS
+    found = api.doctor(
+        inputs,
+        data,
+        methods=None if methods == "all" else [name.strip() for name in methods.split(",")],
+        rows=rows,
+        every_site=every_site,
+        base=base,
+        folder=folder,
+        progress=True,
+    )
     print(as_text(promise_table(found.promises)), end="")
     for name, reason in found.promises.left_out.items():
         print(f"left out {name}: {reason}")

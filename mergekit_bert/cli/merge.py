@@ -46,7 +46,12 @@ def command(
         Path | None, typer.Option(help="Write what was asked as a YAML recipe.", show_default="not")
     ] = None,
     data: options.MergeData = None,
-    rows: Annotated[int, typer.Option(help="Rows of each task for methods that need some.", min=1)] = 256,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of each task for methods that need some.", show_default="the method's own number", min=1
+        ),
+    ] = None,
     search: Annotated[
         int | None,
         typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),

@@ -20,7 +20,6 @@ from mergekit_bert.encoder.load import Encoder, quiet_transformers, tokenizer_fi
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, open_weights, skeleton
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import file_fingerprint
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
 """Keys of a configuration that do not change what the encoder computes."""
@@ -80,7 +79,8 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
     _check_names(where, weights, encoder)
     task = record.task if record is not None else _task_of(where, path)
     length = record.max_length if record is not None else encoder.max_length
-    _check_tokenizer(where, path, encoder)
+    if record is None or record.base["tokenizer_fingerprint"] != encoder.tokenizer_fingerprint:
+        _check_tokenizer(where, path, encoder)
     _check_labels(where, shell.config, task)
     head = _head(where, weights, task, encoder)
     return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
@@ -123,7 +123,7 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
         "basis": None,
         "training": training,
         "scores": dict(record.record.get("scores", {})) if record is not None else {},
-        "sha256": file_fingerprint(one.path),
+        "sha256": "",  # hashing all of it would take longer than merging it
     }
     return Ingredient(
         name=one.task.name,

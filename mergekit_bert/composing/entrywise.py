@@ -7,6 +7,7 @@ the result and decides nothing else, but for the sign it gives to its adapter's 
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -26,7 +27,8 @@ def largest(values: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape
     sizes = values.abs().flatten()
     kept = torch.zeros_like(sizes, dtype=torch.bool)
     if count > 0:
-        bar = sizes.kthvalue(sizes.numel() - count + 1).values
+        place = sizes.numel() - count
+        bar = float(np.partition(sizes.numpy(), place)[place])  # less than half the time of torch's kthvalue
         kept = sizes > bar
         kept[(sizes == bar).nonzero()[: count - int(kept.sum())]] = True
     return kept.reshape(values.shape)
@@ -58,8 +60,22 @@ def agreed(values: Float[Tensor, "adapters out in"], election: str = "sum") -> F
     """
     if values.numel() == 0:
         return values.sum(0)
-    sizes = values.abs()
-    counts = sizes > _ROUNDING * sizes.amax((1, 2), keepdim=True)
+    bars = _ROUNDING * torch.stack([one.abs().max() for one in values])[:, None, None]
+    rows = max(1, _BLOCK // values.shape[2])
+    return torch.cat(
+        [_agreed(values[:, start : start + rows], bars, election) for start in range(0, values.shape[1], rows)]
+    )
+
+
+_BLOCK = 1 << 15
+"""Entries of an adapter that are voted on at once: few enough to stay in the processor's cache."""
+
+
+def _agreed(
+    values: Float[Tensor, "adapters out in"], bars: Float[Tensor, "adapters 1 1"], election: str
+) -> Float[Tensor, "out in"]:
+    """The same for some rows; an entry above its adapter's bar is no rounding."""
+    counts = values.abs() > bars
     # Where everybody's entry is as small as rounding, these few decide, so that one adapter alone stays as it is.
     votes = values.double() if election == "sum" else values.sign().double() * torch.where(counts, 1, _ROUNDING)
     total = votes.sum(0)

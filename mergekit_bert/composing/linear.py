@@ -6,4 +6,4 @@ from mergekit_bert.composing.method import Site
 
 def weighted_sum(site: Site) -> Delta:
     """``Σ λi Δi``, exactly: on Deltas, never on ``A`` and ``B`` apart, so that a weight counts once, with its sign."""
-    return add(delta.scaled(weight) for delta, weight in zip(site.deltas, site.weights, strict=True))
+    return add(site.deltas, site.weights)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
-from mergekit_bert.adapters.delta import Delta, LowRank, compress, norm
+from mergekit_bert.adapters.delta import Delta, LowRank, compress, narrow, norm
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Ensemble, Merged, Own
 from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
@@ -272,9 +272,7 @@ def _wide(delta: Delta) -> Delta:
 
 def _tidy(delta: Delta) -> Delta:
     """In float32, and no wider in factors than the matrix is."""
-    if isinstance(delta, LowRank) and delta.rank > min(delta.shape):
-        delta = compress(delta, min(delta.shape))[0]
-    return delta.to(torch.float32)
+    return (narrow(delta) if isinstance(delta, LowRank) else delta).to(torch.float32)
 
 
 def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[str, Delta], dict[str, Any]]:
@@ -290,9 +288,9 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
                 f"--rank {rank}", f"site {name!r} is {delta.shape[0]} × {delta.shape[1]}",
                 f"at most {min(delta.shape)}", "choose a smaller --rank"
             )  # fmt: skip
-        energy = norm(delta) ** 2
         small = isinstance(delta, LowRank) and delta.rank <= rank
         kept[name], lost[name] = (delta, 0.0) if small else compress(delta, rank)
+        energy = norm(kept[name]) ** 2 / (1 - lost[name])
         whole, gone = whole + energy, gone + energy * lost[name]
     return kept, {"rank": rank, "in_all": gone / whole if whole else 0.0, "sites": lost}
 
@@ -313,8 +311,8 @@ def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float
         total: Tensor | None = None
         for one in ingredients:
             if name in one.shifts:
-                part = weights[one.name] * one.shifts[name].to(torch.float32)
-                total = part if total is None else total.add_(part)
+                shift, weight = one.shifts[name].to(torch.float32), weights[one.name]
+                total = weight * shift if total is None else total.add_(shift, alpha=weight)
         assert total is not None
         return total
 

@@ -61,8 +61,8 @@ class Site:
 class Lesson:
     """What a method that learns gets: the inputs, the encoder, rows of every task without labels, its options.
 
-    ``merge(method, **changes)`` gives the Deltas of another merge of the same inputs and weights, to start from. ``folder`` is
-    where unfinished work may be kept (None: nowhere).
+    ``merge(method, **changes)`` gives the Deltas of another merge of the same inputs and weights, to start from.
+    ``folder`` is where unfinished work may be kept (None: nowhere).
     """
 
     ingredients: Sequence[Ingredient]
@@ -111,10 +111,11 @@ class Method:
     ``merge`` combines the Deltas of one :class:`Site`; a site that an adapter does not have is a zero Delta and not
     in the list. ``weights`` gives the weights ``λi`` where the user names none; every method is homogeneous in them:
     weights times ``w`` give the result times ``w``. ``options`` is a frozen dataclass of
-    :func:`~mergekit_bert.option.option` fields; ``needs`` names entries of :data:`NEEDS`; ``spaces`` are those where
-    it is defined. ``linear``: the same in every space, and stays in factors. ``random``: it draws from the seed.
-    ``one_stays``: options under which a merge of one adapter is that adapter, None where it never is. ``survey``
-    looks at all sites before the first is merged; ``learn`` finds weights or Deltas on rows.
+    :func:`~mergekit_bert.option.option` fields; ``needs`` names entries of :data:`NEEDS`, and ``rows`` is how many of
+    each task do it good; ``spaces`` are those where it is defined. ``linear``: the same in every space, and stays in
+    factors. ``random``: it draws from the seed. ``one_stays``: options under which a merge of one adapter is that
+    adapter, None where it never is. ``survey`` looks at all sites before the first is merged; ``learn`` finds
+    weights or Deltas on rows.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Method:
     default_weights: str = "1 each"
     options: type[Any] = NoOptions
     needs: tuple[str, ...] = ()
+    rows: int = 256
     spaces: tuple[str, ...] = ALL_SPACES
     check: Callable[[Sequence[Ingredient]], None] = _no_check
     survey: Callable[[Sequence[Site]], Any] | None = None

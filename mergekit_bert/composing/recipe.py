@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.method import METHODS, chosen_weights, make_options
+from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
@@ -116,6 +116,11 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(where, f"{name!r}", f"names among {', '.join(names)}", f"correct {where}")
         if not math.isfinite(weight):
             raise CompositionError(where, f"'{name}={weight}'", "a finite number", f"correct {where}")
+
+
+def rows_for(recipe: Recipe) -> int:
+    """How many rows of each task do the recipe's method good."""
+    return METHODS.get(recipe.method).rows if recipe.method in METHODS.names() else Method.rows
 
 
 def changed(recipe: Recipe | None, **given: Any) -> Recipe:

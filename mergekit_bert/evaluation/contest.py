@@ -90,7 +90,8 @@ def run_cell(
     folder: Path,
 ) -> Cell:
     """The cell of ``recipe``: read where it was finished before, else computed and kept."""
-    unlabelled = {name: given.rows(name).fingerprint() for name in tasks} if given is not None else {}
+    reads = recipe.method != ENSEMBLE and bool(METHODS.get(recipe.method).needs)
+    unlabelled = {name: given.rows(name).fingerprint() for name in tasks} if given is not None and reads else {}
     key = fingerprint(
         {
             "format": _FORMAT,
@@ -98,7 +99,7 @@ def run_cell(
             "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in ingredients],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
-            "unlabelled": unlabelled if recipe.method != ENSEMBLE and METHODS.get(recipe.method).needs else {},
+            "unlabelled": unlabelled,
             "torch": torch.__version__,
         }
     )

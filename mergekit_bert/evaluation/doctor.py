@@ -44,7 +44,7 @@ MATRICES = {
 OVERLAP, INTERFERENCE = "overlap", "interference"
 _WORDS = {
     OVERLAP: ((0.1, "apart"), (0.3, "in part in the same place"), (np.inf, "in the same place")),
-    INTERFERENCE: ((0.5, "gets along"), (1.5, "is disturbed"), (np.inf, "is drowned out")),
+    INTERFERENCE: ((0.5, "gets along"), (1.5, "is disturbed"), (np.inf, "is moved far")),
 }
 """Up to which number a word holds. Overlap: two unrelated adapters of rank 12 at 384 features have about 0.03, the
 same Delta has 1. Interference: at 1 the features move as far as those of different rows lie from their mean."""
@@ -171,7 +171,8 @@ def _normal(products: Matrix) -> Matrix:
     """Inner products as cosines; beside a zero, zero."""
     size = np.sqrt(np.diag(products).clip(0))
     scale = np.outer(size, size)
-    return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+    cosines: Matrix = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+    return cosines
 
 
 def _sites(ingredients: Sequence[Ingredient]) -> list[str]:

@@ -8,7 +8,7 @@ Methods that need rows, or statistics that the files do not have, are left out.
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mergekit_bert.composing.merging import check_needs, finite_delta, merge
 from mergekit_bert.composing.method import METHODS, Method
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.spaces import SPACES
-from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.errors import MbertError
 from mergekit_bert.progress import progress_bar
 
 TOLERANCE = 1e-5
@@ -34,6 +34,7 @@ ORDER = "the order does not matter"
 LINEAR = "a linear merge is the dense sum"
 LOSSLESS = "a space loses nothing"
 RELOADED = "the file gives the same bits"
+MERGED = "what is not refused is merged"
 
 Entries = Mapping[str, Tensor]
 
@@ -82,45 +83,66 @@ def one_of_each_kind(ingredients: Sequence[Ingredient]) -> list[str]:
     return [sites[round(place / last * (len(sites) - 1))] for place, sites in enumerate(kinds.values())]
 
 
-def try_promises(ingredients: Sequence[Ingredient], every_site: bool = False, show: bool = False) -> Promises:
-    """Try every method that needs no rows in every space; raises CompositionError for what can never be merged."""
+def try_promises(
+    ingredients: Sequence[Ingredient],
+    methods: Sequence[str] | None = None,
+    every_site: bool = False,
+    show: bool = False,
+) -> Promises:
+    """Try every method (or ``methods``) that needs no rows in every space.
+
+    Raises CompositionError for what can never be merged, UnknownNameError for an unknown method.
+    """
     check_together(ingredients)
+    names = METHODS.names() if methods is None else methods
     chosen = set(one_of_each_kind(ingredients))
-    few = [replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in chosen})
-           for one in ingredients]  # fmt: skip
+    few = [
+        replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in chosen})
+        for one in ingredients
+    ]
     checks = [_lossless(ingredients, space) for space in SPACES if space != "full"]
     left_out: dict[str, str] = {}
-    with progress_bar("promises", len(METHODS.names()), show) as bar:
-        for number, method in enumerate(METHODS):
-            bar(number, method.name)
+    with progress_bar("promises", len(names), show) as bar:
+        for number, name in enumerate(names):
+            bar(number, name)
+            method = METHODS.get(name)
             try:
                 check_needs(method, ingredients, None)
-                spaces = ("full",) if method.linear else method.spaces
-                own = [one for space in spaces for one in _of_method(ingredients if every_site else few, method, space)]
-                checks += [*own, *([_linear(ingredients, method)] if method.linear else [])]
+                Recipe(name, weights=_weights(ingredients)).check(ingredients)
             except MbertError as error:
-                left_out[method.name] = str(error)
+                left_out[name] = str(error)
+                continue
+            if method.linear:
+                checks.append(_linear(ingredients, method))
+            for space in ("full",) if method.linear else method.spaces:
+                checks += _of_method(ingredients if every_site else few, method, space)
     return Promises(checks, left_out)
 
 
 def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str) -> list[Check]:
     what = method.name if space == "full" else f"{method.name} in {space}"
-    found = []
+    try:
+        return list(_tried(ingredients, method, space, what))
+    except MbertError as error:
+        return [Check(MERGED, what, math.inf, str(error))]
+
+
+def _tried(ingredients: Sequence[Ingredient], method: Method, space: str, what: str) -> Iterator[Check]:
     if method.one_stays is not None:
         recipe = Recipe(method.name, space, method.one_stays)
-        errors = [_apart(_dense(_merged([one], recipe)), _dense(one), _sizes([one])) for one in ingredients]
-        worst, where = max(errors)
-        found.append(Check(ALONE, what, worst, where))
+        yield Check(
+            ALONE,
+            what,
+            *max(_apart(_dense(_merged([one], recipe)), _dense(one), _sizes([one])) for one in ingredients),
+        )
     recipe = Recipe(method.name, space)
     model = _merged(ingredients, recipe)
     if not method.order_matters and len(ingredients) > 1:
         exact, sizes, places = _dense(model), _sizes(ingredients), range(len(ingredients))
-        errors = [
-            _apart(_dense(_merged([ingredients[place] for place in order], recipe)), exact, sizes)
-            for order in sorted({(*places[1:], 0), tuple(reversed(places))})
-        ]
-        found.append(Check(ORDER, what, *max(errors)))
-    return [*found, Check(RELOADED, what, *_reloaded(model), tolerance=0.0)]
+        orders = sorted({(*places[1:], 0), tuple(reversed(places))})
+        again = (_dense(_merged([ingredients[place] for place in order], recipe)) for order in orders)
+        yield Check(ORDER, what, *max(_apart(other, exact, sizes) for other in again))
+    yield Check(RELOADED, what, *_reloaded(model), tolerance=0.0)
 
 
 def _weights(ingredients: Sequence[Ingredient]) -> dict[str, float]:
@@ -167,7 +189,7 @@ def _reloaded(model: Merged) -> tuple[float, str]:
         try:
             write_model(path, model)
             again = read_model(path)
-        except ModelFileError as error:
+        except MbertError as error:
             return math.inf, str(error)
     assert isinstance(again, Merged)
     if (again.weights, again.recipe, list(again.parts)) != (model.weights, model.recipe, list(model.parts)):
@@ -175,8 +197,8 @@ def _reloaded(model: Merged) -> tuple[float, str]:
     one, two = _tensors(model), _tensors(again)
     if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
         return math.inf, "names or shapes of its tensors"
-    return max(((float((one[name] - two[name]).abs().max()) if one[name].numel() else 0.0, name) for name in one),
-               default=(0.0, ""))  # fmt: skip
+    apart = [(float((one[name] - two[name]).abs().max()), name) for name in one if one[name].numel()]
+    return max(apart, default=(0.0, ""))
 
 
 def _tensors(model: Merged) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ def pair_table(report: Report) -> Table:
     for i, one in enumerate(report.names):
         for j, two in enumerate(report.names):
             if i != j:
-                values = [float(matrix[i, j]) for matrix in report.matrices.values()]
+                values = [round(float(matrix[i, j]), 3) + 0.0 for matrix in report.matrices.values()]  # no minus zero
                 table.add_row(one, two, *(figure(value if value == value else None) for value in values))
     return table
 

@@ -194,6 +194,7 @@ RECORD = Method(
     default_weights="0.5 each (of the start; 1 for a single adapter)",
     options=_Options,
     needs=("rows",),
+    rows=4096,
     spaces=("full",),
     learn=_learn,
     random=True,

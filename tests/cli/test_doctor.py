@@ -1,0 +1,90 @@
+"""``mbert doctor`` from the command line: what it prints, writes, refuses, and how it ends."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.file import write_adapter
+from mergekit_bert.composing.methods import ties
+from tests.adapters.helpers import random_adapter
+from tests.cli.command import mbert, unchanged
+from tests.corpus import write_corpus
+
+FEW = ("--methods", "fedavg,ties")
+
+
+@pytest.fixture(scope="module")
+def home(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters and a probe in ``adapters/``, rows in ``data/``."""
+    folder = tmp_path_factory.mktemp("doctor")
+    for place, task in enumerate(("sst", "sts")):
+        one = random_adapter(bert, task, start=3 * place, seed=place, targets="qv")
+        write_adapter(folder / f"adapters/{task}.safetensors", one)
+    write_adapter(folder / "adapters/sst.probe.safetensors", random_adapter(bert, "sst", kind="probe"))
+    write_corpus(folder / "data", ("sst", "sts"), train=12)
+    return folder
+
+
+def test_it_tells_promises_pairs_and_verdicts_and_writes_nothing(home: Path) -> None:
+    with unchanged(home):
+        done = mbert("doctor", *FEW, here=home)
+    assert done.code == 0, done.err
+    assert done.out.count("kept") == 5
+    assert "BROKEN" not in done.out
+    assert "interference" not in done.out
+    assert "room in the basis: 8 more adapters" in done.out
+    assert [line.split()[0] for line in done.out.splitlines() if line.rstrip().endswith(("sst", "sts", "–"))][-3:] == [
+        "sst",
+        "sts",
+        "in",
+    ]
+    assert "hint: the Deltas alone do not tell" in done.out
+
+
+def test_rows_add_interference_and_the_files_hold_what_is_shown(home: Path, tmp_path: Path) -> None:
+    out = ("--json", tmp_path / "d.json", "--picture", tmp_path / "d.png")
+    done = mbert(
+        "doctor", "adapters/sst.safetensors", "adapters/sts.safetensors", *FEW, "--data", "data", *out, here=home
+    )
+    assert done.code == 0, done.err
+    told = json.loads((tmp_path / "d.json").read_text())
+    header = next(line.split() for line in done.out.splitlines() if line.split()[:2] == ["of", "beside"])
+    shown = next(line.split() for line in done.out.splitlines() if line.split()[:2] == ["sst", "sts"])
+    for name, value in zip(header[2:], shown[2:], strict=True):
+        assert float(value) == pytest.approx(told["matrices"][name][0][1], abs=6e-4), name
+    assert "answers" in header
+    for verdict in told["verdicts"]:
+        assert verdict["rests_on"] == "interference"
+        assert f"{verdict['value']:.3f}" in done.out
+        assert verdict["word"] in done.out
+    assert all(one["kept"] for one in told["promises"])
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = ties.RECORD.merge
+    monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=lambda site: merge(site).scaled(1.01)))
+    done = mbert("doctor", *FEW, here=home)
+    assert done.code == 1
+    assert "BROKEN" in done.out
+    assert "in all" in done.out
+    assert "error" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "tees"), "did you mean 'ties'"),
+        (("--data", "nowhere"), "nowhere"),
+        (("adapters/sst.safetensors", "adapters/sst.probe.safetensors"), "two adapters of it"),
+        (("none.safetensors",), "none.safetensors"),
+    ],
+)
+def test_what_it_cannot_do_is_told_in_one_line(home: Path, words: tuple[str, ...], message: str) -> None:
+    done = mbert("doctor", *words, here=home)
+    assert done.code == 1
+    assert message in done.err
+    assert done.err.count("error: ") == 1

@@ -1,0 +1,265 @@
+"""Calibration: heads that fit the merged features, and merged Deltas of the size that the experts' had."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.composing.calibration import (
+    _head,
+    _outputs,
+    calibrate_heads,
+    calibrate_scales,
+    features_of,
+    read_steps,
+    refit,
+)
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
+from mergekit_bert.evaluation.evaluate import evaluate_model
+from tests.adapters.helpers import random_adapter, same_tensors
+from tests.composing.helpers import ONE, merged, trio
+from tests.tiny import tiny_rows, write_tiny
+
+TASKS = ("sst", "sts", "para")
+
+
+def some_rows(count: int = 40) -> dict[str, Rows]:
+    return {name: tiny_rows(get_task(name), count) for name in TASKS}
+
+
+def figures(model: Merged, encoder: Encoder, rows: Mapping[str, Rows]) -> dict[str, float]:
+    """Main figures as an evaluation finds them."""
+    predictor = Predictor(model, encoder)
+    found = {}
+    for task in model.tasks:
+        column = predicted_column(task.kind, predictor.outputs(task.name, rows[task.name]))
+        found[task.name] = metric(task.metric).value(rows[task.name].label_column(), column)
+    return found
+
+
+def held(rows: Mapping[str, Rows]) -> dict[str, Rows]:
+    return {name: hold_out(one, 0.3, len(one), 0)[1] for name, one in rows.items()}
+
+
+def told(model: Merged) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = model.trace["calibrated"]["heads"]["rows"]
+    return rows
+
+
+def test_heads_of_every_architecture_are_never_worse_on_the_rows_held_out(encoder: Encoder) -> None:
+    model, rows = merged(trio(encoder), "task_arithmetic"), some_rows()
+    found = calibrate_heads(model, encoder, rows, strengths=(0.1, 1.0))
+    before, after = figures(model, encoder, held(rows)), figures(found, encoder, held(rows))
+    for name, one in told(found).items():
+        assert one["before"] == pytest.approx(before[name], abs=1e-5)
+        assert one["after"] == pytest.approx(after[name], abs=1e-5)
+        assert one["after"] >= one["before"]
+        assert (one["strength"] is None) == same_tensors(found.own[name].head, model.own[name].head)
+    assert any(one["strength"] is not None for one in told(found).values())
+
+
+def check_stored_features(encoder: Encoder) -> None:
+    """Features computed before, under a bare head, give what the whole model gives."""
+    adapter = random_adapter(encoder, "sst")
+    rows = tiny_rows(adapter.task, 12)
+    model = merged([adapter], "task_arithmetic")
+    part = model.part("sst")
+    tree = fold(encoder, part.deltas, part.shifts)
+    head = _head(tree, adapter.task, part.head, rows, part.max_length)
+    outputs = _outputs(head, {name: value.double() for name, value in part.head.items()})
+    whole = Predictor(model, encoder).outputs("sst", rows)
+    assert outputs.numpy() == pytest.approx(whole, abs=1e-5)
+
+
+def test_stored_features_give_what_the_whole_model_gives(encoder: Encoder) -> None:
+    check_stored_features(encoder)
+
+
+def test_a_head_that_reads_the_mean_of_all_tokens_gets_it(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "mean", "modernbert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"classifier_pooling": "mean"}))
+    encoder = load_encoder(folder)
+    assert encoder.config.classifier_pooling == "mean"
+    check_stored_features(encoder)
+
+
+def test_bert_gives_its_head_what_the_pooler_made(bert: Encoder, sst: mb.Task) -> None:
+    tokens = tokenise(tiny_rows(sst, 5), sst, bert.tokenizer, 40, bert.pad_token)
+    found = features_of(bert, tokens)
+    pooler = bert.model.get_submodule("pooler.dense")
+    assert found.pooled is not None
+    assert torch.allclose(found.pooled, torch.tanh(pooler(found.hidden[:, 0].float())).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_a_refitted_regression_head_is_the_ridge_solution(bert: Encoder, sts: mb.Task, strength: float) -> None:
+    """BERT's head is one linear layer: ``min mean (x w + b − y)² + s ‖θ − θ₀‖²`` has a closed form."""
+    adapter, rows = random_adapter(bert, "sts"), tiny_rows(sts, 50)
+    head = _head(bert, sts, adapter.head, rows, 40)
+    labels = torch.tensor(rows.labels, dtype=torch.float64) / 5
+    found = refit(sts, head, labels, strength)
+    pooled = head.encoder.features.pooled  # type: ignore[union-attr]
+    x = torch.cat([pooled, torch.ones(len(pooled), 1)], 1).double().numpy()  # type: ignore[arg-type]
+    old = np.append(
+        adapter.head["classifier.weight"].double().numpy(), adapter.head["classifier.bias"].double().numpy()
+    )
+    system = x.T @ x / len(x) + strength * np.eye(x.shape[1])
+    expected = old + np.linalg.solve(system, x.T @ (labels.numpy() - x @ old) / len(x))
+    assert np.append(found["classifier.weight"].numpy(), found["classifier.bias"].numpy()) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_a_refitted_classification_head_is_the_regularised_maximum(bert: Encoder, para: mb.Task) -> None:
+    adapter, rows = random_adapter(bert, "para"), tiny_rows(para, 40)
+    head = _head(bert, para, adapter.head, rows, 40)
+    labels = torch.tensor(rows.labels).long()
+    found = refit(para, head, labels, 0.1)
+    x = head.encoder.features.pooled.numpy()  # type: ignore[union-attr]
+    old = np.concatenate(
+        [adapter.head[name].double().numpy().ravel() for name in ("classifier.weight", "classifier.bias")]
+    )
+
+    def value(theta: np.ndarray) -> float:
+        logits = x @ theta[: 2 * x.shape[1]].reshape(2, -1).T + theta[2 * x.shape[1] :]
+        chances = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        return float(-chances[np.arange(len(x)), labels].mean() + 0.1 * ((theta - old) ** 2).sum())
+
+    expected = optimize.minimize(value, old, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14}).x
+    mine = np.concatenate([found[name].numpy().ravel() for name in ("classifier.weight", "classifier.bias")])
+    assert mine == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_infinite_strength_leaves_the_head_as_it_is(encoder: Encoder) -> None:
+    model, task = merged(trio(encoder), "task_arithmetic"), get_task("sst")
+    rows = tiny_rows(task, 20)
+    head = _head(encoder, task, model.own["sst"].head, rows, 40)
+    assert same_tensors(refit(task, head, torch.tensor(rows.labels).long(), math.inf), model.own["sst"].head)
+    found = calibrate_heads(model, encoder, some_rows(), strengths=(math.inf,))
+    assert all(same_tensors(found.own[name].head, model.own[name].head) for name in TASKS)
+    assert all(one["strength"] is None for one in told(found).values())
+
+
+def test_labels_matter_and_nothing_else_of_the_model_changes(bert: Encoder) -> None:
+    model, rows = merged(trio(bert), "task_arithmetic"), some_rows(60)
+    found = calibrate_heads(model, bert, rows)
+    turned = {
+        name: dataclasses.replace(one, labels=tuple(max(one.labels or ()) - label for label in one.labels or ()))
+        for name, one in rows.items()
+    }
+    other = calibrate_heads(model, bert, turned)
+    assert not same_tensors(found.own["sts"].head, other.own["sts"].head)
+    again = calibrate_heads(model, bert, rows)
+    assert all(same_tensors(found.own[name].head, again.own[name].head) for name in TASKS)
+    assert found.deltas == model.deltas
+    assert found.parts == model.parts
+    assert all(found.own[name].deltas == model.own[name].deltas for name in TASKS)
+
+
+def test_no_rows_are_refused(bert: Encoder) -> None:
+    model = merged(trio(bert), "task_arithmetic")
+    with pytest.raises(DataError, match="0 rows; expected enough rows to hold out 30%"):
+        calibrate_heads(model, bert, {name: one.take([]) for name, one in some_rows().items()})
+
+
+def test_a_calibrated_model_has_a_name_of_its_own_and_survives_its_file(bert: Encoder, tmp_path: Path) -> None:
+    adapters, rows = trio(bert), some_rows()
+    found = calibrate_heads(merged(adapters, "ties"), bert, rows)
+    found = calibrate_scales(found, [ingredient(one) for one in adapters], bert, rows)
+    mb.save(found, tmp_path / "a.safetensors")
+    back = mb.load(tmp_path / "a.safetensors")
+    assert isinstance(back, Merged)
+    assert back.title == "ties + scales + heads"
+    assert mb.describe(tmp_path / "a.safetensors")["role"] == back.title
+    assert back.trace == found.trace
+    assert figures(back, bert, rows) == figures(found, bert, rows)
+    again = merged([back], "fedavg")  # type: ignore[list-item]
+    assert again.title == "fedavg + scales + heads"
+    for one in (back, again):
+        with pytest.raises(CompositionError, match=r"task '\w+': rows whose labels the model has seen \(heads\)"):
+            evaluate_model(Predictor(one, bert), lambda task: rows[task.name])
+
+
+def test_one_expert_is_scaled_back_to_itself(encoder: Encoder) -> None:
+    adapter = random_adapter(encoder, "sst")
+    rows = {"sst": tiny_rows(adapter.task, 6)}
+    model = merged([adapter], "task_arithmetic", {"sst": 0.25})
+    found = calibrate_scales(model, [ingredient(adapter)], encoder, rows)
+    scales = found.trace["calibrated"]["scales"]["sites"]
+    assert list(scales.values()) == pytest.approx([4.0] * len(model.deltas))
+    for site, delta in adapter.deltas().items():
+        if site in found.deltas:
+            assert torch.allclose(found.deltas[site].dense(), delta.dense(), atol=1e-6)
+
+
+def test_scales_make_the_merged_deltas_move_outputs_as_far_as_the_experts(bert: Encoder) -> None:
+    """Measured on the inputs themselves, not by Gram matrices."""
+    adapters, rows = trio(bert), some_rows(8)
+    model = merged(adapters, "ties")
+    found = calibrate_scales(model, [ingredient(one) for one in adapters], bert, rows)
+
+    def energy(change: Mapping[str, Delta]) -> float:
+        total = 0.0
+        for one in adapters:
+            inputs = site_inputs(bert, one, rows[one.name])
+            delta = change[one.name].dense().double()
+            total += float((inputs @ delta.T).square().sum(1).mean())
+        return total
+
+    wanted = energy({one.name: one.deltas()[ONE] for one in adapters})
+    assert energy(dict.fromkeys(TASKS, found.deltas[ONE])) == pytest.approx(wanted, rel=1e-3)
+    assert energy(dict.fromkeys(TASKS, model.deltas[ONE])) != pytest.approx(wanted, rel=1e-1)
+
+
+def site_inputs(encoder: Encoder, adapter: mb.Adapter, rows: Rows) -> torch.Tensor:
+    """What reaches the site when the expert reads the rows one by one."""
+    part = adapter.part(adapter.name)
+    tree = fold(encoder, part.deltas, part.shifts)
+    model = classifier(tree, part.task, part.head)
+    seen: list[torch.Tensor] = []
+    model.encoder.get_submodule(ONE).register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
+    tokens = tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
+    with torch.no_grad():
+        for row in range(len(tokens)):
+            model(**tokens.batch([row]).padded())
+    return torch.cat(seen).double()
+
+
+def test_a_delta_of_zero_stays(bert: Encoder) -> None:
+    adapter = random_adapter(bert, "sst")
+    model = merged([adapter], "task_arithmetic", {"sst": 0.0})
+    found = calibrate_scales(model, [ingredient(adapter)], bert, {"sst": tiny_rows(adapter.task, 4)})
+    assert not any(delta.dense().any() for delta in found.deltas.values())
+    assert set(found.trace["calibrated"]["scales"]["sites"].values()) == {1.0}
+
+
+def test_scales_need_the_inputs_of_the_merge(bert: Encoder) -> None:
+    adapters = trio(bert)
+    with pytest.raises(CompositionError, match="other inputs than those of the merge"):
+        calibrate_scales(merged(adapters, "ties"), [ingredient(adapters[0])], bert, some_rows(4))
+
+
+def test_steps_are_read_in_the_order_in_which_they_are_taken() -> None:
+    assert read_steps("heads, scales") == ["scales", "heads"]
+    assert read_steps("") == []
+    with pytest.raises(UnknownNameError, match="calibration"):
+        read_steps("heads,tails")

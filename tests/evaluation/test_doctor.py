@@ -1,0 +1,448 @@
+"""The doctor: numbers against dense brute force and direct forward passes, and promises that break when they should."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mergekit_bert as mb
+from mergekit_bert import api
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.delta import Delta, Dense, LowRank
+from mergekit_bert.adapters.file import write_adapter
+from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.composing import spaces
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.ingredient import Ingredient, of_adapter
+from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.method import METHODS, Site
+from mergekit_bert.composing.methods import orthoada, ties
+from mergekit_bert.errors import CompositionError, DataError, ModelFileError
+from mergekit_bert.evaluation import promises
+from mergekit_bert.evaluation.doctor import (
+    MATRICES,
+    Diagnosis,
+    Report,
+    hints,
+    numbers,
+    to_json,
+    verdicts,
+)
+from mergekit_bert.evaluation.pictures import doctor_picture
+from mergekit_bert.evaluation.promises import Promises, one_of_each_kind, try_promises
+from mergekit_bert.evaluation.tables import as_text, pair_table, promise_table, verdict_table
+from tests.adapters.helpers import dense64, quick, random_adapter, renamed
+from tests.composing.helpers import ONE, merged, trio, zeroed
+from tests.composing.helpers import given as some_rows
+from tests.corpus import write_corpus
+from tests.tiny import tiny_rows
+
+EVERY = tuple(MATRICES)
+
+
+@pytest.fixture(scope="module")
+def three(bert: mb.Encoder) -> list[Adapter]:
+    return trio(bert, targets="qv", train_bias=True)
+
+
+@pytest.fixture(scope="module")
+def loose(bert: mb.Encoder) -> list[Adapter]:
+    """Of unequal ranks and targets, on no common basis."""
+    return [
+        random_adapter(bert, "sst", rank=2, targets="qv", basis="random"),
+        random_adapter(bert, "sts", rank=7, seed=1, targets="attention", basis="random", alpha=9.0),
+        random_adapter(bert, "para", rank=1, seed=2, targets=r".*\.(query|output\.dense)", basis="random"),
+    ]
+
+
+def inputs(adapters: list[Adapter]) -> list[Ingredient]:
+    return [of_adapter(one) for one in adapters]
+
+
+def whole(adapter: Adapter, sites: dict[str, tuple[int, int]]) -> torch.Tensor:
+    """All Deltas as one block-diagonal matrix: what numbers over several sites are numbers of."""
+    dense = dense64(adapter)
+    return torch.block_diag(*(dense.get(site, torch.zeros(size).double()) for site, size in sites.items()))
+
+
+def test_the_geometry_is_that_of_the_dense_deltas(loose: list[Adapter]) -> None:
+    found = numbers(inputs(loose)).matrices
+    sites = {site: size for one in loose for site, size in one.sites.items() if not site.startswith("pooler")}
+    dense = [whole(one, sites) for one in loose]
+    norm = torch.linalg.matrix_norm
+    for i, one in enumerate(dense):
+        for j, two in enumerate(dense):
+            expected = {
+                "inputs": norm(one @ two.T) / (norm(one @ one.T) * norm(two @ two.T)).sqrt(),
+                "outputs": norm(one.T @ two) / (norm(one.T @ one) * norm(two.T @ two)).sqrt(),
+                "cosine": (one * two).sum() / (norm(one) * norm(two)),
+                "norms": norm(one) / norm(two),
+            }
+            for name, value in expected.items():
+                assert found[name][i, j] == pytest.approx(float(value), abs=1e-6), (name, i, j)
+
+
+@settings(quick, max_examples=20)
+@given(seed=st.integers(0, 99), scale=st.sampled_from([0.1, -3.0]), rank=st.integers(1, 5))
+def test_numbers_know_bounds_symmetry_and_scale(bert: mb.Encoder, seed: int, scale: float, rank: int) -> None:
+    one = random_adapter(bert, "sst", seed=seed, targets=ONE, basis="random")
+    two = random_adapter(bert, "sts", seed=seed + 1, rank=rank, targets=ONE, basis="random")
+    first, second = inputs([one, two])
+    larger = dataclasses.replace(second, deltas={site: delta.scaled(scale) for site, delta in second.deltas.items()})
+    plain, scaled = numbers([first, second]).matrices, numbers([first, larger]).matrices
+    for name in ("inputs", "outputs", "cosine", "signs"):
+        np.testing.assert_allclose(plain[name], plain[name].T, atol=1e-12)
+        assert np.abs(plain[name]).max() <= 1 + 1e-9
+    for name in ("inputs", "outputs"):
+        np.testing.assert_allclose(scaled[name], plain[name], atol=1e-6)
+        np.testing.assert_allclose(np.diag(plain[name]), 1, atol=1e-9)
+    sign = np.sign(scale)
+    assert scaled["cosine"][0, 1] == pytest.approx(sign * plain["cosine"][0, 1], abs=1e-6)
+    assert scaled["norms"][1, 0] == pytest.approx(abs(scale) * plain["norms"][1, 0], rel=1e-5)
+    assert scaled["signs"][0, 1] == pytest.approx(plain["signs"][0, 1] if sign > 0 else 1 - plain["signs"][0, 1])
+
+
+def test_equal_directions_give_the_cosines_of_the_principal_angles(bert: mb.Encoder) -> None:
+    source = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(32, 4, generator=source).double())[0] for _ in range(2))
+    model = inputs([random_adapter(bert, "sst", targets=ONE), random_adapter(bert, "sts", start=3, targets=ONE)])
+    unit = torch.linalg.qr(torch.randn(32, 4, generator=source).double())[0]
+    pair = [dataclasses.replace(one, deltas={ONE: LowRank(unit, basis.T)})
+            for one, basis in zip(model, (left, right), strict=True)]  # fmt: skip
+    angles = torch.linalg.svdvals(left.T @ right)
+    found = numbers(pair).matrices
+    assert found["inputs"][0, 1] == pytest.approx(float(angles.square().mean().sqrt()))
+    assert found["outputs"][0, 1] == pytest.approx(1)
+
+
+def test_dense_deltas_have_the_numbers_of_their_factors(loose: list[Adapter]) -> None:
+    low = inputs(loose)
+    full = [dataclasses.replace(one, deltas={site: Dense(delta.dense()) for site, delta in one.deltas.items()})
+            for one in low]  # fmt: skip
+    one, two = numbers(low).matrices, numbers(full).matrices
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
+
+
+def test_signs_are_counted_entry_by_entry(loose: list[Adapter]) -> None:
+    pair = loose[:2]
+    sites = one_of_each_kind(inputs(pair))
+    dense = [dense64(one) for one in pair]
+    energy, against = [0.0, 0.0], [0.0, 0.0]
+    for place in range(2):
+        for site in sites:
+            if site not in dense[place]:
+                continue
+            energy[place] += float(dense[place][site].square().sum())
+            if site not in dense[1 - place]:
+                continue
+            flat, other = dense[place][site].flatten().tolist(), dense[1 - place][site].flatten().tolist()
+            against[place] += sum(a * a for a, b in zip(flat, other, strict=True) if a * b < 0)
+    expected = (against[0] / energy[0] + against[1] / energy[1]) / 2
+    assert 0.05 < expected < 0.95
+    assert numbers(inputs(pair)).matrices["signs"][0, 1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_basis_is_compared_by_its_rows_and_its_room_counted(bert: mb.Encoder, tmp_path: Path) -> None:
+    def adapter(task: str, start: int, rank: int, seed: int = 0) -> Ingredient:
+        one = of_adapter(random_adapter(bert, task, rank=rank, start=start, targets="qv"))
+        return dataclasses.replace(one, basis=BasisRows(seed, start, rank))
+
+    four = [adapter("sst", 0, 4), adapter("sts", 3, 2), adapter("para", 20, 4)]
+    report = numbers(four)
+    np.testing.assert_allclose(report.matrices["basis"], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    assert report.capacity == (20 - 5) // 4 + (32 - 24) // 4
+    ledger = Ledger(tmp_path)
+    for holder in ("a", "b", "c", "d"):
+        ledger.take(four[0].base.fingerprint, holder, 6, 32)
+    assert numbers(four, ledger=ledger).capacity == (32 - 24) // 4
+    other = numbers([four[0], adapter("sts", 3, 2, seed=1)])
+    assert math.isnan(other.matrices["basis"][0, 1])
+    assert other.capacity is None
+    assert numbers([four[0], dataclasses.replace(four[1], basis=None)]).capacity is None
+
+
+def test_adapters_of_one_basis_share_no_input(three: list[Adapter]) -> None:
+    report = numbers(inputs(three))
+    off = ~np.eye(3, dtype=bool)
+    assert report.matrices["basis"][off].max() == 0
+    assert report.matrices["inputs"][off].max() < 1e-6
+    assert report.matrices["outputs"][off].min() > 0.05
+    assert not any("basis" in hint for hint in hints(report))
+
+
+def features(encoder: mb.Encoder, deltas: dict[str, torch.Tensor], task: str, count: int) -> torch.Tensor:
+    """First tokens of the last layer, row by row, of the encoder with dense Deltas added."""
+    changed = fold(encoder, {site: Dense(delta.float()) for site, delta in deltas.items()}, {})
+    found = []
+    for texts in tiny_rows(mb.get_task(task), count).texts:
+        given = encoder.tokenizer(*texts, return_tensors="pt")
+        with torch.no_grad():
+            found.append(changed.model(**given).last_hidden_state[0, 0])
+    return torch.stack(found).double()
+
+
+def test_interference_is_how_far_features_move(bert: mb.Encoder) -> None:
+    adapters = trio(bert, targets="qv")
+    report = numbers(inputs(adapters), some_rows(bert, 6))
+    dense = [dense64(one) for one in adapters]
+    sites = [site for site in dense[0] if not site.startswith("pooler")]
+
+    def moved(of: int, places: list[int]) -> float:
+        name = adapters[of].name
+        alone = features(bert, {site: dense[of][site] for site in sites}, name, 6)
+        beside = features(bert, {site: sum(dense[p][site] for p in places) for site in sites}, name, 6)  # type: ignore[misc]
+        return float((beside - alone).square().sum(1).mean() / alone.var(0, correction=0).sum())
+
+    for i in range(3):
+        assert report.matrices["interference"][i, i] == 0
+        for j in range(3):
+            if i != j:
+                assert report.matrices["interference"][i, j] == pytest.approx(moved(i, [i, j]), rel=1e-3)
+        assert report.together[adapters[i].name] == pytest.approx(moved(i, [0, 1, 2]), rel=1e-3)
+    assert report.matrices["answers"][0, 1] > 0
+
+
+def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: list[Adapter]) -> None:
+    report = numbers(inputs([three[0], zeroed(three[1])]), some_rows(bert))
+    assert report.matrices["interference"][0, 1] < 1e-9
+    assert report.matrices["interference"][1, 0] > 0
+    assert report.matrices["inputs"][0, 1] == report.matrices["cosine"][0, 1] == 0
+    assert math.isnan(report.matrices["norms"][0, 1])
+    assert verdicts(report)[0].word == "gets along"
+    assert json.dumps(to_json(Diagnosis(Promises([], {}), report)), allow_nan=False)
+
+
+def test_rows_of_a_merged_input_count_for_all_its_tasks(bert: mb.Encoder, three: list[Adapter]) -> None:
+    both = merged(three[:2], "fedavg", {"sst": 1.0, "sts": 1.0})
+    report = numbers([ingredient(both), of_adapter(three[2])], some_rows(bert))
+    assert report.names == ["sst+sts", "para"]
+    assert report.together["para"] == pytest.approx(numbers(inputs(three), some_rows(bert)).together["para"], rel=1e-4)
+
+
+def test_rows_that_are_too_few_and_another_base_are_told(
+    encoders: dict[str, mb.Encoder], bert: mb.Encoder, three: list[Adapter]
+) -> None:
+    with pytest.raises(DataError, match="1 rows; expected at least two; give more --rows"):
+        numbers(inputs(three), some_rows(bert, 1))
+    with pytest.raises(ModelFileError, match="doctor: made for base"):
+        numbers(inputs(three), some_rows(encoders["electra"]))
+    with pytest.raises(CompositionError, match="two adapters of it"):
+        numbers(inputs([three[0], three[0]]))
+
+
+def report_of(value: float, with_rows: bool, norms: float = 1.0) -> Report:
+    """Two inputs, ``value`` being what the verdicts rest on."""
+    square = np.array([[1.0, value], [value, 1.0]])
+    matrices = {"basis": np.zeros((2, 2)), "inputs": square, "outputs": np.ones((2, 2))}
+    matrices |= {"norms": np.array([[1.0, norms], [1 / norms, 1.0]]), "interference": square}
+    return Report(["a", "b"], matrices, 1, {"a": value, "b": value / 2} if with_rows else {})
+
+
+@pytest.mark.parametrize(
+    ("value", "with_rows", "word"),
+    [
+        (0.5, True, "gets along"),
+        (0.51, True, "is disturbed"),
+        (1.6, True, "is moved far"),
+        (math.inf, True, "is moved far"),
+        (0.1, False, "apart"),
+        (0.2, False, "in part in the same place"),
+        (0.9, False, "in the same place"),
+    ],
+)
+def test_one_number_gives_the_verdict(value: float, with_rows: bool, word: str) -> None:
+    first, second, in_all = verdicts(report_of(value, with_rows))
+    assert (first.word, first.value, first.by) == (word, value, "b")
+    assert first.rests_on == ("interference" if with_rows else "overlap")
+    assert second.value == (value / 2 if with_rows else value)
+    assert (in_all.name, in_all.word, in_all.by) == ("in all", word, "a")
+
+
+def test_hints_are_to_the_point() -> None:
+    assert hints(report_of(0.1, True)) == []
+    assert any("ensemble" in hint for hint in hints(report_of(2.0, True)))
+    assert any("--data" in hint for hint in hints(report_of(0.0, False)))
+    assert any("a is 4.0 times as large as b" in hint and "a=0.25" in hint for hint in hints(report_of(0.1, True, 4.0)))
+    shared = dataclasses.replace(report_of(0.1, True))
+    shared.matrices["basis"][0, 1] = math.nan  # type: ignore[index]
+    assert any("rows of one basis" in hint for hint in hints(shared))
+
+
+def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapter]) -> None:
+    found = try_promises(inputs(three[:2]))
+    assert found.broken == []
+    pairs = {
+        method.name if space == "full" else f"{method.name} in {space}"
+        for method in METHODS
+        for space in (("full",) if method.linear else method.spaces)
+        if method.name not in found.left_out
+    }
+    assert {one.what for one in found.checks if one.promise == promises.RELOADED} == pairs
+    assert {one.what for one in found.checks if one.promise == promises.ORDER} == pairs
+    assert {one.what for one in found.checks if one.promise == promises.LOSSLESS} == {"core", "knots"}
+    assert {one.what for one in found.checks if one.promise == promises.LINEAR} == {
+        method.name for method in METHODS if method.linear and method.name in pairs
+    }
+    for name, reason in found.left_out.items():
+        assert set(METHODS.get(name).needs) - {"basis"}
+        assert "missing" in reason
+    other = try_promises(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
+    assert other.broken == []
+    assert "without an orthogonal basis" in other.left_out.pop("orthoada")
+    assert other.left_out == {}
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, module: Any, adapters: list[Adapter], **changes: Any) -> dict[str, float]:
+    """The broken promises and their worst errors where a method has ``changes``."""
+    monkeypatch.setattr(module, "RECORD", dataclasses.replace(module.RECORD, **changes))
+    found = try_promises(inputs(adapters), [module.RECORD.name])
+    assert found.broken
+    assert "BROKEN" in as_text(promise_table(found))
+    return {one.promise: one.error for one in sorted(found.broken, key=lambda one: one.error)}
+
+
+def test_a_method_that_scales_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    merge = ties.RECORD.merge
+    found = broken(monkeypatch, ties, three, merge=lambda site: merge(site).scaled(1.001))
+    assert found == {promises.ALONE: pytest.approx(1e-3, rel=0.05)}
+
+
+def test_a_method_that_hears_the_first_most_breaks_its_word(
+    monkeypatch: pytest.MonkeyPatch, three: list[Adapter]
+) -> None:
+    found = broken(monkeypatch, ties, three, merge=lambda site: site.weighted[0])
+    assert set(found) == {promises.ORDER}
+    monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, order_matters=True))
+    kept = try_promises(inputs(three), ["ties"])
+    assert promises.ORDER not in {one.promise for one in kept.checks}
+
+
+def test_a_sum_that_loses_a_weight_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    def unweighted(site: Site) -> Delta:
+        return dataclasses.replace(site, weights=[1.0] * len(site.weights)).weighted[0].scaled(1.0)
+
+    found = broken(monkeypatch, orthoada, three, merge=unweighted)
+    assert promises.LINEAR in found
+
+
+def test_a_merge_that_is_not_finite_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    found = broken(monkeypatch, ties, three, merge=lambda site: Dense(site.deltas[0].dense() * math.nan))
+    assert found[promises.ALONE] == math.inf
+
+
+def test_a_merge_that_fails_in_its_midst_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    def fail(sites: Sequence[Site]) -> None:
+        raise CompositionError(sites[0].name, "a singular matrix", "another", "change it")
+
+    assert broken(monkeypatch, ties, three, survey=fail) == {promises.MERGED: math.inf}
+
+
+def test_a_space_that_loses_something_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    core = spaces.SPACES["core"]
+
+    def lossy(deltas: Any) -> Any:
+        inner, leave = core.enter(deltas)
+        return inner, lambda merged: leave(merged).scaled(0.99)
+
+    monkeypatch.setitem(spaces.SPACES, "core", dataclasses.replace(core, enter=lossy))
+    found = {one.what: one.error for one in try_promises(inputs(three), []).broken}
+    assert found == {"core": pytest.approx(0.01)}
+
+
+def test_a_file_that_changes_a_bit_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    read = promises.read_model
+
+    def spoiled(path: Path) -> Any:
+        model = read(path)
+        assert isinstance(model, Merged)
+        site = next(iter(model.deltas))
+        one = model.deltas[site]
+        delta = Dense(one.matrix + 1e-7) if isinstance(one, Dense) else LowRank(one.B + 1e-7, one.A)
+        return dataclasses.replace(model, deltas={**model.deltas, site: delta})
+
+    monkeypatch.setattr(promises, "read_model", spoiled)
+    found = try_promises(inputs(three[:1]), ["fedavg", "ties"])
+    assert {one.promise for one in found.broken} == {promises.RELOADED}
+    assert all(0 < one.error < 1e-5 for one in found.broken)
+
+
+def test_sites_are_one_of_each_kind_in_different_layers(bert: mb.Encoder, loose: list[Adapter]) -> None:
+    chosen = one_of_each_kind(inputs([random_adapter(bert, "sst")]))
+    assert len({promises.kind_of(site) for site in chosen}) == len(chosen) == 6
+    assert {site.split(".")[2] for site in chosen} == {"0", "1"}
+    holders = [{one.name for one in loose if site in one.sites} for site in one_of_each_kind(inputs(loose))]
+    assert {"sst", "sts", "para"} in holders
+    assert {"para"} in holders
+
+
+def test_every_site_is_tried_where_asked(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
+    seen: set[str] = set()
+    merge = ties.RECORD.merge
+
+    def noted(site: Site) -> Delta:
+        seen.add(site.name)
+        return merge(site)
+
+    monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=noted))
+    try_promises(inputs(three[:1]), ["ties"])
+    assert seen == set(one_of_each_kind(inputs(three[:1])))
+    assert len(seen) == 2
+    try_promises(inputs(three[:1]), ["ties"], every_site=True)
+    assert seen == set(of_adapter(three[0]).deltas)
+
+
+def test_one_adapter_alone_is_a_diagnosis_too(bert: mb.Encoder, three: list[Adapter]) -> None:
+    for rows in (None, some_rows(bert)):
+        report = numbers(inputs(three[:1]), rows)
+        assert [one.value for one in verdicts(report)] == [0, 0]
+        assert hints(report) == []
+    assert promises.ORDER not in {one.promise for one in try_promises(inputs(three[:1]), ["ties"]).checks}
+
+
+def test_a_probe_shares_nothing_with_an_adapter(bert: mb.Encoder, three: list[Adapter]) -> None:
+    probe = random_adapter(bert, "sts", kind="probe")
+    report = numbers(inputs([three[0], probe]), some_rows(bert))
+    assert report.matrices["inputs"][0, 1] == report.matrices["interference"][0, 1] == 0
+    assert report.matrices["interference"][1, 0] > 0
+    assert report.capacity is None
+    assert try_promises(inputs([three[0], probe]), ["fedavg", "ties"]).broken == []
+
+
+def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Adapter], tmp_path: Path) -> None:
+    many = [*three, *(renamed(random_adapter(bert, "sst", seed=n, start=6 + n, targets="qv"), f"t{n}") for n in (3, 4))]
+    report = numbers(inputs(many))
+    text = as_text(pair_table(report))
+    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
+        [one.name, two.name] for one in many for two in many if one is not two
+    ]
+    assert "-0.000" not in text
+    assert "in all" in as_text(verdict_table(report))
+    doctor_picture(report, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_call_reads_files_rows_and_the_ledger(bert: mb.Encoder, three: list[Adapter], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "data", ("sst", "sts"), train=9)
+    paths = []
+    for one in three[:2]:
+        paths.append(tmp_path / f"{one.name}.safetensors")
+        write_adapter(paths[-1], one)
+    Ledger(tmp_path).take(three[0].base.fingerprint, "another", 25, 32)
+    found = api.doctor(paths, tmp_path / "data", methods=["fedavg"], rows=4, base=bert)
+    assert set(found.report.matrices) == set(EVERY)
+    assert found.report.capacity == (32 - 25) // 3
+    told = json.loads(json.dumps(to_json(found), allow_nan=False))
+    assert told["matrices"]["interference"][0][1] == found.report.matrices["interference"][0, 1]
+    assert [one["name"] for one in told["verdicts"]] == ["sst", "sts", "in all"]
+    assert "interference" not in api.doctor(three[:2], methods=["fedavg"]).report.matrices

@@ -1,0 +1,298 @@
+"""Search: never worse than its start, the same after a kill, and no figure on the rows that it was chosen by."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import CompositionError, UnknownNameError
+from mergekit_bert.evaluation import search as module
+from mergekit_bert.evaluation.scores import score_task
+from mergekit_bert.evaluation.search import find_axes, held_out, layer_groups, moved, overall, search
+from tests.adapters.helpers import random_adapter, same_tensors
+from tests.cli.command import mbert
+from tests.composing.helpers import merged, trio
+from tests.corpus import write_corpus
+from tests.tiny import tiny_rows
+
+NAMES = ("sst", "sts", "para")
+
+
+@pytest.fixture(scope="module")
+def inputs(bert: Encoder) -> list[Ingredient]:
+    return [ingredient(one) for one in trio(bert)]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, tuple[Task, Rows]]:
+    return {name: (get_task(name), tiny_rows(get_task(name), 20)) for name in NAMES}
+
+
+def scores(model: Merged) -> list[float]:
+    return [one["score"] for one in model.trace["search"]["evaluations"]]
+
+
+def same(one: Merged, two: Merged) -> bool:
+    left = {site: delta.dense() for site, delta in one.deltas.items()}
+    return one.trace == two.trace and same_tensors(left, {site: delta.dense() for site, delta in two.deltas.items()})
+
+
+@pytest.mark.parametrize("over", [("weights",), ("options",), ("layers",), ("weights", "layers", "options")])
+def test_the_best_is_no_worse_than_the_start_and_is_what_the_trace_says(
+    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], over: tuple[str, ...]
+) -> None:
+    found = search(inputs, Recipe("ties"), tasks, bert, 8, over)
+    told = found.trace["search"]
+    assert len(told["evaluations"]) == 8
+    assert scores(found)[0] == overall(merged([one.model for one in inputs], "ties"), bert, tasks)
+    assert scores(found)[told["best"]] == max(scores(found)) == overall(found, bert, tasks)
+    assert len(set(scores(found))) > 1
+    assert all(set(one) == {*over, "score"} for one in told["evaluations"])
+    again = mb.merge([one.model for one in inputs], Recipe.from_json(found.recipe))
+    assert isinstance(again, Merged)
+    assert overall(again, bert, tasks) == max(scores(found))
+    assert told["rows"] == {name: {"fingerprint": rows.fingerprint(), "count": 20} for name, (_, rows) in tasks.items()}
+    assert found.title == "ties + search"
+
+
+def test_a_search_finds_the_better_weights(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score with a known maximum: far from the start in one weight, and 0.7 off in the other."""
+    pair = [ingredient(random_adapter(bert, name, start=4 * place)) for place, name in enumerate(("sst", "para"))]
+
+    def score(model: Merged, *_: object) -> float:
+        return 1 - (model.weights["sst"] - 3) ** 2 - (model.weights["para"] - 0.3) ** 2
+
+    monkeypatch.setattr(module, "overall", score)
+    found = search(pair, Recipe("task_arithmetic"), {}, bert, 150)
+    assert found.weights == pytest.approx({"sst": 3, "para": 0.3}, abs=0.02)
+    assert found.recipe["weights"] == found.weights
+
+
+def test_a_single_axis_and_a_single_evaluation_will_do(bert: Encoder, tasks: dict[str, tuple[Task, Rows]]) -> None:
+    adapter = random_adapter(bert, "sst")
+    one = {"sst": tasks["sst"]}
+    found = search([ingredient(adapter)], Recipe("task_arithmetic"), one, bert, 6)
+    assert len(scores(found)) == 6
+    only = search([ingredient(adapter)], Recipe("task_arithmetic"), one, bert, 1)
+    assert scores(only) == scores(found)[:1]
+    assert only.weights == {"sst": 1.0}
+
+
+class Killed(Exception):
+    """Stands for a signal."""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many evaluations were computed, and at which count to be killed (the second entry)."""
+    state = [0, 10**9]
+
+    def score(*given: object) -> float:
+        if state[0] == state[1]:
+            raise Killed
+        state[0] += 1
+        return overall(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "overall", score)
+    yield state
+
+
+def test_a_killed_search_goes_on_to_the_same_end(
+    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
+) -> None:
+    path = tmp_path / "a.search.json"
+    whole = search(inputs, Recipe("fedavg"), tasks, bert, 12)
+    counted[:] = [0, 9]
+    with pytest.raises(Killed):
+        search(inputs, Recipe("fedavg"), tasks, bert, 12, path=path)
+    assert len(json.loads(path.read_text())["evaluations"]) == 9
+    counted[:] = [0, 3]
+    resumed = search(inputs, Recipe("fedavg"), tasks, bert, 12, path=path)
+    assert counted[0] == 3
+    assert same(resumed, whole)
+    counted[:] = [0, 2]
+    longer = search(inputs, Recipe("fedavg"), tasks, bert, 14, path=path)
+    assert counted[0] == 2
+    assert scores(longer)[:12] == scores(whole)
+
+
+def test_evaluations_of_another_search_are_not_used(
+    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
+) -> None:
+    path = tmp_path / "a.search.json"
+
+    def computed(recipe: Recipe, rows: Mapping[str, tuple[Task, Rows]] = tasks) -> int:
+        counted[0] = 0
+        search(inputs, recipe, rows, bert, 3, path=path)
+        return counted[0]
+
+    assert computed(Recipe("fedavg")) == 3
+    assert computed(Recipe("fedavg")) == 0
+    other = {name: (task, tiny_rows(task, 20, 1)) for name, (task, _) in tasks.items()}
+    assert computed(Recipe("fedavg"), other) == 3
+    assert computed(Recipe("fedavg", seed=1), other) == 3
+    assert computed(Recipe("task_arithmetic", seed=1), other) == 3
+    path.write_text(path.read_text()[:-20])
+    assert computed(Recipe("task_arithmetic", seed=1), other) == 3
+    path.write_text('{"key": 1}')
+    assert computed(Recipe("task_arithmetic", seed=1), other) == 3
+
+
+def test_options_stay_between_their_bounds(
+    bert: Encoder, inputs: list[Ingredient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score pulls at the upper bound of a share that starts there, and at the lower one of another."""
+    monkeypatch.setattr(module, "overall", lambda model, *_: -float(model.recipe["options"]["density"]))
+    found = search(inputs, Recipe("ties", options={"density": "0.1"}), {}, bert, 30, ("options",))
+    tried = [one["options"]["density"] for one in found.trace["search"]["evaluations"]]
+    assert tried[0] == 0.1
+    assert all(0 <= one <= 1 for one in tried)
+    assert min(tried) < 0.02
+
+
+def test_the_overall_score_is_that_of_an_evaluation(
+    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]]
+) -> None:
+    model = merged([one.model for one in inputs], "fedavg")
+    figures = {}
+    for name, (task, rows) in tasks.items():
+        figures[name] = score_task(mb.predictor(model, base=bert), task, rows).scores[0].value
+    expected = np.mean([figures["sst"], (figures["sts"] + 1) / 2, figures["para"]])
+    assert overall(model, bert, tasks) == pytest.approx(expected)
+
+
+def test_outputs_that_are_not_finite_score_nothing(bert: Encoder, tasks: dict[str, tuple[Task, Rows]]) -> None:
+    model = merged(trio(bert), "fedavg", dict.fromkeys(NAMES, 1e38))
+    assert overall(model, bert, tasks) == 0.0
+
+
+def test_layers_are_grouped_by_thirds(encoder: Encoder, inputs: list[Ingredient], bert: Encoder) -> None:
+    assert len(layer_groups([ingredient(random_adapter(encoder, "sst"))])) == 2  # of two layers
+    recipe = Recipe("task_arithmetic", weights={"sst": 2.0})
+    axes = find_axes(recipe, inputs, ("layers",))
+    found = moved(recipe, inputs, axes, [1.0, 0.5])
+    assert found.at("encoder.layer.0.output.dense", found.weights) == {"sst": 2.0, "sts": 1.0, "para": 1.0}
+    assert found.at("encoder.layer.1.output.dense", found.weights) == {"sst": 1.0, "sts": 0.5, "para": 0.5}
+
+
+def test_twelve_layers_make_three_groups() -> None:
+    sites = {f"encoder.layer.{number}.output.dense": None for number in range(12)} | {"embeddings_project": None}
+    groups = layer_groups([Ingredient("a", None, sites, {}, {}, {}, None)])  # type: ignore[arg-type]
+    assert groups == [r"\D*(0|1|2|3)\..*", r"\D*(4|5|6|7)\..*", r"\D*(8|9|10|11)\..*"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "over", "told"),
+    [
+        (Recipe("ensemble"), ("weights",), "ensemble, which keeps all weights"),
+        (Recipe("adamerging"), ("weights",), "adamerging, which finds its weights itself"),
+        (Recipe("fedavg"), ("options",), "nothing that fedavg could change"),
+        (Recipe("fedavg", layers={".*": {"sst": 1.0}}), ("layers",), "a recipe with weights by layer"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    bert: Encoder, inputs: list[Ingredient], recipe: Recipe, over: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(CompositionError, match=told):
+        search(inputs, recipe, {}, bert, 4, over)
+
+
+def test_unknown_kinds_and_no_evaluations_are_refused(bert: Encoder, inputs: list[Ingredient]) -> None:
+    with pytest.raises(UnknownNameError, match="search-over"):
+        search(inputs, Recipe("fedavg"), {}, bert, 4, ("wheights",))
+    with pytest.raises(CompositionError, match="0 evaluations; expected at least 1"):
+        search(inputs, Recipe("fedavg"), {}, bert, 0)
+
+
+def test_the_rows_are_those_that_training_holds_out(sst: Task) -> None:
+    train = tiny_rows(sst, 100)
+    chosen = held_out(train, 8)
+    assert len(chosen) == 8
+    assert set(chosen.texts) <= set(hold_out(train, 0.1, 1000, 0)[1].texts)
+    assert held_out(train, 8, tiny_rows(sst, 30, 1)) == chosen
+
+
+def test_dev_rows_that_are_the_rows_to_search_on_are_refused(sst: Task) -> None:
+    train = tiny_rows(sst, 40)
+    chosen = held_out(train, 10)
+    for dev in (train, chosen, chosen.take(reversed(range(10)))):
+        with pytest.raises(CompositionError, match="the rows of tiny sst to search on are those of tiny sst"):
+            held_out(train, 10, dev)
+
+
+@pytest.fixture(scope="module")
+def home(bert: Encoder, tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with adapters of two tasks and their rows."""
+    folder = tmp_path_factory.mktemp("home")
+    write_corpus(folder / "data", ("sst", "sts"), train=40, dev=12)
+    for place, task in enumerate(("sst", "sts")):
+        mb.save(random_adapter(bert, task, start=4 * place), folder / f"adapters/{task}.safetensors")
+    return folder
+
+
+def test_the_command_searches_calibrates_and_tells(home: Path, tiny_folders: dict[str, Path]) -> None:
+    words = ("merge", "--base", tiny_folders["bert"], "--data", "data", "--method", "ties", "--out", "m.safetensors")
+    more = ("--search", "5", "--search-over", "weights,options", "--search-rows", "10")
+    done = mbert(*words, *more, "--calibrate", "heads,scales", "--calibrate-rows", "20", here=home)
+    assert done.code == 0, done.err
+    model = mb.load(home / "m.safetensors")
+    assert isinstance(model, Merged)
+    assert f"wrote m.safetensors: {model.title} of" in done.out
+    assert model.title == "ties + search + scales + heads"
+    assert (
+        f"search: overall {scores(model)[0]:.4f} at the start, {max(scores(model)):.4f} at best, of 5 merges"
+        in done.out
+    )
+    assert done.out.count(" held-out rows") == 2
+    assert len(json.loads((home / "m.search.json").read_text())["evaluations"]) == 5
+    shown = mbert("eval", "m.safetensors", "--base", tiny_folders["bert"], "--data", "data", here=home)
+    assert shown.code == 0, shown.err
+    assert json.loads((home / "m.scores.json").read_text())["role"] == model.title
+
+
+def test_the_rows_of_the_search_are_refused_for_evaluation(
+    home: Path, tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    files = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")]
+    model = mb.search(files, "ties", 2, home / "data", held_out=10, base=tiny_folders["bert"])
+    mb.save(model, home / "s.safetensors")
+    write_corpus(tmp_path / "other", ("sst", "sts"), dev=12)
+    chosen = held_out(mb.load_rows(get_task("sst"), "train", home / "data"), 10)
+    lines = [
+        "sentence\tlabel",
+        *(f"{text}\t{label:.0f}" for (text,), label in zip(chosen.texts, chosen.labels or (), strict=True)),
+    ]
+    (tmp_path / "other/sst/dev.tsv").write_text("\n".join(lines) + "\n")
+    done = mbert("eval", home / "s.safetensors", "--base", tiny_folders["bert"], "--data", tmp_path / "other")
+    assert done.code == 1
+    assert "task 'sst': rows whose labels the model has seen (search)" in done.err
+    assert not (home / "s.scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--calibrate", "heds"), "calibration"),
+        (("--method", "ensemble", "--calibrate", "heads"), "a model that is not merged"),
+        (("--method", "ensemble", "--search", "3"), "which keeps all weights"),
+        (("--search", "0"), "--search"),
+        (("--calibrate", "heads", "--calibrate-rows", "0"), "--calibrate-rows"),
+    ],
+)
+def test_the_command_refuses_in_a_line(
+    home: Path, tiny_folders: dict[str, Path], words: tuple[str, ...], told: str
+) -> None:
+    done = mbert("merge", "--base", tiny_folders["bert"], "--data", "data", *words, "--out", "x.safetensors", here=home)
+    assert done.code != 0
+    assert told in done.err
+    assert not (home / "x.safetensors").exists()
