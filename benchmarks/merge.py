@@ -10,7 +10,7 @@ mergekit, whose pins differ from the project's: ``python -m venv E; E/bin/pip in
 import dataclasses
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,8 +26,10 @@ from rich.table import Table
 
 from benchmarks.machine import provenance, write_result
 
-RANK, DENSITY = 16, 0.2
-SHAPES = {"base": (12, 768, 3072), "large": (24, 1024, 4096)}
+RANK = 16
+DENSITY = 0.25
+"""Of sides that are powers of two or three times one, a whole number of entries: so that nobody rounds otherwise."""
+SHAPES = {"quick": (3, 768, 3072), "base": (12, 768, 3072), "large": (24, 1024, 4096)}
 LAYER = r"encoder\.layer\.0\..*"
 PEFT = {"fedavg": "svd", "ties": "ties_svd"}
 MERGEKIT = {"fedavg": "linear", "ties": "ties"}
@@ -63,7 +65,7 @@ def make_base(folder: Path, size: str) -> Path:
 
 
 def make_adapters(folder: Path, base: Path, count: int, targets: str) -> None:
-    """Random LoRA adapters, as files of mbert's (``mbert/``) and as folders of PEFT's (``peft/``) of the same tensors."""
+    """Random LoRA adapters, as files of mbert's (``mbert/``) and as PEFT folders (``peft/``) of the same tensors."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -90,9 +92,7 @@ def make_adapters(folder: Path, base: Path, count: int, targets: str) -> None:
         task = dataclasses.replace(sst, name=f"t{number}", hub=None)
         write_adapter(
             folder / "mbert" / f"t{number}.safetensors",
-            Adapter(
-                "lora", config, task, Base.of(encoder), 512, sites, tensors, {}, head, None, {"examples": 100}, {}
-            ),
+            Adapter("lora", config, task, Base.of(encoder), 512, sites, tensors, {}, head, None, {"examples": 100}, {}),
         )
         path = folder / "peft" / f"t{number}"
         names = {"A": "lora_A", "B": "lora_B"}
@@ -151,7 +151,13 @@ class Clock:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory of this program; ``ru_maxrss`` would count what started it too."""
+    told = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", told)[1]) * 1024  # type: ignore[index]
+
+
+def options_of(method: str) -> dict[str, Any]:
+    return {"density": DENSITY} if method == "ties" else {}
 
 
 def run_mbert(inputs: Sequence[Path], out: Path, method: str, space: str, rank: int | None) -> Clock:
@@ -163,7 +169,7 @@ def run_mbert(inputs: Sequence[Path], out: Path, method: str, space: str, rank: 
     clock = Clock()
     found = [one for path in inputs for one in read_inputs(path)]
     clock.done("read")
-    model = merge(found, Recipe(method, space, rank=rank))
+    model = merge(found, Recipe(method, space, options_of(method), rank=rank))
     clock.done("merge")
     write_model(out, model)
     clock.done("write")
@@ -181,7 +187,7 @@ def run_mbert_dense(inputs: Sequence[Path], out: Path, method: str) -> Clock:
     clock = Clock()
     found = [ingredient(one) for path in inputs for one in read_inputs(path)]
     clock.done("open")
-    model = merge(found, Recipe(method), lazy=True)
+    model = merge(found, Recipe(method, options=options_of(method)), lazy=True)
     write_dense(out, model, found[0].model.encoder, only=[found[0].name])  # type: ignore[arg-type]
     clock.done("merge and write")
     return clock
@@ -210,22 +216,23 @@ def run_peft(inputs: Sequence[Path], out: Path, kind: str) -> Clock:
 
 
 MERGEKIT_RUN = """
-import json, resource, sys, time, logging
+import json, re, sys, time, logging
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 logging.disable(logging.WARNING)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+before = peak()
 config, out = MergeConfiguration.model_validate(json.loads(sys.argv[1])), sys.argv[2]
 start = time.perf_counter()
 run_merge(config, out, MergeOptions(copy_tokenizer=False, quiet=True, lazy_unpickle=True))
 whole = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": whole, "stages": {"all": whole}, "peak_bytes": peak, "imported_bytes": before}))
+print(json.dumps({"seconds": whole, "stages": {"all": whole}, "peak_bytes": peak(), "imported_bytes": before}))
 """
 
 
 def run_mergekit(python: Path, inputs: Sequence[Path], out: Path, method: str, base: Path) -> dict[str, Any]:
-    given = {"density": DENSITY} if method == "ties" else {}
+    given = options_of(method)
     config: dict[str, Any] = {
         "merge_method": MERGEKIT[method],
         "models": [{"model": str(path), "parameters": {"weight": 1.0, **given}} for path in inputs],
@@ -284,6 +291,247 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     return run_floor(inputs, out, Path(job["like"])).told()
 
 
+# --- equal results ----------------------------------------------------------------------------------------------------
+
+
+def apart_from_peft(inputs: Sequence[Path], ours: Path, theirs: Path, method: str) -> dict[str, float]:
+    """Over three sites, by Frobenius norm: the largest difference of both results, and how far each is from the sum
+    (or the election) before it was cut to the rank."""
+    import torch
+    from safetensors.torch import load_file
+
+    from mergekit_bert.adapters.adapter import Adapter
+    from mergekit_bert.composing.composition import Merged
+    from mergekit_bert.composing.file import read_model
+    from mergekit_bert.composing.inputs import read_inputs
+    from mergekit_bert.composing.merging import merge
+    from mergekit_bert.composing.recipe import Recipe
+
+    model = read_model(ours)
+    exact = merge(
+        [one for path in inputs for one in read_inputs(path)], Recipe(method, options=options_of(method)), lazy=True
+    )
+    assert isinstance(model, Merged)
+    assert isinstance(exact, Merged)
+    assert not isinstance(model, Adapter)
+    tensors = load_file(theirs / "merged" / "adapter_model.safetensors")
+    config = json.loads((theirs / "merged" / "adapter_config.json").read_text())
+    told = {"apart": 0.0, "mbert_error": 0.0, "peft_error": 0.0}
+    for site in sorted(model.deltas)[:3]:
+        B, A = (tensors[f"base_model.model.bert.{site}.lora_{name}.weight"] for name in "BA")
+        peer = config["lora_alpha"] / config["r"] * (B @ A)
+        mine, whole = model.deltas[site].dense(), exact.deltas[site].dense()
+        norm = torch.linalg.matrix_norm
+        for key, gap, size in (
+            ("apart", mine - peer, peer),
+            ("mbert_error", mine - whole, whole),
+            ("peft_error", peer - whole, whole),
+        ):
+            told[key] = max(told[key], float(norm(gap) / norm(size)))
+    return told
+
+
+def apart_from_mergekit(ours: Path, theirs: Path) -> dict[str, float]:
+    """Of the first layer's matrices: the share of entries that differ, and the largest difference.
+
+    Biases and norms are left out: mbert adds their changes, mergekit gives them to the method too.
+    """
+    from mergekit_bert.files import StoredTensors
+
+    one, two = StoredTensors(ours), StoredTensors(theirs)
+    names = [name for name, shape in one.shapes.items() if "encoder.layer.0." in name and len(shape) == 2]
+    gaps = [(one[name] - two[name]).abs() for name in names]
+    differ = sum(int((gap > 1e-6).sum()) for gap in gaps) / sum(gap.numel() for gap in gaps)
+    return {"share_of_entries": differ, "largest": max(float(gap.max()) for gap in gaps)}
+
+
+# --- the measurements -------------------------------------------------------------------------------------------------
+
+Run = Callable[[int], dict[str, Any]]
+
+
+def repeated(runs: dict[str, Run], repeats: int) -> dict[str, dict[str, Any]]:
+    """Each side ``repeats`` times, in turns: medians, and the spread of the seconds."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    for number in range(repeats):
+        for name in runs if number % 2 else reversed(runs):  # neither side is always first
+            found[name].append(runs[name](number))
+            print(f"{name}: {found[name][-1]['seconds']:.2f} s ({number + 1} of {repeats})", flush=True)
+    return {
+        name: {
+            "seconds": median(one["seconds"] for one in told),
+            "spread": [min(one["seconds"] for one in told), max(one["seconds"] for one in told)],
+            "stages": {stage: median(one["stages"][stage] for one in told) for stage in told[0]["stages"]},
+            "peak_bytes": median(one["peak_bytes"] for one in told),
+            "imported_bytes": median(one["imported_bytes"] for one in told),
+        }
+        for name, told in found.items()
+    }
+
+
+def present(methods: Sequence[str]) -> list[str]:
+    from mergekit_bert.composing.method import METHODS
+
+    return [name for name in methods if name in METHODS.names()]
+
+
+def files(folder: Path, count: int, ending: str = "") -> list[str]:
+    return [str(folder / f"t{number}{ending}") for number in range(count)]
+
+
+def adapters(work: Path, base: Path, count: int, repeats: int) -> dict[str, Any]:
+    """``count`` adapters of all linear layers to one of the same rank."""
+    ours, theirs = files(work / "mbert", count, ".safetensors"), files(work / "peft", count)
+    runs: dict[str, Run] = {}
+
+    def job(name: str, out: str, **given: Any) -> None:
+        runs[name] = lambda number: child({**given, "out": str(work / f"{number}.{out}")})
+
+    for method, kind in PEFT.items():
+        out = f"{method}.safetensors"
+        job(f"mbert {method}", out, kind="mbert", inputs=ours, method=method, rank=RANK)
+        job(f"peft {kind}", kind, kind="peft", inputs=theirs, method=kind)
+    job("peft linear", "linear", kind="peft", inputs=theirs, method="linear")
+    child({"kind": "mbert", "inputs": ours, "method": "fedavg", "rank": RANK, "out": str(work / "like.safetensors")})
+    like = str(work / "like.safetensors")
+    job("read and write once", "floor.safetensors", kind="floor", inputs=ours, like=like)
+    told = repeated(runs, repeats)
+    results = {
+        method: apart_from_peft(
+            [Path(one) for one in ours], work / f"0.{method}.safetensors", work / f"0.{kind}", method
+        )
+        for method, kind in PEFT.items()
+    }
+    return {"what": f"{count} adapters", "runs": told, "floor": "read and write once", "results": results}
+
+
+def dense(work: Path, base: Path, count: int, repeats: int, mergekit: Path | None) -> dict[str, Any]:
+    """``count`` whole checkpoints to one folder."""
+    inputs = files(work, count)
+    runs: dict[str, Run] = {}
+
+    def ours(method: str) -> Run:
+        out = work / f"mbert_{method}"
+        return lambda number: child(
+            {"kind": "mbert dense", "inputs": inputs, "method": method, "out": str(out / f"{number}")}
+        )
+
+    def theirs(python: Path, method: str) -> Run:
+        out = work / f"mergekit_{method}"
+        return lambda number: run_mergekit(python, [Path(one) for one in inputs], out, method, base)
+
+    for method, kind in MERGEKIT.items():
+        runs[f"mbert {method}"] = ours(method)
+        if mergekit is not None:
+            runs[f"mergekit {kind}"] = theirs(mergekit, method)
+    weights = [f"{one}/model.safetensors" for one in inputs]
+    floor = {"kind": "floor", "inputs": weights, "like": weights[0], "out": str(work / "floor.bin")}
+    runs["read and write once"] = lambda number: child(floor)
+    told = repeated(runs, repeats)
+    apart = {
+        method: apart_from_mergekit(work / f"mbert_{method}" / "0" / "t0", work / f"mergekit_{method}")
+        for method in (MERGEKIT if mergekit is not None else ())
+    }
+    return {"what": f"{count} checkpoints", "runs": told, "floor": "read and write once", "results": apart}
+
+
+def memory(work: Path, counts: Sequence[int]) -> dict[str, dict[str, int]]:
+    """Peak memory of a dense merge, beyond the imports, against the number of checkpoints."""
+    told: dict[str, dict[str, int]] = {}
+    for method in MERGEKIT:
+        for count in counts:
+            out = str(work / f"memory_{method}_{count}")
+            found = child({"kind": "mbert dense", "inputs": files(work, count), "method": method, "out": out})
+            told.setdefault(method, {})[str(count)] = found["peak_bytes"] - found["imported_bytes"]
+    return told
+
+
+def growth(work: Path, counts: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Seconds of merging the six sites of one layer, against the number of adapters."""
+    told: dict[str, dict[str, float]] = {}
+    for method in present(["fedavg", "ties", "tsv", "iso_c"]):
+        for count in counts:
+            inputs = [Path(one) for one in files(work / "mbert", count, ".safetensors")]
+            clock = run_mbert(inputs, work / "grown.safetensors", method, "full", RANK)
+            told.setdefault(method, {})[str(count)] = clock.seconds["merge"]
+            print(f"{method}, {count} adapters, one layer: {clock.seconds['merge']:.2f} s", flush=True)
+    return told
+
+
+def spaces(work: Path, count: int) -> dict[str, dict[str, float]]:
+    """Seconds of merging one layer in every space."""
+    told: dict[str, dict[str, float]] = {}
+    for method in present(SPACES):
+        for space in ("full", "core", "knots"):
+            inputs = [Path(one) for one in files(work / "mbert", count, ".safetensors")]
+            clock = run_mbert(inputs, work / "space.safetensors", method, space, None)
+            told.setdefault(method, {})[space] = clock.seconds["merge"]
+            print(f"{method} of {count} adapters in {space}, one layer: {told[method][space]:.3f} s", flush=True)
+    return told
+
+
+def draw(grown: dict[str, dict[str, float]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
+    for method, seconds in grown.items():
+        axes.plot([int(count) for count in seconds], list(seconds.values()), marker="o", label=method)
+    axes.set(xscale="log", yscale="log", xlabel="adapters of rank 16", ylabel="seconds for one layer of BERT")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def show(console: Console, size: str, told: dict[str, Any]) -> None:
+    floor = told["runs"][told["floor"]]["seconds"]
+    table = Table(
+        "side", "seconds", "spread", "× reading and writing", "MiB beyond imports", title=f"{size}, {told['what']}"
+    )
+    for name, one in told["runs"].items():
+        beyond = (one["peak_bytes"] - one["imported_bytes"]) / 2**20
+        spread = f"{one['spread'][0]:.2f} to {one['spread'][1]:.2f}"
+        table.add_row(name, f"{one['seconds']:.2f}", spread, f"{one['seconds'] / floor:.1f}", f"{beyond:.0f}")
+    console.print(table)
+    console.print("results apart:", told["results"])
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="One repeat, few inputs: under two minutes.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Also at the shapes of bert-large.")] = False,
+    mergekit: Annotated[Path | None, typer.Option(help="Python of an environment that has mergekit.")] = None,
+    repeats: Annotated[int, typer.Option()] = 5,
+) -> None:
+    import torch
+
+    repeats, console = 1 if quick else repeats, Console(width=120)
+    if mergekit is None:
+        console.print("no --mergekit PYTHON: its side is left out")
+    told: dict[str, Any] = {**provenance(), "threads": torch.get_num_threads(), "rank": RANK, "density": DENSITY}
+    with tempfile.TemporaryDirectory() as name:
+        for size in ("quick",) if quick else ("base", "large") if large else ("base",):
+            root = Path(name) / size
+            base = make_base(root / "base", size)
+            counts, layer, whole = ((3,), 8, 4) if quick else ((3, 30), 64, 8)
+            make_adapters(root / "adapters", base, max(counts), r"encoder\..*")
+            make_adapters(root / "layer", base, layer, LAYER)
+            make_checkpoints(root / "checkpoints", base, whole)
+            found: dict[str, Any] = {"adapters": [adapters(root / "adapters", base, n, repeats) for n in counts]}
+            found["dense"] = dense(root / "checkpoints", base, 3, repeats, mergekit)
+            for one in (*found["adapters"], found["dense"]):
+                show(console, size, one)
+            found["memory_bytes"] = memory(root / "checkpoints", [n for n in (2, 4, 8) if n <= whole])
+            found["growth_seconds"] = growth(root / "layer", [n for n in (2, 4, 8, 16, 32, 64) if n <= layer])
+            found["space_seconds"] = spaces(root / "layer", 8)
+            told[size] = found
+    write_result("merge_quick" if quick else "merge", told)
+    if not quick:
+        draw(told["base"]["growth_seconds"], Path(__file__).parent / "results" / "merge_growth.png")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         print(json.dumps(work(json.loads(sys.argv[2]))))
+    else:
+        typer.run(main)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         calibrate,
         changed_inputs,
         compare,
+        convert,
         doctor,
         evaluate,
         export,

@@ -57,7 +57,7 @@ def command(
     set_threads(train.threads)
     if out is not None and len(task) > 1:
         raise TrainingError("--out", f"one file for {len(task)} tasks", "one task, or no --out", "drop --out")
-    kinds = [kind for part in with_stats.split(",") if (kind := part.strip())]
+    kinds = [part.strip() for part in with_stats.split(",") if part.strip()]
     check_kinds(kinds)
     tasks = [get_task(one) for one in task]
     paths = [out or api.default_out(one, kind) for one in tasks]

@@ -43,8 +43,10 @@ _ITERATIONS = 100
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder gives a head: of each row its first token (or the mean, where the head takes that), and what
-    the pooler made of it, where there is one."""
+    """What an encoder gives a head, in float64.
+
+    Of each row the first token (the mean, where the head takes that), and what a pooler in the encoder made of it.
+    """
 
     hidden: Float[Tensor, "rows 1 width"]
     pooled: Float[Tensor, "rows width"] | None

@@ -18,7 +18,7 @@ from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale
 from mergekit_bert.encoder.heads import bare_head, head_shapes
 from mergekit_bert.encoder.load import Encoder, quiet_transformers, tokenizer_fingerprint
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
-from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, open_weights, skeleton
+from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, open_weights
 from mergekit_bert.errors import CompositionError
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
@@ -72,23 +72,24 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
             f"a checkpoint of {encoder.name!r} ({encoder.fingerprint[:12]})",
             "give the --base that it was made from",
         )
-    with quiet_transformers():
-        shell = _shell(where, path)
-    weights = open_weights(path, shell)
-    _check_config(where, shell.config, encoder)
+    config = _config(where, path)
+    weights = open_weights(path, encoder.model)
+    _check_config(where, config, encoder)
     _check_names(where, weights, encoder)
     task = record.task if record is not None else _task_of(where, path)
     length = record.max_length if record is not None else encoder.max_length
     if record is None or record.base["tokenizer_fingerprint"] != encoder.tokenizer_fingerprint:
         _check_tokenizer(where, path, encoder)
-    _check_labels(where, shell.config, task)
+    _check_labels(where, config, task)
     head = _head(where, weights, task, encoder)
     return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
 
 
-def _shell(where: str, path: Path) -> Any:
+def _config(where: str, path: Path) -> Any:
+    from transformers import AutoConfig
+
     try:
-        return skeleton(path)
+        return AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         found = " ".join(str(error).split())[:160]
         raise CompositionError(

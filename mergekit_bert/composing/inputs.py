@@ -27,12 +27,18 @@ def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = lo
         return [read_peft(path, base, load=load)]
     if is_checkpoint(path):
         return [read_checkpoint(path, base)]
+    if path.is_dir():
+        raise CompositionError(
+            str(path),
+            "it is a folder with neither adapter_config.json nor config.json",
+            "an adapter file, a PEFT folder or a fine-tuned model",
+            "name the files in it",
+        )
     model = read_model(path)
-    if isinstance(model, Adapter | Merged):
-        return [model]
     if isinstance(model, Ensemble):
         return list(model.experts.values())
-    raise CompositionError(str(path), "a model folder", "an adapter", "give the adapters' files")
+    assert isinstance(model, Adapter | Merged)  # a file is no model folder
+    return [model]
 
 
 def choose_inputs(

@@ -99,7 +99,7 @@ def bare_head(
 
 def head_shapes(encoder: Encoder, task: Task) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a head for ``task``."""
-    model = classifier(encoder, task, torch.Generator())
+    model = bare_head(encoder, task, torch.Generator(), nn.Identity())
     return {name: tuple(parameter.shape) for name, parameter in model.head().items()}
 
 

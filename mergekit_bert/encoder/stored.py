@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_bert.encoder.load import (
     MINILM,
@@ -74,10 +74,11 @@ class LastKept(StoredWeights):
 
     def __getitem__(self, name: str) -> Tensor:
         """The parameter, not to be changed in place."""
-        if self._last is None or self._last[0] != name:
-            self._last = None  # let it go before the next is read
-            self._last = (name, super().__getitem__(name))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != name:
+            self._last = last = None  # let it go before the next is read
+            self._last = last = (name, super().__getitem__(name))
+        return last[1]
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def _opened(name: str, folder: Path, state: object) -> StoredEncoder | None:
 
     try:
         with quiet_transformers():
-            shell, tokenizer = skeleton(folder), AutoTokenizer.from_pretrained(str(folder))
-        weights = LastKept(*_stored(folder, shell))
+            shell, tokenizer = _skeleton(folder), AutoTokenizer.from_pretrained(str(folder))
+        weights = LastKept(*_stored(folder, shell.base_model))
     except (OSError, ValueError, KeyError, RuntimeError, ModelFileError):
         return None  # loading it tells what is wrong
-    if weights.shapes != {name: tuple(parameter.shape) for name, parameter in shell.base_model.named_parameters()}:
+    shapes = {name: tuple(parameter.shape) for name, parameter in shell.base_model.named_parameters()}
+    if weights.shapes != shapes or shell.config.is_encoder_decoder:
         return None
     return StoredEncoder(
         name=name,
@@ -129,7 +131,7 @@ def _opened(name: str, folder: Path, state: object) -> StoredEncoder | None:
     )
 
 
-def skeleton(folder: Path) -> Any:
+def _skeleton(folder: Path) -> Any:
     """A transformers model for sequence classification as ``folder`` describes it, without values."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -140,14 +142,13 @@ def skeleton(folder: Path) -> Any:
         ).requires_grad_(False)
 
 
-def open_weights(folder: Path, shell: Any) -> StoredWeights:
-    """The parameters of ``shell``'s encoder that ``folder`` holds; raises ModelFileError."""
-    return StoredWeights(*_stored(folder, shell))
+def open_weights(folder: Path, model: nn.Module) -> StoredWeights:
+    """Those parameters of an encoder's ``model`` that ``folder`` holds; raises ModelFileError."""
+    return StoredWeights(*_stored(folder, model))
 
 
-def _stored(folder: Path, shell: Any) -> tuple[StoredTensors, str, list[str]]:
-    names = [name for name, _ in shell.base_model.named_parameters()]
-    return StoredTensors(folder), shell.base_model_prefix, names
+def _stored(folder: Path, model: Any) -> tuple[StoredTensors, str, list[str]]:
+    return StoredTensors(folder), model.base_model_prefix, [name for name, _ in model.named_parameters()]
 
 
 def is_buffer(name: str) -> bool:

@@ -53,9 +53,14 @@ def size64(deltas: Sequence[Delta]) -> float:
 def test_add_is_the_exact_dense_sum(drawn: tuple[list[Delta], list[float]]) -> None:
     deltas, weights = drawn
     exact = sum(weight * dense64(delta) for delta, weight in zip(deltas, weights, strict=True))
-    total = add([delta.scaled(weight) for delta, weight in zip(deltas, weights, strict=True)])
-    assert total.shape == deltas[0].shape
-    assert float((dense64(total) - exact).abs().max()) < 3e-6 * size64(deltas)
+    before = [dense64(delta).clone() for delta in deltas]
+    for total in (
+        add(deltas, weights),
+        add(delta.scaled(weight) for delta, weight in zip(deltas, weights, strict=True)),
+    ):
+        assert total.shape == deltas[0].shape
+        assert float((dense64(total) - exact).abs().max()) < 3e-6 * size64(deltas)
+    assert all(torch.equal(dense64(delta), old) for delta, old in zip(deltas, before, strict=True))
 
 
 @quick
@@ -112,6 +117,23 @@ def test_compress_loses_what_a_truncated_svd_loses(out: int, width: int, rank: i
     assert found.rank <= kept
     assert error == pytest.approx(best, abs=1e-5 * (1 + values[0]))
     assert lost == pytest.approx((values[kept:] ** 2).sum() / (values**2).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("out", "width"), [(40, 25), (25, 40)])
+@pytest.mark.parametrize("kept", [1, 4, 12, 24])
+def test_compress_is_the_best_down_a_steep_spectrum(out: int, width: int, kept: int, dense: bool) -> None:
+    source = torch.Generator().manual_seed(3)
+    left, right = (
+        torch.linalg.qr(torch.randn(side, 25, generator=source, dtype=torch.float64))[0] for side in (out, width)
+    )
+    values = 10 ** -torch.linspace(0, 5, 25, dtype=torch.float64)
+    delta = Dense((left * values) @ right.T) if dense else LowRank(left * values, right.T)
+    found, lost = compress(delta, kept)
+    best = values[kept:].square().sum()
+    assert lost == pytest.approx(float(best / values.square().sum()), rel=1e-3, abs=1e-13)
+    error = (found.dense() - delta.dense()).square().sum()
+    assert float(error) == pytest.approx(float(best), rel=1e-3)
 
 
 @pytest.mark.parametrize("kept", [2, 3, 6])

@@ -202,7 +202,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("inspect", "none.safetensors"), r"none.safetensors: no such file; expected a .safetensors file"),
     "folder given as file": (("eval", "adapters"), r"adapters/mbert.json: no such file; expected a model folder"),
     "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert's"),
-    "adapter is a folder": (("merge", "adapters", "--out", "m.safetensors"), r"adapters: it is a folder; expected "),
+    "adapter is a folder": (("merge", "adapters", "--out", "m.safetensors"), r"adapters: it is a folder with neither adapter_config.json"),
     "other base": (("eval", SST, "--base", "OTHER"), r"adapters/sst.safetensors: made for base .*; .*--base it was"),
     "eval of a missing task": (
         ("eval", "merged.safetensors", "--task", "para"),

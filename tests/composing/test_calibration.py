@@ -66,7 +66,7 @@ def told(model: Merged) -> dict[str, dict[str, float]]:
 
 def test_heads_of_every_architecture_are_never_worse_on_the_rows_held_out(encoder: Encoder) -> None:
     model, rows = merged(trio(encoder), "task_arithmetic"), some_rows()
-    found = calibrate_heads(model, encoder, rows, strengths=(0.1, 1.0))
+    found = calibrate_heads(model, encoder, rows, strengths=(0.1,))
     before, after = figures(model, encoder, held(rows)), figures(found, encoder, held(rows))
     for name, one in told(found).items():
         assert one["before"] == pytest.approx(before[name], abs=1e-5)
@@ -161,14 +161,14 @@ def test_an_infinite_strength_leaves_the_head_as_it_is(encoder: Encoder) -> None
 
 def test_labels_matter_and_nothing_else_of_the_model_changes(bert: Encoder) -> None:
     model, rows = merged(trio(bert), "task_arithmetic"), some_rows(60)
-    found = calibrate_heads(model, bert, rows)
+    found = calibrate_heads(model, bert, rows, (0.1,))
     turned = {
         name: dataclasses.replace(one, labels=tuple(max(one.labels or ()) - label for label in one.labels or ()))
         for name, one in rows.items()
     }
-    other = calibrate_heads(model, bert, turned)
+    other = calibrate_heads(model, bert, turned, (0.1,))
     assert not same_tensors(found.own["sts"].head, other.own["sts"].head)
-    again = calibrate_heads(model, bert, rows)
+    again = calibrate_heads(model, bert, rows, (0.1,))
     assert all(same_tensors(found.own[name].head, again.own[name].head) for name in TASKS)
     assert found.deltas == model.deltas
     assert found.parts == model.parts
@@ -183,7 +183,7 @@ def test_no_rows_are_refused(bert: Encoder) -> None:
 
 def test_a_calibrated_model_has_a_name_of_its_own_and_survives_its_file(bert: Encoder, tmp_path: Path) -> None:
     adapters, rows = trio(bert), some_rows()
-    found = calibrate_heads(merged(adapters, "ties"), bert, rows)
+    found = calibrate_heads(merged(adapters, "ties"), bert, rows, (0.1,))
     found = calibrate_scales(found, [ingredient(one) for one in adapters], bert, rows)
     mb.save(found, tmp_path / "a.safetensors")
     back = mb.load(tmp_path / "a.safetensors")

@@ -268,7 +268,7 @@ EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
         (_tensor("classifier.bias", None), r"no tensor classifier.bias; expected \(5,\) for task 'sst'"),
         (_tensor("cls.predictions.bias", torch.zeros(3)), "cls.predictions.bias has shape .*expected heads of classif"),
         (_tensor("classifier.bias", torch.full((5,), torch.nan)), "classifier.bias' holds NaN"),
-        (_config(model_type="electra"), "expected|electra"),
+        (_config(model_type="electra"), "model_type is 'electra'; expected 'bert'"),
         (_config(hidden_act="relu"), "hidden_act is 'relu'; expected 'gelu', as in base"),
         (_config(num_attention_heads=4), "num_attention_heads is 4; expected 2"),
         (_config(id2label={"0": "a", "1": "b"}), "2 labels; expected 5 for task 'sst'"),
