@@ -23,7 +23,7 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for, with_method
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import has_rows, load_rows
@@ -198,7 +198,7 @@ def _composition(path: str | Path, task: Task | None) -> Composition:
 
 def merge(
     inputs: Sequence[Input | str | Path],
-    method: str | Recipe = "orthoada",
+    method: str | Recipe = "",
     weights: Mapping[str, float] | None = None,
     *,
     space: str = "full",
@@ -213,7 +213,7 @@ def merge(
     lazy: bool = False,
     progress: bool = False,
 ) -> Merged | Ensemble:
-    """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``.
+    """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``; ``""``: as recommended.
 
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
@@ -227,6 +227,7 @@ def merge(
         if isinstance(method, Recipe)
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, seed)
     )
+    recipe, _ = with_method(recipe, [ingredient(one) for one in found], data is not None)
     given = _given(found, data, rows or rows_for(recipe), base, progress) if data else None
     model = merge_inputs(found, recipe, given, lazy)
     return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
@@ -286,7 +287,7 @@ def _some_rows(task: Task, data: str | Path | None, count: int) -> Rows:
 
 def search(
     inputs: Sequence[Input | str | Path],
-    method: str | Recipe = "orthoada",
+    method: str | Recipe = "task_arithmetic",
     evaluations: int = 64,
     data: str | Path | None = None,
     *,

@@ -26,7 +26,9 @@ def command(
             show_default="all adapters in adapters/",
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="orthoada")] = "",
+    method: Annotated[
+        str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="the recommended one")
+    ] = "",
     space: Annotated[str, typer.Option(help="Where to merge: full, core or knots.", show_default="full")] = "",
     set_: Annotated[
         list[str] | None,
@@ -111,7 +113,7 @@ def command(
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.composing.merging import parse_weights
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import changed, read_recipe, write_recipe
+    from mergekit_bert.composing.recipe import changed, read_recipe, with_method, write_recipe
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
@@ -139,6 +141,7 @@ def command(
         rank=rank,
         seed=seed,
     )
+    asked, reason = with_method(asked, inputs, data is not None and not search and not steps)
     tasks = [task for one in inputs for task in one.parts]
     if dense is not None:  # before any long work
         for task in tasks:
@@ -160,6 +163,8 @@ def command(
             model = api.calibrate(model, data, steps=steps, rows=calibrate_rows, inputs=inputs, **common)
         api.save(model, out, force=force)
         _tell(model, out)
+    if reason:
+        print(f"chosen: {asked.method}, since {reason} (docs/evidence.md)")
     if save_recipe is not None:
         write_recipe(save_recipe, changed(asked, inputs=[str(path) for path in named]))
         print(f"wrote {save_recipe}")

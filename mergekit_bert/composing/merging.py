@@ -17,7 +17,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged, Own
 from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, with_method
 from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
@@ -53,6 +53,7 @@ def merge(
     recipe = recipe or Recipe()
     ingredients = [ingredient(one) for one in inputs]
     check_together(ingredients)
+    recipe, _ = with_method(recipe, ingredients, given is not None)
     recipe.check(ingredients)
     for one in ingredients:
         if isinstance(one.deltas, dict):  # others are read, and checked, one by one

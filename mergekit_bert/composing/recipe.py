@@ -12,6 +12,7 @@ import yaml
 
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
+from mergekit_bert.composing.recommendation import recommend
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
@@ -24,12 +25,13 @@ ENSEMBLE = "ensemble"
 class Recipe:
     """How to merge.
 
-    ``weights`` are by input name; an input without one gets the method's own. ``layers`` maps a pattern of whole site
-    names to weights that hold there instead, the last match counts. ``rank`` compresses every merged Delta to at most
-    so many directions. ``options`` are the method's.
+    An empty ``method`` is the recommended one, see :func:`with_method`. ``weights`` are by input name; an input
+    without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
+    instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``options``
+    are the method's.
     """
 
-    method: str = "orthoada"
+    method: str = ""
     space: str = "full"
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -116,6 +118,14 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(where, f"{name!r}", f"names among {', '.join(names)}", f"correct {where}")
         if not math.isfinite(weight):
             raise CompositionError(where, f"'{name}={weight}'", "a finite number", f"correct {where}")
+
+
+def with_method(recipe: Recipe, ingredients: Sequence[Ingredient], rows: bool) -> tuple[Recipe, str]:
+    """``recipe`` with the recommended method where it names none, and the reason ("" where it does)."""
+    if recipe.method:
+        return recipe, ""
+    method, reason = recommend(ingredients, rows)
+    return dataclasses.replace(recipe, method=method), reason
 
 
 def rows_for(recipe: Recipe) -> int:

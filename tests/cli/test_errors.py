@@ -143,11 +143,11 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         r"merge method: 'fedavgg'; .*fedavg'\?",
     ),
     "orthoada without a shared basis": (
-        ("merge", "random/sst.safetensors", "random/sts.safetensors", "--out", "m.safetensors"),
+        ("merge", "random/sst.safetensors", "random/sts.safetensors", "--method", "orthoada", "--out", "m.safetensors"),
         r"orthoada: sst, sts trained without an orthogonal basis; .*--basis orthogonal .*--method fedavg",
     ),
     "orthoada with colliding rows": (
-        ("merge", "again/sst.safetensors", "alone/sts.safetensors", "--out", "m.safetensors"),
+        ("merge", "again/sst.safetensors", "alone/sts.safetensors", "--method", "orthoada", "--out", "m.safetensors"),
         r"orthoada: sst \(rows 0–2\) and sts \(rows 0–2\) collide in the basis",
     ),
     "two adapters of a task": (
@@ -202,7 +202,10 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("inspect", "none.safetensors"), r"none.safetensors: no such file; expected a .safetensors file"),
     "folder given as file": (("eval", "adapters"), r"adapters/mbert.json: no such file; expected a model folder"),
     "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert's"),
-    "adapter is a folder": (("merge", "adapters", "--out", "m.safetensors"), r"adapters: it is a folder with neither adapter_config.json"),
+    "adapter is a folder": (
+        ("merge", "adapters", "--out", "m.safetensors"),
+        r"adapters: it is a folder with neither adapter_config.json",
+    ),
     "other base": (("eval", SST, "--base", "OTHER"), r"adapters/sst.safetensors: made for base .*; .*--base it was"),
     "eval of a missing task": (
         ("eval", "merged.safetensors", "--task", "para"),

@@ -1,0 +1,19 @@
+"""The recommended method for what is given: what the evidence of docs/evidence.md says, and why."""
+
+from collections.abc import Sequence
+
+from mergekit_bert.composing.ingredient import Ingredient
+
+
+def recommend(ingredients: Sequence[Ingredient], rows: bool) -> tuple[str, str]:
+    """(method, reason) for a merge of ``ingredients``, with unlabelled ``rows`` or without."""
+    if not all(isinstance(one.deltas, dict) for one in ingredients):
+        return (
+            "task_arithmetic",
+            "whole checkpoints are among the inputs, and a sum is the one merge that is quick there",
+        )
+    if rows:
+        return "distill", "rows were given, and what is fitted to the experts' answers on rows keeps most of them"
+    if all("gram" in one.statistics for one in ingredients):
+        return "regmean", "all files hold Gram matrices, and no other method without rows keeps as much"
+    return "pico", "neither rows nor statistics were given, and of the methods that need none it keeps most"
