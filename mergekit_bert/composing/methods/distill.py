@@ -38,7 +38,7 @@ _STARTS = ("task_arithmetic", "tsv", "ties", "fedavg", "orthoada")
 class _Options:
     steps: int = option(150, "Steps of the optimizer.", low=0)
     batch_size: int = option(32, "Rows of each task in a step.", low=1)
-    lr: float = option(1e-3, "Peak learning rate of the merged factors.", low=0.0)
+    lr: float = option(2e-3, "Peak learning rate of the merged factors.", low=0.0)
     features: float = option(1.0, "Weight of the features beside the outputs in the loss.", low=0.0)
     start: str = option("task_arithmetic", "The merge to start from.", choices=_STARTS)
     precision: str = option("auto", "auto, fp32 or bf16, as in training.", choices=("auto", "fp32", "bf16"))
