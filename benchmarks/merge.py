@@ -479,7 +479,10 @@ def draw(grown: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
     for method, seconds in grown.items():
         axes.plot([int(count) for count in seconds], list(seconds.values()), marker="o", label=method)
-    axes.set(xscale="log", yscale="log", xlabel="adapters of rank 16", ylabel="seconds for one layer of BERT")
+    counts = [int(count) for count in next(iter(grown.values()))]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, list(map(str, counts)))
+    axes.set(yscale="log", xlabel=f"adapters of rank {RANK}", ylabel="seconds for one layer of BERT")
     axes.legend()
     figure.savefig(path, dpi=120)
 
