@@ -124,7 +124,7 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
         "basis": None,
         "training": training,
         "scores": dict(record.record.get("scores", {})) if record is not None else {},
-        "sha256": "",  # hashing all of it would take longer than merging it
+        "sha256": "",  # hashing all of it takes longer than merging it: see ingredient.identity
     }
     return Ingredient(
         name=one.task.name,

@@ -11,6 +11,7 @@ from mergekit_bert.adapters.file import provenance
 from mergekit_bert.composing.composition import Merged, Own
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import file_fingerprint
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ def of_merged(merged: Merged) -> Ingredient:
         model=merged,
         examples=sum(known) if len(known) == len(counts) else None,
     )
+
+
+def identity(one: Ingredient) -> dict[str, str]:
+    """SHA-256 (hex) of what each task of ``one`` came from: its adapter, or the folder of a whole checkpoint."""
+    known = {task: str(part["sha256"]) for task, part in one.parts.items()}
+    return {task: sha256 or file_fingerprint(one.model.path) for task, sha256 in known.items()}
 
 
 def check_together(ingredients: Sequence[Ingredient]) -> None:

@@ -20,7 +20,7 @@ from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.composing.composition import Own
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.learning import descend
 from mergekit_bert.composing.merging import finite_delta
 from mergekit_bert.composing.method import Learned, Lesson
@@ -211,7 +211,7 @@ def _key(lesson: Lesson, title: str) -> Mapping[str, Any]:
         "options": dataclasses.asdict(lesson.options),
         "seed": lesson.seed,
         "base": lesson.encoder.fingerprint,
-        "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in lesson.ingredients],
+        "inputs": [identity(one) for one in lesson.ingredients],
         "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
     }
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from mergekit_bert.composing.composition import Model
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.merging import Given, merge
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor
@@ -96,7 +96,7 @@ def run_cell(
         {
             "format": _FORMAT,
             "recipe": recipe.to_json(),
-            "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in ingredients],
+            "inputs": [identity(one) for one in ingredients],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
             "unlabelled": unlabelled,

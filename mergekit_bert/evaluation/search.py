@@ -22,7 +22,7 @@ import torch
 from cmaes import CMA
 
 from mergekit_bert.composing.composition import Merged, Model
-from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.ingredient import Ingredient, check_together, identity
 from mergekit_bert.composing.merging import Given, check_needs, measured, merge
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
@@ -185,7 +185,7 @@ def search(
             "format": _FORMAT,
             "recipe": recipe.to_json(),
             "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
-            "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in inputs],
+            "inputs": [identity(one) for one in inputs],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
             "unlabelled": _unlabelled(recipe, tasks, given),

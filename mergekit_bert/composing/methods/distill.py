@@ -18,7 +18,7 @@ from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach, cast_frozen, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, svd
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.learning import Answers, Reader, descend, expert_answers
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
@@ -175,7 +175,7 @@ def _key(lesson: Lesson, dtype: str) -> dict[str, object]:
         "seed": lesson.seed,
         "dtype": dtype,
         "base": lesson.encoder.fingerprint,
-        "inputs": [{task: part["sha256"] for task, part in one.parts.items()} for one in lesson.ingredients],
+        "inputs": [identity(one) for one in lesson.ingredients],
         "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
     }
 
