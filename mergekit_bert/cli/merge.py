@@ -113,8 +113,9 @@ def command(
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.composing.merging import parse_weights
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import changed, read_recipe, with_method, write_recipe
+    from mergekit_bert.composing.recipe import Recipe, changed, read_recipe, with_method, write_recipe
     from mergekit_bert.encoder.load import load_encoder
+    from mergekit_bert.errors import OutputError
     from mergekit_bert.files import refuse_existing
 
     if save_recipe is not None:
@@ -132,6 +133,8 @@ def command(
         keep_inputs = True
     else:
         inputs = choose_inputs(named, keep or [], api.ADAPTERS, base)
+        if out.resolve() in {path.resolve() for path in named or api.ADAPTERS.glob("*.safetensors")}:
+            raise OutputError(str(out), "it is one of the inputs", "another file", "choose another --out")
     asked = changed(
         given,
         method=method,
@@ -166,7 +169,8 @@ def command(
     if reason:
         print(f"chosen: {asked.method}, since {reason} (docs/evidence.md)")
     if save_recipe is not None:
-        write_recipe(save_recipe, changed(asked, inputs=[str(path) for path in named]))
+        made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked  # with what a search found
+        write_recipe(save_recipe, changed(made, inputs=[str(path) for path in named]))
         print(f"wrote {save_recipe}")
     if not streams:
         print(f"what it costs: mbert eval {out}")

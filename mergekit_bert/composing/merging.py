@@ -98,7 +98,7 @@ def merge(
         shifts=shifts,
         own=own,
         parts={task: part for one in ingredients for task, part in one.parts.items()},
-        recipe=recipe.to_json(),
+        recipe=replace(recipe, inputs=()).to_json(),  # what they were is in the parts, wherever they lay
         trace=trace,
     )
 

@@ -157,15 +157,24 @@ def make_options(method: Method, given: Mapping[str, Any]) -> Any:
     return method.options(**chosen)
 
 
-def read_settings(texts: Sequence[str]) -> dict[str, str]:
-    """``["density=0.2"]`` as names and values; raises CompositionError."""
-    found = {}
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``["density=0.2"]`` as names and values (numbers where they are some); raises CompositionError."""
+    found: dict[str, Any] = {}
     for text in texts:
         name, sign, value = (word.strip() for word in text.partition("="))
         if not sign or not name or not value or name in found:
             raise CompositionError("--set", f"{text!r}", "NAME=VALUE, each name once", "correct it")
-        found[name] = value
+        found[name] = _number(value)
     return found
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:

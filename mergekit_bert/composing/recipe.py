@@ -19,6 +19,8 @@ from mergekit_bert.files import write_atomic
 from mergekit_bert.registry import unknown
 
 ENSEMBLE = "ensemble"
+_LARGEST_WEIGHT = 1e6
+"""Beyond it the sums of float32 values overflow or drown all others."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(where, f"{name!r}", f"names among {', '.join(names)}", f"correct {where}")
         if not math.isfinite(weight):
             raise CompositionError(where, f"'{name}={weight}'", "a finite number", f"correct {where}")
+        if abs(weight) > _LARGEST_WEIGHT:
+            raise CompositionError(
+                where, f"'{name}={weight}'", f"a number within ±{_LARGEST_WEIGHT:g}", f"correct {where}"
+            )
 
 
 def with_method(recipe: Recipe, ingredients: Sequence[Ingredient], rows: bool) -> tuple[Recipe, str]:
@@ -162,6 +168,11 @@ def read_recipe(path: Path) -> Recipe:
         raise CompositionError(where, "not YAML", "key: value lines", "correct the line") from error
     if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
         raise CompositionError(str(path), "not a mapping", "key: value lines", "see docs/merging.md")
+    keys = [str(key.value) for key, _ in node.value]
+    for place, (key, _) in enumerate(node.value):
+        if str(key.value) in keys[:place]:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            raise CompositionError(where, f"the key {key.value!r} again", "each key once", "drop one of them")
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
     known = {one.name for one in dataclasses.fields(Recipe)}
     kept = {}

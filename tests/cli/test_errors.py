@@ -291,3 +291,10 @@ def test_the_installed_program_ends_with_these_codes_and_no_traceback(place: Pla
         assert err in done.stderr
         assert "Traceback" not in done.stderr
         assert code != 1 or done.stderr.count("\n") == 1
+
+
+def test_an_input_is_never_overwritten(place: Place) -> None:
+    with unchanged(place.folder):
+        done = place.mbert("merge", "--method", "fedavg", "--out", SST, "--force")
+    assert done.code == 1
+    assert "it is one of the inputs; expected another file" in done.err

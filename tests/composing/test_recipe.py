@@ -213,3 +213,17 @@ def test_a_merged_model_is_an_input_with_all_its_tasks(three: list[Adapter]) -> 
     for site, delta in both.deltas.items():
         np.testing.assert_allclose(delta.dense(), exact.deltas[site].dense(), atol=2e-5)
     assert all(dataclasses.asdict(of_adapter(one))["parts"][one.name] == both.parts[one.name] for one in three)
+
+
+def test_a_weight_beyond_all_measure_and_a_key_twice_are_told(three: list[Adapter], tmp_path: Path) -> None:
+    with pytest.raises(CompositionError, match=r"--weights: 'sst=1e\+300'; expected a number within ±1e\+06"):
+        merged(three, "ties", {"sst": 1e300})
+    (tmp_path / "r.yml").write_text("method: ties\nmethod: dare\n")
+    with pytest.raises(CompositionError, match=r"r.yml, line 2: the key 'method' again"):
+        read_recipe(tmp_path / "r.yml")
+
+
+def test_where_the_inputs_lay_is_not_in_the_file(three: list[Adapter], tmp_path: Path) -> None:
+    for name, inputs in (("a", ()), ("b", ("here/x", "there/y"))):
+        mb.save(mb.merge(three, Recipe("ties", inputs=inputs)), tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
