@@ -211,6 +211,7 @@ def merge(
     base: Base | None = None,
     keep_inputs: bool = False,
     lazy: bool = False,
+    folder: str | Path | None = None,
     progress: bool = False,
 ) -> Merged | Ensemble:
     """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``; ``""``: as recommended.
@@ -219,6 +220,7 @@ def merge(
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
     (None: the method's own number), whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so
     that its file can be changed.
+    ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
     found = _read_all(inputs, base)
@@ -229,6 +231,8 @@ def merge(
     )
     recipe, _ = with_method(recipe, [ingredient(one) for one in found], data is not None)
     given = _given(found, data, rows or rows_for(recipe), base, progress) if data else None
+    if given is not None and folder is not None:
+        given = dataclasses.replace(given, folder=Path(folder))
     model = merge_inputs(found, recipe, given, lazy)
     return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
 

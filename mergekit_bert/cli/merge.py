@@ -116,7 +116,7 @@ def command(
     from mergekit_bert.composing.recipe import Recipe, changed, read_recipe, with_method, write_recipe
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.errors import OutputError
-    from mergekit_bert.files import refuse_existing
+    from mergekit_bert.files import beside, refuse_existing
 
     if save_recipe is not None:
         refuse_existing(save_recipe, force)
@@ -161,7 +161,8 @@ def command(
             kept = {"out": out, "keep_inputs": keep_inputs, **common}
             model = api.search(inputs, asked, search, data, over=over, held_out=search_rows, rows=rows, **kept)
         else:
-            model = api.merge(inputs, asked, data=data, rows=rows, keep_inputs=keep_inputs, **common)
+            unfinished = beside(out, ".run")
+            model = api.merge(inputs, asked, data=data, rows=rows, keep_inputs=keep_inputs, folder=unfinished, **common)
         if steps:
             model = api.calibrate(model, data, steps=steps, rows=calibrate_rows, inputs=inputs, **common)
         api.save(model, out, force=force)

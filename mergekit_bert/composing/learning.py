@@ -1,5 +1,6 @@
 """Learning on rows without labels: the teachers' answers, computed once, and the descent that methods share."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,8 @@ def descend(
                 saved = time.monotonic()
     if path is not None:
         remove(path)
+        with contextlib.suppress(OSError):  # it is not empty, or was never made
+            path.parent.rmdir()
     return losses
 
 
