@@ -200,7 +200,9 @@ def test_the_overall_score_is_that_of_an_evaluation(
 
 
 def test_outputs_that_are_not_finite_score_nothing(bert: Encoder, tasks: dict[str, tuple[Task, Rows]]) -> None:
-    model = merged(trio(bert), "fedavg", dict.fromkeys(NAMES, 1e38))
+    model = merged(trio(bert), "fedavg", dict.fromkeys(NAMES, 1.0))
+    deltas = {site: delta.scaled(1e38) for site, delta in model.deltas.items()}
+    model = dataclasses.replace(model, deltas=deltas)
     assert overall(model, bert, tasks) == 0.0
 
 
