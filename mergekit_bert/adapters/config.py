@@ -11,7 +11,7 @@ from mergekit_bert.errors import TrainingError
 from mergekit_bert.option import option
 from mergekit_bert.registry import unknown
 
-BASES = ("orthogonal", "random")
+BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -22,9 +22,9 @@ class AdapterConfig:
 
     ``targets`` is a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`). The Delta of a site is
     ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
-    arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, or random and
-    trained. ``rank_pattern`` and ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their
-    names, see :func:`matching`.
+    arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, random and trained,
+    or frozen directions that other tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`). ``rank_pattern`` and
+    ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names, see :func:`matching`.
     """
 
     rank: int = option(12, "Rank of each site's Delta.")
@@ -32,7 +32,10 @@ class AdapterConfig:
     rank_stabilized: bool = option(False, "Scale by alpha / √rank (rsLoRA).")
     dropout: float = option(0.0, "Dropout before the adapter.")
     targets: str = option("all-linear", "Sites: qv, qkv, attention, all-linear, or a pattern of whole layer names.")
-    basis: str = option("orthogonal", "orthogonal (frozen A, for orthoada) or random (ordinary LoRA).")
+    basis: str = option(
+        "orthogonal",
+        "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see --avoid).",
+    )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")
     rank_pattern: Mapping[str, int] = field(default_factory=dict)

@@ -36,6 +36,13 @@ def command(
             show_default="none",
         ),
     ] = "",
+    avoid: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --basis avoid: the adapter of another task that is not to be disturbed, with gram statistics.",
+            show_default="none",
+        ),
+    ] = None,
     tensorboard: options.Tensorboard = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -57,6 +64,8 @@ def command(
     set_threads(train.threads)
     if out is not None and len(task) > 1:
         raise TrainingError("--out", f"one file for {len(task)} tasks", "one task, or no --out", "drop --out")
+    if avoid and len(task) > 1:
+        raise TrainingError("--avoid", f"{len(task)} tasks, which would collide", "one task", "train one by one")
     kinds = [part.strip() for part in with_stats.split(",") if part.strip()]
     check_kinds(kinds)
     tasks = [get_task(one) for one in task]
@@ -80,5 +89,6 @@ def command(
             tensorboard=tensorboard,
             progress=True,
             with_stats=kinds,
+            avoid=avoid or (),
         )
         after_training(one, path, data, encoder)

@@ -46,7 +46,7 @@ def measure(
 ) -> list[Speed]:
     """Train an adapter of ``task`` for a few steps in every precision and batch size; nothing is kept."""
     sites, found = find_sites(encoder, adapter.targets), list[Speed]()
-    basis = BasisRows(0, 0, adapter.rank) if adapter.basis == "orthogonal" else None
+    basis = BasisRows(0, 0, adapter.rank) if adapter.basis != "random" else None
     for precision, size in itertools.product(("fp32", "bf16"), BATCH_SIZES):
         config = dataclasses.replace(train, precision=precision, batch_size=size)
         dtype = pick_precision(precision, default_device())

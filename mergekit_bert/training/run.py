@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Size
 from mergekit_bert.adapters.attach import attach, fold
+from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter, write_adapter
@@ -64,10 +65,12 @@ def train_adapter(
     train: TrainConfig | None = None,
     control: Control | None = None,
     with_stats: Sequence[str] = (),
+    avoid: Sequence[Adapter] = (),
 ) -> Adapter:
     """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``, with statistics of the kinds asked for.
 
-    Raises TrainingError, BasisError, OutputError, DataError or UnknownNameError before any long work.
+    ``avoid`` are other tasks' adapters, for the basis of that name. Raises TrainingError, BasisError, OutputError,
+    DataError, ModelFileError or UnknownNameError before any long work.
     """
     check_kinds(with_stats)
     adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
@@ -78,19 +81,23 @@ def train_adapter(
             f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
         )
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
+    others = by_identity(avoid)
+    check_avoided(others.values(), task.name, encoder, adapter, sites)
+    avoided = {"avoid": list(others)} if others else {}
     folder = run_folder(out)
     finished = claim(out, folder, control)
     described = {"type": kind, "adapter": adapter.to_json()}
-    described |= {"statistics": sorted(set(with_stats))} if with_stats else {}
+    described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
     setting = _setting(encoder, task, rows, train, control, folder, described, rates)
     if control.resume:  # before the ledger hands out rows
         check_recorded(folder, setting.run, finished)
     if finished:
         return read_adapter(out)
     basis = _basis_rows(encoder, out, adapter, sites)
+    frozen = avoiding(list(others.values()), adapter, sites) if others else basis
     setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
     begin(setting)
-    work = adapter_trainable(encoder, task, kind, adapter, sites, basis, train)
+    work = adapter_trainable(encoder, task, kind, adapter, sites, frozen, train)
     with gpu_meter(default_device()) as meter:
         outcome = fit(work, setting)
     values = _split(outcome.best)
@@ -101,11 +108,11 @@ def train_adapter(
         base=Base.of(encoder),
         max_length=_max_length(encoder, train),
         sites=sites,
-        tensors=_site_tensors(values["site"], sites, basis),
+        tensors=_site_tensors(values["site"], sites, frozen),
         shifts={name: value - encoder.model.get_parameter(name).cpu() for name, value in values["shift"].items()},
         head=values["head"],
         basis=basis,
-        training=provenance(setting, outcome),
+        training=provenance(setting, outcome) | avoided,
         scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
     )
     trained = dataclasses.replace(trained, statistics=_measured(trained, encoder, rows, train, with_stats))
@@ -165,7 +172,7 @@ def _measured(
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
-    if adapter.basis == "random" or not sites:
+    if adapter.basis != "orthogonal" or not sites:
         return None
     width = min(in_features for _, in_features in sites.values())
     return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)
@@ -254,10 +261,10 @@ def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _site_tensors(
-    values: Mapping[str, Tensor], sites: Mapping[str, Size], basis: BasisRows | None
+    values: Mapping[str, Tensor], sites: Mapping[str, Size], frozen: FrozenRows | None
 ) -> dict[str, dict[str, Tensor]]:
     tensors: dict[str, dict[str, Tensor]] = {
-        site: {"A": basis.matrix(site, size[1])} if basis else {} for site, size in sites.items()
+        site: {"A": frozen.matrix(site, size[1])} if frozen else {} for site, size in sites.items()
     }
     for name, value in values.items():
         site, _, tensor = name.rpartition(".")

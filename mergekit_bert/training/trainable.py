@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mergekit_bert.adapters.adapter import TYPES, Size
 from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
-from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.heads import Classifier, classifier
@@ -40,10 +40,10 @@ def adapter_trainable(
     kind: str,
     config: AdapterConfig,
     sites: Mapping[str, Size],
-    basis: BasisRows | None,
+    basis: FrozenRows | None,
     train: TrainConfig,
 ) -> Trainable:
-    """An adapter of type ``kind`` at ``sites``, and a head."""
+    """An adapter of type ``kind`` at ``sites``, and a head; ``basis`` gives the ``A`` of every site and freezes it."""
     model, source = _fresh(encoder, task, train)
     shifts = unfreeze(model.encoder, shift_names(model.encoder, config.train_bias, config.train_layernorm))
     values = {

@@ -37,5 +37,5 @@ def test_a_value_out_of_range_names_its_option(option: dict[str, Any]) -> None:
 
 
 def test_an_unknown_basis_is_told() -> None:
-    with pytest.raises(UnknownNameError, match=r"'orthogonl'; expected one of orthogonal, random; did you mean"):
+    with pytest.raises(UnknownNameError, match=r"'orthogonl'; expected one of orthogonal, random, avoid; did you mean"):
         AdapterConfig(basis="orthogonl")

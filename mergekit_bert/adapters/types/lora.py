@@ -1,6 +1,7 @@
 """LoRA: ``Δ = scale · B @ A`` (Hu et al. 2021, arXiv 2106.09685; rank-stabilised scale: arXiv 2312.03732).
 
-With an orthogonal basis ``A`` is frozen rows of it and only ``B`` is trained (arXiv 2312.02432).
+With an orthogonal basis ``A`` is frozen rows of it and only ``B`` is trained (arXiv 2312.02432); so it is with
+directions that other tasks hardly use (arXiv 2505.22934).
 """
 
 import math
@@ -19,7 +20,7 @@ def _shapes(config: AdapterConfig, size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def _init(config: AdapterConfig, size: Size, rows: Tensor | None, source: torch.Generator) -> dict[str, Tensor]:
-    """``B = 0``; ``A`` is the basis rows, or uniform on ±1/√in as in the paper's code."""
+    """``B = 0``; ``A`` is the rows given, or uniform on ±1/√in as in the paper's code."""
     out_features, in_features = size
     bound = 1 / math.sqrt(in_features)
     drawn = torch.rand(config.rank, in_features, generator=source) * 2 * bound - bound
