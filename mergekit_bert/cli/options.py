@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from mergekit_bert.errors import DataError
+
 Task = Annotated[
     str, typer.Option(help="A built-in task (see `mbert tasks`) or a task's YAML file.", show_default=False)
 ]
@@ -28,6 +30,14 @@ MergeData = Annotated[
         show_default="none",
     ),
 ]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="TASK=FILE: a task's rows for methods that need some, as plain text: one row a line, a tab between two "
+        "texts, no header, no labels. Comes before --data.",
+        show_default="none",
+    ),
+]
 Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (embedded), a local folder, or a name on the Hub.")]
 ModelBase = Annotated[
     str | None,
@@ -43,6 +53,17 @@ Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBo
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="not")]
+
+
+def read_texts(given: list[str]) -> dict[str, Path]:
+    """``["sst=reviews.txt"]`` as files by task; raises DataError."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path or name in found:
+            raise DataError("--texts", f"{text!r}", "TASK=FILE, each task once", "correct it")
+        found[name] = Path(path)
+    return found
 
 
 def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,4 +1,4 @@
-"""Rows: texts and labels, read from TSV, CSV, JSON lines or Parquet, and checked line by line."""
+"""Rows: texts and labels, read from TSV, CSV, JSON lines, Parquet or plain text, and checked line by line."""
 
 import csv
 import hashlib
@@ -86,8 +86,43 @@ def find_file(folder: Path, split: str) -> Path | None:
 
 def read_rows(path: Path, task: Task, labelled: bool = True) -> Rows:
     """The rows of a file, checked; raises :class:`DataError` naming the line. Without labels if not ``labelled``."""
-    columns = [*task.text, task.label] if labelled else [*task.text]
-    return parse_rows(str(path), read_records(path, columns), task, labelled)
+    return parse_rows(str(path), read_records(path, columns_of(task, labelled)), task, labelled)
+
+
+def columns_of(task: Task, labelled: bool) -> tuple[str, ...]:
+    """The columns that rows of ``task`` must have."""
+    return (*task.text, task.label) if labelled else task.text
+
+
+def read_texts(path: Path, task: Task) -> Rows:
+    """The rows of a plain text file: one a line as it stands, a tab between two texts; blank lines are skipped.
+
+    There is neither a header nor quoting. Raises :class:`DataError` naming the line.
+    """
+    if path.suffix in (".csv", ".jsonl", ".parquet"):
+        raise DataError(
+            str(path),
+            f"a table, by its suffix {path.suffix!r}",
+            "plain text, one row a line",
+            f"put it in DIR/{task.name}/ as train{path.suffix} and give --data DIR",
+        )
+    count = len(task.text)
+    texts = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        row = tuple(line.rstrip("\r\n").split("\t"))
+        if len(row) != count:
+            raise DataError(
+                f"{path}, line {number}",
+                f"{len(row)} texts (a tab stands between two)",
+                f"{count} for the task {task.name!r}: {', '.join(task.text)}",
+                "correct the line (a table with a header belongs into --data DIR)",
+            )
+        texts.append(row)
+    if not texts:
+        raise DataError(str(path), "no rows", "at least one row", "check the file")
+    return Rows(tuple(texts), None, str(path))
 
 
 def parse_rows(where: str, records: Iterable[tuple[str, dict[str, Any]]], task: Task, labelled: bool) -> Rows:

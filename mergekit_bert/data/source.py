@@ -1,12 +1,22 @@
 """Where rows come from: ``--data DIR``, ``--data sample``, the folder ``data/``, or the Hugging Face Hub.
 
-It never falls back silently to the generated sample.
+It never falls back silently to the generated sample. Rows without labels may also come from plain text files.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_bert.data import sample
-from mergekit_bert.data.rows import Rows, find_file, missing_column, parse_rows, read_rows, tsv_text
+from mergekit_bert.data.rows import (
+    Rows,
+    columns_of,
+    find_file,
+    missing_column,
+    parse_rows,
+    read_rows,
+    read_texts,
+    tsv_text,
+)
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 
@@ -16,19 +26,36 @@ SPLITS = ("train", "dev")
 _THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
 
 
-def load_rows(task: Task, split: str, data: str | Path | None = None) -> Rows:
-    """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError."""
+def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: bool = True) -> Rows:
+    """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError.
+
+    Unless ``labelled``, labels are not read and need not be there.
+    """
     named = dict(task.files).get(split)
     if named is not None:
         _refuse_two_places(task, split, named, data)
-        return read_rows(Path(named), task)
+        return read_rows(Path(named), task, labelled)
     if data is not None and str(data) == SAMPLE:
-        return _sample_rows(task, split)
+        return _sample_rows(task, split, labelled)
     if data is not None:
-        return _folder_rows(task, split, Path(data))
+        return _folder_rows(task, split, Path(data), labelled)
     if (DEFAULT_FOLDER / task.name).is_dir():
-        return _folder_rows(task, split, DEFAULT_FOLDER)
-    return _hub_rows(task, split)
+        return _folder_rows(task, split, DEFAULT_FOLDER, labelled)
+    return _hub_rows(task, split, labelled)
+
+
+def unlabelled_rows(task: Task, data: str | Path | None, texts: Mapping[str, str | Path]) -> Rows:
+    """Rows of ``task`` without labels: those of its file among the plain ``texts`` by task, else of ``train``."""
+    if task.name in texts:
+        return read_texts(Path(texts[task.name]), task)
+    if texts and (data is None or not has_rows(task, "train", data)):
+        raise DataError(
+            f"rows of the task {task.name!r}",
+            "none" if data is None else f"none in {data}",
+            f"{task.name}/train.tsv in --data DIR, or plain texts",
+            f"give --data DIR, or --texts {task.name}=FILE",
+        )
+    return load_rows(task, "train", data, labelled=False)
 
 
 def _refuse_two_places(task: Task, split: str, named: str, data: str | Path | None) -> None:
@@ -54,7 +81,7 @@ def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:
     return task.hub is not None and not task.files
 
 
-def _folder_rows(task: Task, split: str, folder: Path) -> Rows:
+def _folder_rows(task: Task, split: str, folder: Path, labelled: bool) -> Rows:
     if not folder.is_dir():
         raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check --data")
     path = find_file(folder / task.name, split)
@@ -65,10 +92,10 @@ def _folder_rows(task: Task, split: str, folder: Path) -> Rows:
             f"{split}.tsv, .csv, .jsonl or .parquet",
             "add it, or name another folder",
         )
-    return read_rows(path, task)
+    return read_rows(path, task, labelled)
 
 
-def _sample_rows(task: Task, split: str) -> Rows:
+def _sample_rows(task: Task, split: str, labelled: bool) -> Rows:
     if task.name not in sample.SAMPLE_TASKS:
         raise DataError(
             "--data sample",
@@ -80,10 +107,10 @@ def _sample_rows(task: Task, split: str) -> Rows:
         (f"row {number}", {**dict(zip(task.text, texts, strict=True)), task.label: label})
         for number, (texts, label) in enumerate(sample.generate(task.name, split), start=1)
     )
-    return parse_rows(f"sample {task.name} {split}", records, task, labelled=True)
+    return parse_rows(f"sample {task.name} {split}", records, task, labelled)
 
 
-def _hub_rows(task: Task, split: str) -> Rows:
+def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
     where = f"data for the task {task.name!r}"
     if task.hub is None:
         raise DataError(
@@ -110,12 +137,12 @@ def _hub_rows(task: Task, split: str) -> Rows:
             _THREE_WAYS,
         ) from error
     place = " ".join(filter(None, (task.hub.path, task.hub.config, split)))
-    columns = (*task.text, task.label)
+    columns = columns_of(task, labelled)
     for column in columns:
         if column not in table.column_names:
             raise missing_column(place, column, table.column_names, columns)
     records = ((f"row {number}", record) for number, record in enumerate(table, start=1))
-    return parse_rows(place, records, task, labelled=True)
+    return parse_rows(place, records, task, labelled)
 
 
 def write_sample(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from mergekit_bert.data.rows import (
     read_records,
     read_rows,
     read_table,
+    read_texts,
 )
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError
@@ -124,6 +125,63 @@ def test_labels_are_not_needed_for_prediction(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("text\na\nb\n")
     assert read_rows(path, VALUE, labelled=False) == Rows((("a",), ("b",)), None, str(path))
+
+
+LINE = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\r\n"), max_size=20) | st.sampled_from(
+    ['"', '"a', "'", ",", "", "\u2028b", "\x85b", "\ufeffb", " a "]
+)
+
+
+@pytest.mark.parametrize("task", [PAIR, VALUE], ids=lambda task: task.name)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), end=st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\n"]))
+def test_plain_text_gives_the_rows_of_a_table(tmp_path: Path, task: Task, data: st.DataObject, end: str) -> None:
+    row = st.tuples(*[LINE] * len(task.text)).filter(lambda row: "".join(row).strip() != "")
+    rows = data.draw(st.lists(row, min_size=1, max_size=6))
+    write_delimited(tmp_path / "rows.tsv", [dict(zip(task.text, row, strict=True)) for row in rows], "\t")
+    table = read_rows(tmp_path / "rows.tsv", task, labelled=False)
+    text = end.join("\t".join(row) for row in rows)
+    for name, content in (("marked", f"\ufeff{text}"), ("plain", text), ("ended", text + end)):
+        if name == "marked" or not text.startswith("\ufeff"):  # a first character that is a mark is no text
+            (tmp_path / name).write_bytes(content.encode())
+            found = read_texts(tmp_path / name, task)
+            assert (found.texts, found.labels, found.fingerprint()) == (table.texts, None, table.fingerprint()), name
+
+
+PLAIN: dict[str, tuple[str, bytes, Task, str]] = {
+    "a tab too many": (
+        "a.txt",
+        b"a\n\nb\tc\n",
+        VALUE,
+        r"{path}, line 3: 2 texts \(.*\); expected 1 for .*'value': text; ",
+    ),
+    "a tab too few": ("a.tsv", b"a\tb\n\n\nc\n", PAIR, r"{path}, line 4: 1 texts \(.*\); expected 2 .*: one, two; "),
+    "a table of pairs": ("a.tsv", b"one\ttwo\tlabel\n", PAIR, r"{path}, line 1: 3 texts .*header belongs into --data"),
+    "nothing": ("a.txt", b"", VALUE, r"{path}: no rows; expected at least one row"),
+    "blank lines": ("a.txt", b"\n \n\t\n", PAIR, r"{path}: no rows; expected at least one row"),
+    "latin-1": ("a.txt", b"a\nb\n\xe9\n", VALUE, r"{path}, line 3: a byte that is not UTF-8"),
+    "a table by its name": (
+        "a.jsonl",
+        b"{}",
+        VALUE,
+        r"{path}: a table, .*'.jsonl'; .*DIR/value/ as train.jsonl and give",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_bad_plain_text_is_one_line_that_says_where_and_what(tmp_path: Path, case: str) -> None:
+    name, content, task, message = PLAIN[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_texts(tmp_path / name, task)
+    assert re.match(message.format(path=re.escape(str(tmp_path / name))), str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_text_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.txt: no such file or directory; "):
+        read_texts(tmp_path / "none.txt", VALUE)
 
 
 SPOT = r"{path}, line 3: "

@@ -12,7 +12,7 @@ import pytest
 
 from mergekit_bert.data import sample
 from mergekit_bert.data.rows import Rows, read_rows
-from mergekit_bert.data.source import DEFAULT_FOLDER, has_rows, load_rows, write_sample
+from mergekit_bert.data.source import DEFAULT_FOLDER, has_rows, load_rows, unlabelled_rows, write_sample
 from mergekit_bert.data.task import HubSource, Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError, OutputError
 
@@ -260,6 +260,47 @@ def test_whether_there_is_a_split_at_all(sst: Task, elsewhere: Path, tmp_path: P
     write_sst(elsewhere / DEFAULT_FOLDER, splits=("train",))
     assert not has_rows(sst, "dev")
     assert has_rows(dataclasses.replace(sst, files=(("dev", "x.tsv"),)), "dev", folder)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("label", ["absent", "poisoned"])
+def test_labels_that_nobody_asks_for_are_not_read(sst: Task, tmp_path: Path, suffix: str, label: str) -> None:
+    path = tmp_path / "sst" / f"train.{suffix}"
+    path.parent.mkdir()
+    record = {"sentence": "good film"} | ({"label": "poison"} if label == "poisoned" else {})
+    comma = "," if suffix == "csv" else "\t"
+    path.write_text(json.dumps(record) if suffix == "jsonl" else f"{comma.join(record)}\n{comma.join(record.values())}")
+    for task in (sst, dataclasses.replace(sst, files=(("train", str(path)),))):
+        found = load_rows(task, "train", tmp_path, labelled=False)
+        assert (found.texts, found.labels) == ((("good film",),), None)
+    message = "no column 'label'" if label == "absent" else "label 'poison'"
+    with pytest.raises(DataError, match=f"{path}.*: {message}"):
+        load_rows(sst, "train", tmp_path)
+
+
+def test_the_sample_and_the_hub_give_rows_without_labels_too(sst: Task, tmp_path: Path) -> None:
+    found = load_rows(sst, "dev", "sample", labelled=False)
+    assert (found.texts, found.labels) == (load_rows(sst, "dev", "sample").texts, None)
+    for name, rows in (("absent", [{"text": "a"}]), ("poisoned", [{"text": "a", "label": "poison"}])):
+        found = load_rows(on_local_hub(sst, tmp_path / name, {"train": rows}), "train", labelled=False)
+        assert (found.texts, found.labels) == ((("a",),), None)
+
+
+def test_plain_texts_come_first_then_the_folder_and_nothing_after(
+    sst: Task, sts: Task, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_network(monkeypatch)
+    write_sst(elsewhere / DEFAULT_FOLDER)
+    folder = write_sst(tmp_path / "mine")
+    (tmp_path / "plain.txt").write_text("plain one\n")
+    texts = {"sst": tmp_path / "plain.txt"}
+    assert unlabelled_rows(sst, folder, texts).texts == unlabelled_rows(sst, None, texts).texts == (("plain one",),)
+    assert unlabelled_rows(sst, folder, {"sts": "x.txt"}) == load_rows(sst, "train", folder, labelled=False)
+    assert unlabelled_rows(sst, None, {}).texts == (("good train",),)
+    for task, data, found in ((sst, None, "none"), (sts, folder, f"none in {folder}"), (sst, "no", "none in no")):
+        expected = f"task '{task.name}': {found}; .* in --data DIR.*--texts {task.name}=FILE"
+        with pytest.raises(DataError, match=expected):
+            unlabelled_rows(task, data, {"para": "x.txt"})
 
 
 def test_the_written_sample_reads_back_as_the_sample(tmp_path: Path) -> None:
