@@ -10,6 +10,7 @@ import torch
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
@@ -26,7 +27,7 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for, with_method
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.data.source import has_rows, load_rows
+from mergekit_bert.data.source import has_rows, load_rows, unlabelled_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
@@ -94,18 +95,21 @@ def train_adapter(
     tensorboard: bool = False,
     progress: bool = False,
     with_stats: Sequence[str] = (),
+    avoid: Sequence[Adapter | str | Path] = (),
 ) -> Adapter:
     """Train an adapter for ``task`` and write it to ``out`` (``adapters/<task>.safetensors``).
 
     ``data`` is a folder that holds ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig``
     for the options. ``with_stats`` names statistics (``gram``, ``fisher``) to put into the file, for merges that then
-    need no rows. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    need no rows. ``avoid`` are other tasks' adapters or their files, for ``AdapterConfig(basis="avoid")``. Raises a
+    :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
     path = _file(out or default_out(found, kind))
     rows = load_rows(found, "train", data)
-    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control, with_stats)
+    others = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in avoid]
+    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control, with_stats, others)
 
 
 def finetune(
@@ -205,8 +209,10 @@ def merge(
     options: Mapping[str, Any] | None = None,
     layers: Mapping[str, Mapping[str, float]] | None = None,
     rank: int | None = None,
+    private: int | None = None,
     seed: int = 0,
     data: str | Path | None = None,
+    texts: Mapping[str, str | Path] | None = None,
     rows: int | None = None,
     base: Base | None = None,
     keep_inputs: bool = False,
@@ -218,8 +224,9 @@ def merge(
 
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
-    (None: the method's own number), whose labels nobody reads. ``keep_inputs`` keeps the adapters in the model, so
-    that its file can be changed.
+    (None: the method's own number), without labels. ``texts`` names by task plain text files that are read instead,
+    one row a line, two texts a line with a tab between them. ``keep_inputs`` keeps the adapters in the model, so that
+    its file can be changed.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
@@ -227,10 +234,10 @@ def merge(
     recipe = (
         method
         if isinstance(method, Recipe)
-        else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, seed)
+        else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, private, seed)
     )
-    recipe, _ = with_method(recipe, [ingredient(one) for one in found], data is not None)
-    given = _given(found, data, rows or rows_for(recipe), base, progress) if data else None
+    recipe, _ = with_method(recipe, [ingredient(one) for one in found], bool(data or texts))
+    given = _given(found, data, rows or rows_for(recipe), base, progress, texts) if data or texts else None
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
     model = merge_inputs(found, recipe, given, lazy)
@@ -265,26 +272,43 @@ def changed_inputs(
     return left, dataclasses.replace(recipe, weights=known(recipe.weights), layers=layers)
 
 
-def _given(inputs: Sequence[Input], data: str | Path | None, rows: int, base: Base | None, progress: bool) -> Given:
+def _given(
+    inputs: Sequence[Input],
+    data: str | Path | None,
+    rows: int,
+    base: Base | None,
+    progress: bool,
+    texts: Mapping[str, str | Path] | None = None,
+) -> Given:
     """The encoder and unlabelled rows for methods that need them."""
     ingredients = [ingredient(one) for one in inputs]
     tasks = {task.name: task for task in _tasks(ingredients)}
 
+    @functools.cache
     def of(name: str) -> Rows:
-        return dataclasses.replace(_some_rows(tasks[name], data, rows), labels=None)
+        return _some(unlabelled_rows(tasks[name], data, texts or {}), rows)
 
+    for name in _named_texts(texts, list(tasks)):
+        of(name)  # what is wrong with a file is told before any work
     encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
-    return Given(encoder, functools.cache(of), show=progress)
+    return Given(encoder, of, show=progress)
 
 
-def _tasks(ingredients: Sequence[Ingredient]) -> list[Task]:
+def _named_texts(texts: Mapping[str, str | Path] | None, tasks: list[str]) -> Mapping[str, str | Path]:
+    """``texts``, all of which must be of ``tasks``."""
+    for name in texts or {}:
+        if name not in tasks:
+            raise unknown("task of --texts", name, tasks)
+    return texts or {}
+
+
+def _tasks(models: Sequence[Merged | Ingredient]) -> list[Task]:
     """The tasks of all inputs."""
-    return [Task.from_json(part["task"]) for one in ingredients for part in one.parts.values()]
+    return [Task.from_json(part["task"]) for one in models for part in one.parts.values()]
 
 
-def _some_rows(task: Task, data: str | Path | None, count: int) -> Rows:
-    """At most ``count`` rows of ``train``: the first that training with the seed 0 holds out."""
-    found = load_rows(task, "train", data)
+def _some(found: Rows, count: int) -> Rows:
+    """At most ``count`` of the rows found: of ``train``, the first that training with the seed 0 holds out."""
     order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:count]
     return found.take(sorted(order))
 
@@ -297,6 +321,7 @@ def search(
     *,
     over: Sequence[str] = ("weights",),
     held_out: int = 300,
+    texts: Mapping[str, str | Path] | None = None,
     rows: int | None = None,
     out: str | Path | None = None,
     base: Base | None = None,
@@ -306,19 +331,20 @@ def search(
     """The merge of ``inputs`` that scores best overall, of at most ``evaluations``, on rows held out from ``train``.
 
     ``over`` names what is searched: ``weights``, ``layers`` (a factor for each third of them) and ``options`` of the
-    method. ``held_out`` is the most rows of a task to score on, whose labels are read. ``rows`` are unlabelled ones
-    for methods that need some. With ``out``, the name of the file to come, finished evaluations are kept beside it.
+    method. ``held_out`` is the most rows of a task to score on, whose labels are read. ``texts`` and ``rows`` are as in
+    :func:`merge`, for methods that need unlabelled rows. With ``out``, the name of the file to come, finished
+    evaluations are kept beside it.
     """
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
     tasks = {}
     for task in _tasks(ingredients):
-        dev = load_rows(task, "dev", data) if has_rows(task, "dev", data) else None
+        dev = load_rows(task, "dev", data, labelled=False) if has_rows(task, "dev", data) else None
         tasks[task.name] = (task, rows_to_search(load_rows(task, "train", data), held_out, dev))
     encoder = _encoder(base or ingredients[0].base.name)
     recipe = method if isinstance(method, Recipe) else Recipe(method)
-    given = _given(found, data, rows or rows_for(recipe), encoder, progress) if data else None
+    given = _given(found, data, rows or rows_for(recipe), encoder, progress, texts) if data or texts else None
     path = beside(_file(out), SEARCHED) if out is not None else None
     model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress)
     return with_inputs(model, found) if keep_inputs else model
@@ -329,6 +355,7 @@ def calibrate(
     data: str | Path | None = None,
     *,
     steps: Sequence[str] = ("heads",),
+    texts: Mapping[str, str | Path] | None = None,
     rows: int = 256,
     inputs: Sequence[Input | str | Path] = (),
     base: Base | None = None,
@@ -337,18 +364,36 @@ def calibrate(
     """A merged model put right on ``rows`` of each task's ``train``.
 
     ``heads`` refits every task's head to the merged features and reads labels; ``scales`` scales the merged Delta of
-    each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows.
+    each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
+    which may be ``texts`` as in :func:`merge`.
     """
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
         raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
-    known = [Task.from_json(part["task"]) for part in found.parts.values()]
-    chosen = {task.name: _some_rows(task, data, rows) for task in known}
+    chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows)
     encoder = _encoder(base or found.base.name)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
-        found = calibrate_scales(found, experts, encoder, chosen)
-    return calibrate_heads(found, encoder, chosen, show=progress) if "heads" in taken else found
+        found = calibrate_scales(found, experts, encoder, chosen["scales"])
+    return calibrate_heads(found, encoder, chosen["heads"], show=progress) if "heads" in taken else found
+
+
+def rows_to_calibrate(
+    models: Sequence[Merged | Ingredient],
+    data: str | Path | None = None,
+    texts: Mapping[str, str | Path] | None = None,
+    *,
+    steps: Sequence[str],
+    rows: int,
+) -> dict[str, dict[str, Rows]]:
+    """At most ``rows`` of each task to calibrate on, by step: only ``heads`` needs labels, and takes no ``texts``."""
+    tasks = {task.name: task for task in _tasks(models)}
+    named = _named_texts(texts, list(tasks))
+
+    def of(step: str, task: Task) -> Rows:
+        return load_rows(task, "train", data) if step == "heads" else unlabelled_rows(task, data, named)
+
+    return {step: {name: _some(of(step, task), rows) for name, task in tasks.items()} for step in steps}
 
 
 def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
@@ -423,7 +468,7 @@ def compare(
     for name, task in known.items():
         dev = load_rows(task, "dev", data)
         tasks[name] = (task, dev.take(range(min(len(dev), limit or len(dev)))))
-        load_rows(task, "train", data)
+        load_rows(task, "train", data, labelled=False)
     encoder = _encoder(base or ingredients[0].base.name)
     cells = []
     with progress_bar("compare", len(recipes), progress) as bar:

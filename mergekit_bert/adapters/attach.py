@@ -161,15 +161,19 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Encoder:
     """``encoder`` with Deltas added to the sites' weights and shifts to the other parameters, in float32.
 
-    The result shares every tensor that is not changed.
+    The result shares every tensor that is not changed. Of a site that has an adapter beside it, the frozen layer is
+    changed, in the dtype that it is kept in.
     """
     tree = share(encoder.model)
     weights = {f"{site}.weight": delta for site, delta in deltas.items()}
     for name in [*weights, *shifts]:
-        old = tree.get_parameter(name)
-        value = apply(old, weights[name]) if name in weights else old + shifts[name].to(old.device)
         parent, _, child = name.rpartition(".")
-        setattr(tree.get_submodule(parent), child, nn.Parameter(value, requires_grad=False))
+        owner = tree.get_submodule(parent)
+        layer = owner.linear if isinstance(owner, AdaptedLinear) else owner
+        old = layer.get_parameter(child)
+        value = apply(old, weights[name]) if name in weights else old + shifts[name].to(old.device)
+        value = value if layer is owner else value.to(old.dtype)
+        setattr(layer, child, nn.Parameter(value, requires_grad=False))
     return dataclasses.replace(encoder, model=tree)
 
 

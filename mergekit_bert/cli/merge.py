@@ -18,6 +18,10 @@ EXAMPLE = (
 METHODS = ", ".join([*names_in("mergekit_bert.composing.methods"), "ensemble"])
 
 
+SEARCH_OVER, SEARCH_ROWS, CALIBRATE_ROWS = "weights", 300, 256
+"""What holds where nothing is given; None as the default tells whether something was."""
+
+
 def command(
     files: Annotated[
         list[Path] | None,
@@ -40,6 +44,9 @@ def command(
     rank: Annotated[
         int | None, typer.Option(help="Compress to this rank at every site.", show_default="exact, all directions")
     ] = None,
+    private: Annotated[
+        int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of methods that draw.", show_default="0")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe; the options given besides come first.", show_default="none")
@@ -48,6 +55,7 @@ def command(
         Path | None, typer.Option(help="Write what was asked as a YAML recipe.", show_default="not")
     ] = None,
     data: options.MergeData = None,
+    texts: options.Texts = None,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -59,11 +67,17 @@ def command(
         typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),
     ] = None,
     search_over: Annotated[
-        str, typer.Option(help="What to search: weights, layers, options, or several, e.g. weights,options.")
-    ] = "weights",
+        str | None,
+        typer.Option(
+            help="What to search: weights, layers, options, or several, e.g. weights,options.", show_default=SEARCH_OVER
+        ),
+    ] = None,
     search_rows: Annotated[
-        int, typer.Option(help="Labelled rows of each task to search on, held out from train.", min=1)
-    ] = 300,
+        int | None,
+        typer.Option(
+            help="Labelled rows of each task to search on, held out from train.", min=1, show_default=str(SEARCH_ROWS)
+        ),
+    ] = None,
     calibrate: Annotated[
         str,
         typer.Option(
@@ -72,8 +86,13 @@ def command(
         ),
     ] = "",
     calibrate_rows: Annotated[
-        int, typer.Option(help="Rows of each task to calibrate on (labels are read for heads).", min=1)
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="Rows of each task to calibrate on (labels are read for heads).",
+            min=1,
+            show_default=str(CALIBRATE_ROWS),
+        ),
+    ] = None,
     keep: Annotated[
         list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
     ] = None,
@@ -102,29 +121,33 @@ def command(
     """Merge adapters into one Delta per site, or keep them all as an ensemble that routes by task.
 
     Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
-    base. Methods that need rows take them from the train split of --data; labels are never read, but by --search and
-    --calibrate heads. Whole checkpoints merged with --dense and without --out or --data pass through memory a few
-    tensors at a time.
+    base. Methods that need rows take them from the train split of --data, or from --texts; labels are never read and
+    need not be there, but for --search and --calibrate heads. Whole checkpoints merged with --dense and without --out,
+    --data or --texts pass through memory a few tensors at a time.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.checkpoint import is_checkpoint
     from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.inputs import choose_inputs
-    from mergekit_bert.composing.merging import parse_weights
+    from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
     from mergekit_bert.composing.recipe import Recipe, changed, read_recipe, with_method, write_recipe
     from mergekit_bert.encoder.load import load_encoder
-    from mergekit_bert.errors import OutputError
+    from mergekit_bert.errors import CompositionError, OutputError
     from mergekit_bert.files import beside, refuse_existing
 
+    _refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
+    _refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
+    plain = options.read_texts(texts or [])
     if save_recipe is not None:
         refuse_existing(save_recipe, force)
     given = read_recipe(recipe) if recipe is not None else None
     named = files or [Path(one) for one in (given.inputs if given else ())]
     whole = bool(named) and all(is_checkpoint(path) for path in named)
     steps = read_steps(calibrate)
-    streams = whole and dense is not None and not (out or data or add or remove or keep_inputs or search or steps)
+    more = out or data or plain or add or remove or keep_inputs or search or steps
+    streams = whole and dense is not None and not more
     out = out or Path("merged.safetensors")
     if not streams:
         refuse_existing(out, force)
@@ -142,9 +165,13 @@ def command(
         options=read_settings(set_ or []),
         weights=parse_weights(weights or ""),
         rank=rank,
+        private=private,
         seed=seed,
     )
-    asked, reason = with_method(asked, inputs, data is not None and not search and not steps)
+    asked, reason = with_method(asked, inputs, bool(data or plain) and not search and not steps)
+    idle = "--rows" if rows else "--texts" if plain and "scales" not in steps else ""
+    if idle and not reads_rows(asked, inputs):
+        raise CompositionError(idle, f"{asked.method} takes nothing from rows here", "a method that does", "drop it")
     tasks = [task for one in inputs for task in one.parts]
     if dense is not None:  # before any long work
         for task in tasks:
@@ -153,18 +180,21 @@ def command(
         encoder = inputs[0].model.encoder
         model = api.merge(inputs, asked, lazy=True)
     else:
-        needed = dense is not None or data is not None or search or steps
+        calibration: dict[str, Any] = {"steps": steps, "rows": calibrate_rows or CALIBRATE_ROWS}
+        if steps:  # rows that are missing, or lack labels, are told before any long work
+            api.rows_to_calibrate(inputs, data, plain, **calibration)
+        needed = dense is not None or data is not None or plain or search or steps
         encoder = load_encoder(base or inputs[0].base.name) if needed else None
-        common: dict[str, Any] = {"base": encoder or base, "progress": True}
+        common: dict[str, Any] = {"texts": plain, "base": encoder or base, "progress": True}
         if search:
-            over = [word.strip() for word in search_over.split(",")]
-            kept = {"out": out, "keep_inputs": keep_inputs, **common}
-            model = api.search(inputs, asked, search, data, over=over, held_out=search_rows, rows=rows, **kept)
+            over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
+            kept = {"out": out, "keep_inputs": keep_inputs, "held_out": search_rows or SEARCH_ROWS, **common}
+            model = api.search(inputs, asked, search, data, over=over, rows=rows, **kept)
         else:
             unfinished = beside(out, ".run")
             model = api.merge(inputs, asked, data=data, rows=rows, keep_inputs=keep_inputs, folder=unfinished, **common)
         if steps:
-            model = api.calibrate(model, data, steps=steps, rows=calibrate_rows, inputs=inputs, **common)
+            model = api.calibrate(model, data, inputs=inputs, **calibration, **common)
         api.save(model, out, force=force)
         _tell(model, out)
     if reason:
@@ -178,6 +208,15 @@ def command(
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
             print(f"wrote {path}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
+
+
+def _refuse_alone(these: dict[str, object], needed: str, given: object) -> None:
+    """Raise CompositionError for one of ``these`` options that has no effect without the option ``needed``."""
+    from mergekit_bert.errors import CompositionError
+
+    for option, value in these.items():
+        if value is not None and not given:
+            raise CompositionError(option, f"no {needed}, which alone reads it", needed, "add it, or drop this")
 
 
 def _tell(model: "Merged | Ensemble", out: Path) -> None:
@@ -202,6 +241,9 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
             f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
             f"({lost['sites'].get(worst, 0.0):.2%})"
         )
+    if model.private:
+        rank, held = model.private["rank"], model.private["bytes"]
+        print(f"private: each task keeps a remainder of rank {rank} at most, {held / 2**20:.2f} MiB in all")
     if "search" in model.trace:
         told = model.trace["search"]
         scores = [one["score"] for one in told["evaluations"]]

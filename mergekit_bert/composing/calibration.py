@@ -23,6 +23,7 @@ from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.private import remainders
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
 from mergekit_bert.data.metrics import metric, predicted_column
 from mergekit_bert.data.rows import Rows, hold_out
@@ -225,7 +226,8 @@ def calibrate_scales(
     """``model`` with the merged Delta of each site times ``√(Σ E‖Δi xi‖² / Σ E‖Δ xi‖²)``, ``xi`` the experts' inputs.
 
     The experts count as they are, whatever they weighed. Their inputs come from ``rows``, whose labels are not read, or
-    from the Gram matrices in their files. Where nothing can be scaled a Delta stays as it is.
+    from the Gram matrices in their files. Where nothing can be scaled a Delta stays as it is. Remainders that the merge
+    kept for its tasks are taken anew, beside the scaled Deltas.
     """
     if {task for one in experts for task in one.parts} != set(model.parts):
         raise CompositionError(
@@ -240,7 +242,11 @@ def calibrate_scales(
         found = sum(_energy(delta, own[site]) for own in grams)
         scales[site] = math.sqrt(wanted / found) if wanted > 0 and found > 0 else 1.0
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}
-    return _noted(model, "scales", {"sites": scales}, deltas=deltas)
+    own, private = dict(model.own), model.recipe.get("private")
+    if private:
+        fresh = remainders(experts, deltas, model.shifts, private)
+        own = {task: dataclasses.replace(fresh[task].read(), head=kept.head) for task, kept in own.items()}
+    return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=own)
 
 
 def _grams(one: Ingredient, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:

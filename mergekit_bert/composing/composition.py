@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from mergekit_bert.adapters.adapter import Adapter, Base, Part, Tensors
-from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.delta import Delta, LowRank, add
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError
@@ -16,11 +18,22 @@ STEPS = ("search", "scales", "heads")
 
 @dataclass(frozen=True)
 class Own:
-    """What a task keeps for itself in a merge: its head, and the Deltas and shifts between the layers and the head."""
+    """What a task keeps for itself in a merge: its head, and Deltas and shifts that are added to what all share.
+
+    They are those between the layers and the head, and, where asked for, the task's remainders inside the layers.
+    """
 
     head: Tensors
     deltas: Mapping[str, Delta]
     shifts: Tensors
+
+    def read(self) -> "Own":
+        """The same with all of it in memory, in float32."""
+        return Own(
+            self.head,
+            {site: delta.to(torch.float32) for site, delta in self.deltas.items()},
+            {name: shift.float() for name, shift in self.shifts.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -45,9 +58,21 @@ class Merged:
 
     @property
     def title(self) -> str:
-        """The method and the steps beside it that changed its figures: ``ties + search + heads``."""
+        """The method and what was done beside it that changed its figures: ``ties + private 4 + search + heads``."""
         taken = {step for step, _ in self.steps()}
-        return " + ".join([self.method, *(step for step in STEPS if step in taken)])
+        private = [f"private {self.private['rank']}"] if self.private else []
+        return " + ".join([self.method, *private, *(step for step in STEPS if step in taken)])
+
+    @property
+    def private(self) -> dict[str, int]:
+        """The largest ``rank`` of the tasks' remainders beside shared Deltas, and the ``bytes`` of all; empty: none."""
+        deltas = [delta for own in self.own.values() for site, delta in own.deltas.items() if site in self.deltas]
+        shifts = [shift for own in self.own.values() for name, shift in own.shifts.items() if name in self.shifts]
+        if not (deltas or shifts):
+            return {}
+        ranks = [delta.rank if isinstance(delta, LowRank) else min(delta.shape) for delta in deltas]
+        tensors = [one for delta in deltas for one in vars(delta).values()] + shifts
+        return {"rank": max(ranks, default=0), "bytes": sum(one.nbytes for one in tensors)}
 
     def steps(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The steps beside the merge and what is told of each, those of the merges that it was made from as well."""
@@ -72,9 +97,11 @@ class Merged:
         return tuple(Task.from_json(part["task"]) for part in self.parts.values())
 
     def part(self, task: str) -> Part:
-        """The merged Deltas under what is ``task``'s own."""
+        """The merged Deltas and shifts, with ``task``'s own added."""
         record, own = self.parts[task], self.own[task]
         deltas, shifts = {**self.deltas, **own.deltas}, {**self.shifts, **own.shifts}
+        deltas |= {site: add([self.deltas[site], own.deltas[site]]) for site in own.deltas if site in self.deltas}
+        shifts |= {name: self.shifts[name] + own.shifts[name] for name in own.shifts if name in self.shifts}
         return Part(Task.from_json(record["task"]), int(record["max_length"]), deltas, shifts, own.head)
 
 

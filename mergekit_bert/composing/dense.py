@@ -50,13 +50,9 @@ def write_dense(
             for path, task, own in zip(paths, tasks, owns, strict=True)
         ]
         for name, weight in encoder.weights.items():
-            merged: Tensor | None = None
+            merged = _changed(name, weight, *shared)
             for put, own in zip(puts, owns, strict=True):
-                if _changes(name, own.deltas, own.shifts):
-                    put(name, _changed(name, weight, own.deltas, own.shifts))
-                else:
-                    merged = _changed(name, weight, *shared) if merged is None else merged
-                    put(name, merged)
+                put(name, _changed(name, merged, own.deltas, own.shifts))
     if expected is not None:
         for path, task in zip(paths, tasks, strict=True):
             with withdrawn(path):
@@ -72,18 +68,12 @@ def _own(model: Composition, task: str) -> Own:
     return Own(part.head, part.deltas, part.shifts)
 
 
-def _changes(name: str, deltas: Mapping[str, Delta], shifts: Tensors) -> bool:
-    """Whether the parameter ``name`` is changed."""
-    return name in shifts or (name.endswith(".weight") and name.removesuffix(".weight") in deltas)
-
-
 def _changed(name: str, weight: Tensor, deltas: Mapping[str, Delta], shifts: Tensors) -> Tensor:
     """The parameter as it is with Deltas and shifts, as :func:`~mergekit_bert.adapters.attach.fold` makes it."""
-    if not _changes(name, deltas, shifts):
-        return weight
     if name in shifts:
         return weight + shifts[name].to(weight.device)
-    return apply(weight, deltas[name.removesuffix(".weight")])
+    site = name.removesuffix(".weight")
+    return apply(weight, deltas[site]) if site != name and site in deltas else weight
 
 
 def _check(path: Path, task: Task, model: Composition, expected: Predictor) -> None:

@@ -1,8 +1,9 @@
 """Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
 
 A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
-same of what a task keeps for itself, and ``head.<tensor>``. An ensemble holds the tensors of each adapter under
-``expert.<task>.``, and so does a merged file that keeps its inputs.
+same of what a task keeps for itself, which is added to what is shared, and ``head.<tensor>``. Where a task keeps a
+remainder beside a shared Delta or shift, the record has the key ``private``: the remainders' rank and bytes. An
+ensemble holds the tensors of each adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
 """
 
 import dataclasses
@@ -47,6 +48,8 @@ _MERGED_KEYS = {
     "experts",
     "kept",
 }
+_PRIVATE = "private"
+"""A key that is there only in the record of a merge whose tasks keep remainders of shared Deltas."""
 _OWN_KEYS = {"sites", "shifts"}
 _PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
@@ -152,11 +155,13 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "own": own,
         "parts": {task: dict(part) for task, part in model.parts.items()},
     }
+    if model.private:
+        record[_PRIVATE] = model.private
     return tensors, record
 
 
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
-    check_keys(where, record, _MERGED_KEYS)
+    check_keys(where, record, _MERGED_KEYS | ({_PRIVATE} & set(record)))
     parts = {task: record["parts"][task] for task in record["order"]}
     weighed = {task: name for name in record["weights"] for task in name.split("+")}
     if not parts or not set(parts) == set(record["parts"]) == set(record["own"]) == set(weighed):
@@ -190,10 +195,22 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[st
         trace=dict(record["trace"]),
         kept=kept,
     )
+    _check_own(model, record.get(_PRIVATE, {}))
     for task in parts:
         model.part(task)
     model.seen()
     return model
+
+
+def _check_own(model: Merged, told: Mapping[str, int]) -> None:
+    """Raise ValueError unless what a task has of its own fits what it is added to, and is what was told of it."""
+    for task, own in model.own.items():
+        for name in [site for site, delta in own.deltas.items() if delta.shape != model.deltas.get(site, delta).shape]:
+            raise ValueError(f"site {name!r} of {task!r} has another shape than the shared one")
+        for name in [name for name, shift in own.shifts.items() if shift.shape != model.shifts.get(name, shift).shape]:
+            raise ValueError(f"shift {name!r} of {task!r} has another shape than the shared one")
+    if told != model.private:
+        raise ValueError(f"private {told}, where the tasks keep {model.private or 'nothing'}")
 
 
 def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, LowRank, compress, narrow, norm
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.composing.composition import Ensemble, Merged, Own
+from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
+from mergekit_bert.composing.private import remainders
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, with_method
 from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
@@ -81,8 +82,14 @@ def merge(
     )
     shifts, own = merged_shifts(ingredients, weights), {task: o for one in ingredients for task, o in one.own.items()}
     if not lazy:
-        shifts, own = dict(shifts), {task: _own(one) for task, one in own.items()}
+        shifts = dict(shifts)
     merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
+    if recipe.private:
+        if lazy:
+            merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # every task asks for it again
+        own = remainders(ingredients, merged, shifts, recipe.private)
+    if not lazy:
+        own = {task: one.read() for task, one in own.items()}
     if lost:
         trace["lost"] = lost
     merges = {one.name: one.model for one in ingredients if isinstance(one.model, Merged) and one.model.trace}
@@ -128,14 +135,22 @@ def _ensemble(ingredients: Sequence[Ingredient]) -> Ensemble:
 
 def check_needs(method: Method, ingredients: Sequence[Ingredient], given: Given | None) -> None:
     """Raise CompositionError unless the method's needs are met, saying which and how to meet them."""
-    for need in method.needs:
-        if need == "basis" or given is not None:
-            continue
-        lacking = [one.name for one in ingredients if need not in one.statistics]
-        if lacking:
+    for need, names in _lacking(method, ingredients).items():
+        if given is None:
             raise CompositionError(
-                f"method {method.name}", f"{need} of {', '.join(lacking)} missing", NEEDS[need], "add what is missing"
+                f"method {method.name}", f"{need} of {', '.join(names)} missing", NEEDS[need], "add what is missing"
             )
+
+
+def reads_rows(recipe: Recipe, ingredients: Sequence[Ingredient]) -> bool:
+    """Whether a merge of ``ingredients`` by ``recipe``, which names its method, takes anything from rows."""
+    return recipe.method != ENSEMBLE and bool(_lacking(METHODS.get(recipe.method), ingredients))
+
+
+def _lacking(method: Method, ingredients: Sequence[Ingredient]) -> dict[str, list[str]]:
+    """What the method has to get from rows, and the inputs whose files do not hold it."""
+    found = {need: [one.name for one in ingredients if need not in one.statistics] for need in method.needs}
+    return {need: names for need, names in found.items() if names and need != "basis"}
 
 
 def measured(
@@ -294,15 +309,6 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
         energy = norm(kept[name]) ** 2 / (1 - lost[name])
         whole, gone = whole + energy, gone + energy * lost[name]
     return kept, {"rank": rank, "in_all": gone / whole if whole else 0.0, "sites": lost}
-
-
-def _own(own: Own) -> Own:
-    """What is not merged: nothing that one task's head alone reads can be shared, so it stays as it was trained."""
-    return Own(
-        own.head,
-        {site: _wide(delta).to(torch.float32) for site, delta in own.deltas.items()},
-        {name: shift.float() for name, shift in own.shifts.items()},
-    )
 
 
 def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float]) -> Tensors:

@@ -22,9 +22,9 @@ from mergekit_bert.registry import Registry, unknown
 ALL_SPACES = ("full", "core", "knots")
 NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
-    "gram": "Gram matrices of the sites' inputs (train-adapter --with-stats gram, or --data)",
-    "fisher": "Fisher information (train-adapter --with-stats fisher, or --data)",
-    "rows": "unlabelled rows of every task (--data)",
+    "gram": "Gram matrices of the sites' inputs (train-adapter --with-stats gram, or --data or --texts)",
+    "fisher": "Fisher information (train-adapter --with-stats fisher, or --data or --texts)",
+    "rows": "unlabelled rows of every task (--data or --texts)",
 }
 """What a method may need, and how to meet it."""
 

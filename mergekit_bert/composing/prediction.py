@@ -1,7 +1,7 @@
 """Prediction: texts in, answers out, by any model file and for each of its tasks.
 
-Deltas are folded into the weights once a task (once in all for a merged model), in float32, so a prediction costs what
-the bare encoder costs. Routing is by the task that the caller names.
+Deltas are folded into the weights once a task (what all tasks of a merged model share, once in all), in float32, so a
+prediction costs what the bare encoder costs. Routing is by the task that the caller names.
 """
 
 import dataclasses

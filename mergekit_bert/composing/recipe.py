@@ -29,8 +29,9 @@ class Recipe:
 
     An empty ``method`` is the recommended one, see :func:`with_method`. ``weights`` are by input name; an input
     without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
-    instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``options``
-    are the method's.
+    instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
+    is the rank of the remainder that every task keeps for itself at every site (None or 0: none). ``options`` are the
+    method's.
     """
 
     method: str = ""
@@ -39,13 +40,17 @@ class Recipe:
     weights: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rank: int | None = None
+    private: int | None = None
     seed: int = 0
     inputs: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
         layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
-        return dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
+        found = dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
+        if not self.private:  # a merge without remainders is what it was before there were any
+            del found["private"]
+        return found
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
@@ -71,6 +76,8 @@ class Recipe:
             )
         if self.rank is not None and self.rank < 1:
             raise CompositionError("--rank", f"{self.rank}", "a whole number of at least 1", "correct --rank")
+        if self.private is not None and self.private < 0:
+            raise CompositionError("--private", f"{self.private}", "a whole number of at least 0", "correct --private")
         make_options(method, self.options)
         if self.layers and method.learn is not None:
             raise CompositionError(
@@ -103,6 +110,10 @@ class Recipe:
         if self.rank is not None or self.space != "full":
             raise CompositionError(
                 "--method ensemble", "a rank or space", "neither: experts are kept as they are", "drop them"
+            )
+        if self.private:
+            raise CompositionError(
+                "--private", "remainders for an ensemble", "none: it keeps the experts whole", "drop --private"
             )
 
     def at(self, site: str, weights: Mapping[str, float]) -> dict[str, float]:
@@ -203,10 +214,8 @@ def _checked(where: str, key: str, value: Any) -> Any:
             "patterns, each with a number for each input",
             isinstance(value, dict) and all(isinstance(p, str) and numbers(one) for p, one in value.items()),
         ),
-        "rank": (
-            "a whole number or nothing",
-            value is None or (isinstance(value, int) and not isinstance(value, bool)),
-        ),
+        "rank": ("a whole number or nothing", value is None or whole),
+        "private": ("a whole number or nothing", value is None or whole),
         "seed": ("a whole number", whole),
         "inputs": ("a list of files", isinstance(value, list) and all(isinstance(one, str) for one in value)),
     }[key]

@@ -8,6 +8,7 @@ gave, so that those scale the result.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,14 +90,15 @@ class Blend:
 
     def model(self, part: Part, own: Own) -> Classifier:
         """The merged model under what is one task's own; it reads the weights in every forward pass."""
-        shell = classifier(fold(self.encoder, own.deltas, own.shifts), part.task, part.head).shell
-        model = _Shifted(shell, self._shifted)
+        folded = fold(self.encoder, own.deltas, own.shifts)
+        shell = classifier(folded, part.task, part.head).shell
+        model = _Shifted(shell, partial(self._shifted, dict(folded.model.named_parameters())))
         for site, hook in self._hooks.items():
             model.encoder.get_submodule(site).register_forward_hook(hook)
         return model.eval()
 
-    def _shifted(self) -> dict[str, Tensor]:
-        mean, old = self.mean(), dict(self.encoder.model.named_parameters())
+    def _shifted(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mean = self.mean()
         changes = {name: sum(mean[place] * shift for place, shift in parts) for name, parts in self._shifts.items()}
         return {name: old[name] + change for name, change in changes.items()}
 

@@ -6,7 +6,7 @@ A finished cell is one file, known by a fingerprint of everything that determine
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mergekit_bert.composing.composition import Model
+from mergekit_bert.composing.composition import Merged, Model
 from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.merging import Given, merge
@@ -37,7 +37,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One merge and what it gave: ``outputs`` of every task's rows, seconds and bytes of the merge, or why not."""
+    """One merge and what it gave: ``outputs`` of every task's rows, seconds and bytes of the merge, or why not.
+
+    ``learned`` is what a method that learns tells of it.
+    """
 
     recipe: Recipe
     outputs: Mapping[str, Float[np.ndarray, "rows out"]]
@@ -45,12 +48,14 @@ class Cell:
     size: int
     memory: int | None
     refused: str = ""
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The method, its space where that is not full, its rank where one was asked for."""
+        """The method, its space where that is not full, its rank and that of remainders where one was asked for."""
         space = "" if self.recipe.space == "full" else f" in {self.recipe.space}"
-        return f"{self.recipe.method}{space}{f' rank {self.recipe.rank}' if self.recipe.rank else ''}"
+        private = f" private {self.recipe.private}" if self.recipe.private else ""
+        return f"{self.recipe.method}{space}{f' rank {self.recipe.rank}' if self.recipe.rank else ''}{private}"
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,9 @@ def run_cell(
     finally:
         remove(scratch)
     found = _outputs(model, encoder, tasks)
-    cell = Cell(recipe, found, seconds, size, meter.above)
-    told = {"seconds": seconds, "size": size, "memory": meter.above}
+    learned = dict(model.trace.get("learned", {})) if isinstance(model, Merged) else {}
+    cell = Cell(recipe, found, seconds, size, meter.above, learned=learned)
+    told = {"seconds": seconds, "size": size, "memory": meter.above, "learned": learned}
     write_tensors(path, {f"outputs.{name}": torch.from_numpy(values) for name, values in found.items()}, told)
     return cell
 
@@ -139,7 +145,8 @@ def _read(path: Path, recipe: Recipe) -> Cell | None:
     try:
         tensors, told = read_tensors(path)
         outputs = {name.removeprefix("outputs."): tensor.numpy() for name, tensor in tensors.items()}
-        return Cell(recipe, outputs, float(told["seconds"]), int(told["size"]), told["memory"])
+        seconds, size, learned = float(told["seconds"]), int(told["size"]), told.get("learned", {})
+        return Cell(recipe, outputs, seconds, size, told["memory"], learned=learned)
     except (ModelFileError, KeyError, TypeError, ValueError):
         return None
 
@@ -225,6 +232,7 @@ def to_json(contest: Contest) -> dict[str, Any]:
                 "seconds": round(one.cell.seconds, 3),
                 "bytes": one.cell.size,
                 "memory_bytes": one.cell.memory,
+                "learned": dict(one.cell.learned),
                 "needs": [] if one.cell.recipe.method == ENSEMBLE else list(METHODS.get(one.cell.recipe.method).needs),
             }
             for one in contest.placed

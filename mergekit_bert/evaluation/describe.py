@@ -62,6 +62,7 @@ def describe(path: Path) -> dict[str, Any]:
         told |= {
             "method": model.method,
             "weights": dict(model.weights),
+            "private": model.private,
             "parts": dict(model.parts),
             "sites": _sites({**model.deltas, **_by_task({task: own.deltas for task, own in model.own.items()})}),
             "shifts": _shifts({**model.shifts, **_by_task({task: own.shifts for task, own in model.own.items()})}),
@@ -131,6 +132,9 @@ def _file_table(told: Mapping[str, Any]) -> Table:
     if told.get("sites"):
         ranks = _range([site["rank"] for site in told["sites"].values() if site["rank"] is not None], "d")
         table.add_row("sites", f"{len(told['sites'])}, {f'rank {ranks}' if ranks else 'dense'}")
+    if told.get("private"):
+        rank, size = told["private"]["rank"], told["private"]["bytes"]
+        table.add_row("private", f"remainders of rank {rank} at most beside the shared sites, {size / 2**20:.2f} MiB")
     for kind, measured in told.get("statistics", {}).items():
         lost = max(one["lost"] for one in measured.values())
         table.add_row(kind, f"of {len(measured)} sites, at most {lost:.1%} of its energy lost to its compact form")

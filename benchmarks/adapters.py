@@ -1,0 +1,69 @@
+"""Sets of adapters to merge: four tasks, several seeds, with and without the orthogonal basis.
+
+Usage: python -m benchmarks.adapters --data DIR --out FOLDER
+
+Writes FOLDER/<set>/<task>.safetensors with Gram matrices, all by the default options but for what the set's name says.
+Of para the first 8,000 rows of train are used, half of them, and cfimdb's long texts are cut to 128 tokens, since
+this is done many times. What is there is not trained again.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+TASKS = ("sst", "para", "sts", "cfimdb")
+MOST_ROWS = 8000
+CUT = {"cfimdb": 128}
+SETS: Mapping[str, Mapping[str, Any]] = {
+    f"{basis}_{seed}": {"adapter": {"basis": basis}, "train": {"seed": seed}}
+    for seed in (0, 1, 2)
+    for basis in ("orthogonal", "random")
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with <task>/train.tsv.")],
+    out: Annotated[Path, typer.Option(help="Where the sets go.")],
+    sets: Annotated[str, typer.Option(help="Sets, separated by commas.")] = ",".join(SETS),
+    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = ",".join(TASKS),
+) -> None:
+    import mergekit_bert as mb
+    from mergekit_bert.data.rows import tsv_text
+    from mergekit_bert.data.source import load_rows
+    from mergekit_bert.data.task import get_task
+    from mergekit_bert.files import write_atomic
+
+    encoder = mb.load_encoder("minilm")
+    for name in tasks.split(","):
+        task = get_task(name)
+        rows = load_rows(task, "train", data)
+        rows = rows.take(range(min(MOST_ROWS, len(rows))))
+        labels = rows.label_column().tolist()
+        shown = labels if task.range is not None else [task.labels[int(label)] for label in labels]
+        lines = [[*texts, label] for texts, label in zip(rows.texts, shown, strict=True)]
+        write_atomic(out / "data" / name / "train.tsv", tsv_text([[*task.text, task.label], *lines]).encode())
+    for chosen in sets.split(","):
+        options = SETS[chosen]
+        for name in tasks.split(","):
+            path = out / chosen / f"{name}.safetensors"
+            if path.exists():
+                continue
+            cut = {"max_length": CUT[name]} if name in CUT else {}
+            mb.train_adapter(
+                name,
+                out / "data",
+                path,
+                base=encoder,
+                adapter=dataclasses.replace(mb.AdapterConfig(), **options.get("adapter", {})),
+                train=dataclasses.replace(mb.TrainConfig(), **cut, **options.get("train", {})),
+                resume=True,
+                with_stats=["gram"],
+                progress=True,
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)
