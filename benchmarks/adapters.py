@@ -51,7 +51,7 @@ def main(
             path = out / chosen / f"{name}.safetensors"
             if path.exists():
                 continue
-            cut = {"max_length": CUT[name]} if name in CUT else {}
+            cut: dict[str, Any] = {"max_length": CUT[name]} if name in CUT else {}
             mb.train_adapter(
                 name,
                 out / "data",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for, with_method
 from mergekit_bert.composing.spaces import SPACES
+from mergekit_bert.data.invented import invent
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.data.source import has_rows, load_rows, unlabelled_rows
+from mergekit_bert.data.source import INVENTED, has_rows, load_rows, unlabelled_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
+from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.contest import Contest, full_figures, recipes_for, run_cell, standings, to_json
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
@@ -224,8 +226,9 @@ def merge(
 
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
-    (None: the method's own number), without labels. ``texts`` names by task plain text files that are read instead,
-    one row a line, two texts a line with a tab between them. ``keep_inputs`` keeps the adapters in the model, so that
+    (None: the method's own number), without labels; ``"invented"``: texts made up here, for where there are none.
+    ``texts`` names by task plain text files that are read instead, one row a line, two texts a line with a tab between
+    them. ``keep_inputs`` keeps the adapters in the model, so that
     its file can be changed.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
@@ -283,15 +286,28 @@ def _given(
     """The encoder and unlabelled rows for methods that need them."""
     ingredients = [ingredient(one) for one in inputs]
     tasks = {task.name: task for task in _tasks(ingredients)}
+    encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
 
     @functools.cache
     def of(name: str) -> Rows:
-        return _some(unlabelled_rows(tasks[name], data, texts or {}), rows)
+        return _unlabelled(tasks[name], data, texts or {}, rows, encoder)
 
     for name in _named_texts(texts, list(tasks)):
         of(name)  # what is wrong with a file is told before any work
-    encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
     return Given(encoder, of, show=progress)
+
+
+def _unlabelled(
+    task: Task,
+    data: str | Path | None,
+    texts: Mapping[str, str | Path],
+    count: int,
+    encoder: Callable[[], Encoder],
+) -> Rows:
+    """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
+    if str(data) == INVENTED and task.name not in texts:
+        return invent(task, whole_words(encoder().tokenizer), count)
+    return _some(unlabelled_rows(task, data, texts), count)
 
 
 def _named_texts(texts: Mapping[str, str | Path] | None, tasks: list[str]) -> Mapping[str, str | Path]:
@@ -365,13 +381,13 @@ def calibrate(
 
     ``heads`` refits every task's head to the merged features and reads labels; ``scales`` scales the merged Delta of
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
-    which may be ``texts`` as in :func:`merge`.
+    which may be ``texts`` or invented as in :func:`merge`.
     """
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
         raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
-    chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows)
     encoder = _encoder(base or found.base.name)
+    chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
         found = calibrate_scales(found, experts, encoder, chosen["scales"])
@@ -385,15 +401,18 @@ def rows_to_calibrate(
     *,
     steps: Sequence[str],
     rows: int,
+    base: Base | None = None,
 ) -> dict[str, dict[str, Rows]]:
     """At most ``rows`` of each task to calibrate on, by step: only ``heads`` needs labels, and takes no ``texts``."""
     tasks = {task.name: task for task in _tasks(models)}
     named = _named_texts(texts, list(tasks))
 
     def of(step: str, task: Task) -> Rows:
-        return load_rows(task, "train", data) if step == "heads" else unlabelled_rows(task, data, named)
+        if step == "heads":
+            return _some(load_rows(task, "train", data), rows)
+        return _unlabelled(task, data, named, rows, lambda: _encoder(base or models[0].base.name))
 
-    return {step: {name: _some(of(step, task), rows) for name, task in tasks.items()} for step in steps}
+    return {step: {name: of(step, task) for name, task in tasks.items()} for step in steps}
 
 
 def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
@@ -506,8 +525,8 @@ def doctor(
     """Whether every merge method (or ``methods``) keeps its promises on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read). ``every_site`` tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of
-    their basis lies: beside the first file, unless given.
+    read; ``"invented"`` ones do). ``every_site`` tries the merges at every site instead of one of each kind.
+    ``folder`` is where the ledger of their basis lies: beside the first file, unless given.
     """
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     found = _read_all(inputs, base)

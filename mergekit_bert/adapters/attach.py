@@ -150,12 +150,21 @@ def dropout_on(model: nn.Module, on: bool) -> None:
             module.train(on)
 
 
-def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep copies of the frozen parameters in ``dtype``; what is trained stays as it is."""
+def cast_frozen(model: nn.Module, dtype: torch.dtype, known: Mapping[int, nn.Parameter] | None = None) -> None:
+    """Keep copies of the frozen parameters in ``dtype``; what is trained stays as it is.
+
+    ``known`` are copies already made, by the identity of what they were made of: several trees may share them.
+    """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad and parameter.dtype != dtype:
-                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+                copy = (known or {}).get(id(parameter))
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False) if copy is None else copy)
+
+
+def copies(model: nn.Module, dtype: torch.dtype) -> dict[int, nn.Parameter]:
+    """The parameters of ``model`` in ``dtype``, for :func:`cast_frozen`; good while ``model`` lives."""
+    return {id(one): nn.Parameter(one.to(dtype), requires_grad=False) for one in model.parameters()}
 
 
 def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Encoder:

@@ -19,7 +19,8 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder that holds <task>/train.tsv, for the interference (labels are never read), or 'sample'.",
+            help="Folder that holds <task>/train.tsv, for the interference (labels are never read), or 'sample'; "
+            "'invented': texts that mbert makes up.",
             show_default="none",
         ),
     ] = None,

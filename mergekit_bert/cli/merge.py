@@ -122,8 +122,9 @@ def command(
 
     Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
     base. Methods that need rows take them from the train split of --data, or from --texts; labels are never read and
-    need not be there, but for --search and --calibrate heads. Whole checkpoints merged with --dense and without --out,
-    --data or --texts pass through memory a few tensors at a time.
+    need not be there, but for --search and --calibrate heads. --data invented makes up texts where there are none.
+    Whole checkpoints merged with --dense and without --out, --data or --texts pass through memory a few tensors at a
+    time.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.calibration import read_steps
@@ -181,10 +182,10 @@ def command(
         model = api.merge(inputs, asked, lazy=True)
     else:
         calibration: dict[str, Any] = {"steps": steps, "rows": calibrate_rows or CALIBRATE_ROWS}
-        if steps:  # rows that are missing, or lack labels, are told before any long work
-            api.rows_to_calibrate(inputs, data, plain, **calibration)
         needed = dense is not None or data is not None or plain or search or steps
         encoder = load_encoder(base or inputs[0].base.name) if needed else None
+        if steps:  # rows that are missing, or lack labels, are told before any long work
+            api.rows_to_calibrate(inputs, data, plain, base=encoder, **calibration)
         common: dict[str, Any] = {"texts": plain, "base": encoder or base, "progress": True}
         if search:
             over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]

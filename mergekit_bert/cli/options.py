@@ -26,7 +26,8 @@ MergeData = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder that holds <task>/train.tsv, for methods that need rows, --search and --calibrate, or 'sample'.",
+        help="Folder that holds <task>/train.tsv, for methods that need rows, --search and --calibrate, or 'sample'. "
+        "'invented': no data, but texts that mbert makes up, for what reads no labels.",
         show_default="none",
     ),
 ]

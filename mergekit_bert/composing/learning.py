@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.data.batches import Batch, Tokens
+from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
@@ -28,29 +29,62 @@ _SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model gives for rows: the first token's features after the last layer, and the head's outputs."""
+    """What a model gives for rows: the first token's features after the last layer, and the head's outputs.
+
+    ``hidden`` are the states after every layer but the last, of all tokens, row after row; empty if not asked for.
+    """
 
     features: Float[Tensor, "rows width"]
     outputs: Float[Tensor, "rows out"]
-
-    def take(self, index: list[int]) -> "Answers":
-        """Those of the rows at ``index``."""
-        return Answers(self.features[index], self.outputs[index])
+    hidden: Sequence[Float[Tensor, "tokens width"]] = ()
 
 
 class Reader:
-    """A classifier whose features can be read beside its outputs."""
+    """A classifier whose features, and with ``hidden`` the states between its layers, can be read beside its outputs.
 
-    def __init__(self, model: Classifier) -> None:
-        """Listen at the end of the encoder; the model is the caller's own."""
-        self.model = model
+    ``local``: no gradient passes from a layer to those below it.
+    """
+
+    def __init__(self, model: Classifier, hidden: bool = False, local: bool = False) -> None:
+        """Listen at the layers and the end of the encoder; the model is the caller's own."""
+        self.model, self.hidden = model, hidden
         self._seen: list[Tensor] = []
+        self._states: list[Tensor] = []
         model.encoder.register_forward_hook(lambda module, inputs, output: self._seen.append(output[0][:, 0]))
+        layers = packing.layers(model.encoder)
+        for layer in layers[:-1] if hidden else []:
+            layer.register_forward_hook(lambda module, inputs, output: self._states.append(_first(output)))
+        for layer in layers if local else []:
+            layer.register_forward_pre_hook(_detached, with_kwargs=True)
 
     def __call__(self, batch: Batch) -> Answers:
         """The answers for the rows of ``batch``."""
+        self._states.clear()
         outputs = outputs_of(self.model, batch)
-        return Answers(self._seen.pop().float(), outputs.float())
+        hidden = [_tokens(state, batch.lengths).float() for state in self._states]
+        return Answers(self._seen.pop().float(), outputs.float(), hidden)
+
+
+def _first(output: Any) -> Tensor:
+    """A layer's states, which some layers give with others in a tuple."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def _detached(
+    module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cut(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return tuple(map(cut, inputs)), {name: cut(value) for name, value in named.items()}
+
+
+def _tokens(states: Float[Tensor, "..."], lengths: Sequence[int]) -> Float[Tensor, "tokens width"]:
+    """The states of the tokens of rows, packed or padded."""
+    if states.shape[0] == 1 and states.shape[1] == sum(lengths):
+        return states[0]
+    return torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
 
 
 def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:

@@ -24,7 +24,7 @@ NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
     "gram": "Gram matrices of the sites' inputs (train-adapter --with-stats gram, or --data or --texts)",
     "fisher": "Fisher information (train-adapter --with-stats fisher, or --data or --texts)",
-    "rows": "unlabelled rows of every task (--data or --texts)",
+    "rows": "unlabelled rows of every task (--data or --texts), if need be --data invented",
 }
 """What a method may need, and how to meet it."""
 

@@ -1,6 +1,7 @@
 """Where rows come from: ``--data DIR``, ``--data sample``, the folder ``data/``, or the Hugging Face Hub.
 
-It never falls back silently to the generated sample. Rows without labels may also come from plain text files.
+It never falls back silently to the generated sample. Rows without labels may also come from plain text files, or be
+invented.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 
 SAMPLE = "sample"
+INVENTED = "invented"
+"""Texts that :mod:`~mergekit_bert.data.invented` makes up. They have neither labels nor splits, so none are loaded."""
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("train", "dev")
 _THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
@@ -31,6 +34,13 @@ def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: 
 
     Unless ``labelled``, labels are not read and need not be there.
     """
+    if data is not None and str(data) == INVENTED:
+        raise DataError(
+            "--data invented",
+            f"texts without labels, for merges alone, and no {split} rows of the task {task.name!r}",
+            f"{task.name}/{split}.tsv",
+            "give --data DIR (or --data sample)",
+        )
     named = dict(task.files).get(split)
     if named is not None:
         _refuse_two_places(task, split, named, data)

@@ -167,14 +167,14 @@ def enable(model: nn.Module) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    last = _last_layer(model)
+    stack = layers(model)
     config: Any = model.config
     plain = (
         getattr(config, "classifier_pooling", "cls") == "cls"
         and not getattr(config, "is_decoder", False)
         and not getattr(config, "chunk_size_feed_forward", 0)
     )
-    if last is None or not plain or config.model_type not in _PACKED:
+    if not stack or not plain or config.model_type not in _PACKED:
         return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, lambda **given: None if _LAYOUT.get() else eager_mask(**given))
@@ -184,8 +184,8 @@ def enable(model: nn.Module) -> None:
             own._attn_implementation = ATTENTION
     for name in _POST_ATTENTION:
         with contextlib.suppress(AttributeError):
-            last.get_submodule(name).register_forward_pre_hook(_drop_inputs)
-    last.register_forward_hook(_drop_output)
+            stack[-1].get_submodule(name).register_forward_pre_hook(_drop_inputs)
+    stack[-1].register_forward_hook(_drop_output)
 
 
 def enabled(model: nn.Module) -> bool:
@@ -194,11 +194,11 @@ def enabled(model: nn.Module) -> bool:
     return bool(config._attn_implementation == ATTENTION)
 
 
-def _last_layer(model: nn.Module) -> nn.Module | None:
-    """The last of the encoder's layers; None where they cannot be told."""
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The encoder's layers, the lowest first; none where they cannot be told."""
     config: Any = model.config
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
-    return stacks[0][-1] if len(stacks) == 1 else None
+    return list(stacks[0]) if len(stacks) == 1 else []
 
 
 def position_ids(model: nn.Module, ids: Int[Tensor, "tokens"], layout: Layout) -> Int[Tensor, "tokens"]:

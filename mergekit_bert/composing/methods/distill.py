@@ -1,8 +1,10 @@
 """Distillation as a merge: merged factors that give each task the answers of its expert.
 
-Start from a data-free merge, then fit the merged factors on rows without labels so that features and outputs are
-those of each task's expert (Xu et al. 2025, ProDistill, arXiv 2502.12706, who fit layer by layer). Every task keeps its
-head and what lies between the layers and it; the experts' answers are computed once.
+Start from a data-free merge, then fit the merged factors on rows without labels so that the states of all tokens after
+every layer (as in TinyBERT, Jiao et al. 2020, arXiv 1909.10351), the features that the head reads, and the outputs are
+those of each task's expert. A row's states say far more than what the head reads of it. A gradient passes through all
+layers, or with ``local`` through one: Xu et al. 2025 (ProDistill, arXiv 2502.12706) fit layer by layer, one after the
+other from the lowest; here all are fitted at once. Every task keeps its head and what lies between the layers and it.
 """
 
 import dataclasses
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergekit_bert.adapters.adapter import Part
-from mergekit_bert.adapters.attach import attach, cast_frozen, fold
+from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, svd
 from mergekit_bert.composing.ingredient import Ingredient, identity
-from mergekit_bert.composing.learning import Answers, Reader, descend, expert_answers
+from mergekit_bert.composing.learning import Answers, Reader, descend
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
 from mergekit_bert.composing.method import Learned, Lesson, Method
@@ -32,16 +34,72 @@ from mergekit_bert.hardware import autocast, default_device, generator, pick_pre
 from mergekit_bert.option import option
 
 _STARTS = ("task_arithmetic", "tsv", "ties", "fedavg", "orthoada")
+_SAMPLE = 64
+"""Rows of a task that tell how much its expert's answers vary."""
+_KEPT_BYTES = 2**28
+"""Experts' answers are kept, all of them, where they take no more than this; else each step asks for its own."""
 
 
 @dataclass(frozen=True)
 class _Options:
-    steps: int = option(150, "Steps of the optimizer.", low=0)
+    steps: int = option(100, "Steps of the optimizer.", low=0)
     batch_size: int = option(32, "Rows of each task in a step.", low=1)
     lr: float = option(2e-3, "Peak learning rate of the merged factors.", low=0.0)
-    features: float = option(1.0, "Weight of the features beside the outputs in the loss.", low=0.0)
+    layers: float = option(2.0, "Weight of the states after the layers in the loss, all layers together.", low=0.0)
+    features: float = option(1.0, "Weight of the features that the head reads.", low=0.0)
+    outputs: float = option(0.3, "Weight of the outputs.", low=0.0)
+    local: bool = option(False, "Fit each layer to its own states alone: no gradient passes to the layers below.")
     start: str = option("task_arithmetic", "The merge to start from.", choices=_STARTS)
     precision: str = option("auto", "auto, fp32 or bf16, as in training.", choices=("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """What a task's expert says of its rows: kept from the beginning, or asked for."""
+
+    reader: Reader
+    tokens: Tokens
+    dtype: torch.dtype
+    kept: Mapping[int, Answers] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, run: list[int]) -> Answers:
+        if not self.kept:
+            return self._ask(run)
+        found = [self.kept[row] for row in run]
+        hidden = [torch.cat(states).float() for states in zip(*(one.hidden for one in found), strict=True)]
+        return Answers(
+            torch.stack([one.features[0] for one in found]), torch.stack([one.outputs[0] for one in found]), hidden
+        )
+
+    @torch.no_grad()
+    def _ask(self, run: list[int]) -> Answers:
+        with autocast(self.dtype, next(self.reader.model.parameters()).device):
+            return self.reader(self.tokens.batch(run))
+
+    def keeping(self) -> "_Expert":
+        """The same with the answers for all rows, asked for in an order that no run changes."""
+        kept = {}
+        for batch in self.tokens.in_order():
+            found = self._ask(batch.index)
+            states = [state.to(self.dtype).split(batch.lengths) for state in found.hidden]
+            for place, row in enumerate(batch.index):
+                own = [state[place].clone() for state in states]
+                kept[row] = Answers(found.features[place, None], found.outputs[place, None], own)
+        return dataclasses.replace(self, kept=kept)
+
+    def spreads(self) -> tuple[float, float, list[float]]:
+        """Mean variances of outputs, features and each layer's states over some rows: the units of their distances."""
+        every = -(-len(self.tokens) // _SAMPLE)
+        found = [self._ask([row]) for row in range(0, len(self.tokens), every)]
+        hidden = [torch.cat(states) for states in zip(*(one.hidden for one in found), strict=True)]
+        features, outputs = (torch.cat([getattr(one, name) for one in found]) for name in ("features", "outputs"))
+        return _spread(outputs), _spread(features), [_spread(states) for states in hidden]
+
+
+def _spread(values: Float[Tensor, "rows width"]) -> float:
+    """Mean variance of the columns; of a single row, or of equal ones, the mean square."""
+    variance = float(values.var(0, correction=0).mean())
+    return variance if variance > 0 else float(values.square().mean()) or 1.0
 
 
 @dataclass(frozen=True)
@@ -50,39 +108,43 @@ class _Pupil:
 
     task: Task
     reader: Reader
-    tokens: Tokens
-    expert: Answers
-    spread: Float[Tensor, ""]
-    """Mean variance of the expert's features: the unit of their distance."""
+    expert: _Expert
+    spreads: tuple[float, float, list[float]]
 
-    def terms(
-        self, options: _Options, seed: int, step: int, dtype: torch.dtype
-    ) -> list[Callable[[], Float[Tensor, ""]]]:
+    def terms(self, options: _Options, seed: int, step: int) -> list[Callable[[], Float[Tensor, ""]]]:
         """The loss on this step's rows, within the token budget."""
         index = self._rows(options.batch_size, seed, step)
-        return [lambda run=run: self._loss(run, options, len(index), dtype) for run in self.tokens.cut(index)]  # type: ignore[misc]
+        return [lambda run=run: self._loss(run, options, len(index)) for run in self.expert.tokens.cut(index)]  # type: ignore[misc]
 
     def _rows(self, size: int, seed: int, step: int) -> list[int]:
         """Rows of like length, all of them once before any comes again: a function of the step alone."""
-        per_epoch = -(-len(self.tokens) // size)
-        return self.tokens.shuffled(size, seed, step // per_epoch)[step % per_epoch]
+        tokens = self.expert.tokens
+        per_epoch = -(-len(tokens) // size)
+        return tokens.shuffled(size, seed, step // per_epoch)[step % per_epoch]
 
-    def _loss(self, run: list[int], options: _Options, rows: int, dtype: torch.dtype) -> Float[Tensor, ""]:
-        device = self.expert.features.device
-        with autocast(dtype, device):
-            found = self.reader(self.tokens.batch(run))
-        truth = self.expert.take(run)
-        apart = functional.mse_loss(found.features, truth.features) / self.spread
-        loss = options.features * apart + output_loss(self.task, found.outputs, truth.outputs)
+    def _loss(self, run: list[int], options: _Options, rows: int) -> Float[Tensor, ""]:
+        truth = self.expert(run)
+        with autocast(self.expert.dtype, truth.features.device):
+            found = self.reader(self.expert.tokens.batch(run))
+        of_outputs, of_features, of_states = self.spreads
+        loss = options.features * functional.mse_loss(found.features, truth.features) / of_features
+        if options.outputs:
+            loss = loss + options.outputs * output_loss(self.task, found.outputs, truth.outputs, of_outputs)
+        if found.hidden:
+            pairs = zip(found.hidden, truth.hidden, of_states, strict=True)
+            apart = torch.stack([functional.mse_loss(one, two) / spread for one, two, spread in pairs])
+            loss = loss + options.layers * apart.mean()
         return loss * (len(run) / rows)
 
 
-def output_loss(task: Task, found: Float[Tensor, "rows out"], truth: Float[Tensor, "rows out"]) -> Float[Tensor, ""]:
-    """How far outputs are from the expert's: the Kullback-Leibler divergence of classes, or the squared distance."""
+def output_loss(
+    task: Task, found: Float[Tensor, "rows out"], truth: Float[Tensor, "rows out"], spread: float
+) -> Float[Tensor, ""]:
+    """How far outputs are from the expert's: the Kullback-Leibler divergence of classes, or ``(y − ŷ)² / spread``."""
     if task.kind == "classify":
         chances = functional.log_softmax(truth, -1)
         return functional.kl_div(functional.log_softmax(found, -1), chances, reduction="batchmean", log_target=True)
-    return functional.mse_loss(found, truth)
+    return functional.mse_loss(found, truth) / spread
 
 
 def _learn(lesson: Lesson) -> Learned:
@@ -94,16 +156,16 @@ def _learn(lesson: Lesson) -> Learned:
         return Learned(deltas=factors)
     parts = {task: one.model.part(task) for one in lesson.ingredients for task in one.parts}
     tokens = {task: _tokens(lesson, part) for task, part in parts.items()}
-    experts = {task: expert_answers(lesson.encoder, part, tokens[task]) for task, part in parts.items()}
     dtype = pick_precision(options.precision, default_device())
-    readers, placed = _student(lesson, parts, factors, dtype)
-    pupils = [
-        _Pupil(part.task, readers[task], tokens[task], experts[task], experts[task].features.var(0).mean() + 1e-12)
-        for task, part in parts.items()
-    ]
+    known = copies(lesson.encoder.model, dtype)
+    experts = {task: _expert(lesson, part, tokens[task], dtype, known) for task, part in parts.items()}
+    if sum(map(_bytes, experts.values())) <= _KEPT_BYTES:
+        experts = {task: expert.keeping() for task, expert in experts.items()}
+    readers, placed = _student(lesson, parts, factors, dtype, known)
+    pupils = [_Pupil(part.task, readers[task], experts[task], experts[task].spreads()) for task, part in parts.items()]
     losses = descend(
         placed,
-        lambda step: [term for pupil in pupils for term in pupil.terms(options, lesson.seed, step, dtype)],
+        lambda step: [term for pupil in pupils for term in pupil.terms(options, lesson.seed, step)],
         options.steps,
         options.lr,
         _key(lesson, str(dtype)),
@@ -138,9 +200,14 @@ def _balanced(site: str, delta: Delta, rank: int | None) -> LowRank:
 
 
 def _student(
-    lesson: Lesson, parts: Mapping[str, Part], factors: Mapping[str, LowRank], dtype: torch.dtype
+    lesson: Lesson,
+    parts: Mapping[str, Part],
+    factors: Mapping[str, LowRank],
+    dtype: torch.dtype,
+    known: Mapping[int, nn.Parameter],
 ) -> tuple[dict[str, Reader], dict[str, nn.Parameter]]:
     """A classifier for every task over one tree with the factors beside it, and the factors to train."""
+    options: _Options = lesson.options
     shifts = merged_shifts(lesson.ingredients, lesson.weights)
     shared = fold(lesson.encoder, {}, shifts)
     first = next(iter(parts.values()))
@@ -148,17 +215,38 @@ def _student(
     config = AdapterConfig(rank=1, alpha=1.0)  # a scale of 1: the factors are the Delta
     values = {site: {"A": delta.A, "B": delta.B} for site, delta in factors.items() if delta.rank}
     placed = attach(model, "lora", values, frozenset(), config, generator(0))
-    cast_frozen(model.encoder, dtype)
+    cast_frozen(model.encoder, dtype, known)
     tree = dataclasses.replace(shared, model=model.encoder)
     owns = {task: own for one in lesson.ingredients for task, own in one.own.items()}
     readers = {
-        task: Reader(classifier(fold(tree, owns[task].deltas, owns[task].shifts), part.task, part.head))
+        task: Reader(
+            classifier(fold(tree, owns[task].deltas, owns[task].shifts), part.task, part.head),
+            hidden=options.layers > 0,
+            local=options.local,
+        )
         for task, part in parts.items()
     }
     found = {f"{site}.{name}": parameter for site, both in placed.items() for name, parameter in both.items()}
     for parameter in found.values():
         parameter.requires_grad_(True)  # a classifier freezes all that it is given
     return readers, found
+
+
+def _expert(
+    lesson: Lesson, part: Part, tokens: Tokens, dtype: torch.dtype, known: Mapping[int, nn.Parameter]
+) -> _Expert:
+    model = classifier(fold(lesson.encoder, part.deltas, part.shifts), part.task, part.head)
+    cast_frozen(model.encoder, dtype, known)
+    return _Expert(Reader(model, hidden=lesson.options.layers > 0), tokens, dtype)
+
+
+def _bytes(expert: _Expert) -> int:
+    """What the answers for all rows would take."""
+    config = expert.reader.model.shell.config
+    layers = (config.num_hidden_layers - 1) if expert.reader.hidden else 0
+    tokens = sum(map(expert.tokens.length, range(len(expert.tokens))))
+    size: int = tokens * layers * config.hidden_size * expert.dtype.itemsize
+    return size
 
 
 def _tokens(lesson: Lesson, part: Part) -> Tokens:
@@ -186,8 +274,8 @@ def _half(ingredients: Sequence[Ingredient]) -> list[float]:
 
 RECORD = Method(
     name="distill",
-    description="fit the merged factors to every expert's features and outputs, on rows without labels",
-    formula="min over B, A of Σi E[‖f(x; B A) − f(x; Δi)‖² / var f + D(outputs, outputs of expert i)]",
+    description="fit the merged factors to every expert's states, features and outputs, on rows without labels",
+    formula="min over B, A of Σi E[α meanₗ ‖hₗ(x; B A) − hₗ(x; Δi)‖² / var hₗ + β ‖f − fi‖² / var fi + γ D(y, yi)]",
     source="arXiv 2502.12706",
     merge=weighted_sum,
     weights=_half,

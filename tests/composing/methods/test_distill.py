@@ -72,8 +72,8 @@ def test_it_comes_nearer_to_all_experts_at_either_rank(bert: mb.Encoder, three: 
 
 
 def test_one_task_reaches_its_expert(bert: mb.Encoder, three: list[Adapter]) -> None:
-    """From half of its Delta, which is far away."""
-    options = {"steps": 150, "batch_size": 12, "lr": 0.02, **FP32}
+    """From half of its Delta, which is far away; its norms are not learned, so that states in between stay apart."""
+    options = {"steps": 150, "batch_size": 12, "lr": 0.02, "layers": 0.0, "outputs": 1.0, **FP32}
     start = merged(three[:1], "task_arithmetic", {"sst": 0.5})
     model = merged(three[:1], "distill", {"sst": 0.5}, options=options, given=rows_for(bert))
     shifted = dataclasses.replace(model, shifts=three[0].shifts)
@@ -92,6 +92,44 @@ def test_the_experts_answers_are_those_of_each_row_alone(bert: mb.Encoder, three
             tokens, columns={name: [column[row]] for name, column in tokens.columns.items()}
         ))  # fmt: skip
         np.testing.assert_allclose(together.features[row], alone.features[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_states_between_layers_reach_the_experts(encoder: mb.Encoder, local: bool) -> None:
+    """On every architecture, packed or padded; nothing but the states in the loss."""
+    one = trio(encoder, basis="random")[0]
+    only = {"features": 0.0, "outputs": 0.0, "layers": 1.0, "local": local}
+    options = {"steps": 60, "batch_size": 12, "lr": 0.02, **only, **FP32}
+    model = merged([one], "distill", {"sst": 0.5}, options=options, given=rows_for(encoder))
+    learned = model.trace["learned"]
+    assert learned["last_loss"] < 0.2 * learned["first_loss"]
+
+
+def test_local_lets_no_gradient_pass_to_lower_layers(bert: mb.Encoder, three: list[Adapter]) -> None:
+    """What the head reads is in the loss alone: then the last layer learns, and no other unless gradients pass."""
+    start = merged(three, "distill", options={"steps": 0}, given=rows_for(bert))
+    for local in (True, False):
+        options = {"steps": 3, "batch_size": 8, "layers": 0.0, "local": local, **FP32}
+        model = merged(three, "distill", options=options, given=rows_for(bert))
+        moved = {
+            site.split(".")[2]
+            for site, delta in model.deltas.items()
+            if not torch.equal(delta.dense(), start.deltas[site].dense())
+        }
+        assert moved == ({"1"} if local else {"0", "1"})
+
+
+def test_kept_answers_are_those_asked_for(
+    bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 4, "batch_size": 8, **FP32}
+    kept = merged(three, "distill", options=options, given=rows_for(bert))
+    monkeypatch.setattr(distill, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(distill._Expert, "keeping", None)
+    asked = merged(three, "distill", options=options, given=rows_for(bert))
+    assert kept.trace["learned"]["last_loss"] == pytest.approx(asked.trace["learned"]["last_loss"], rel=1e-4)
+    for site, delta in kept.deltas.items():
+        np.testing.assert_allclose(delta.dense(), asked.deltas[site].dense(), atol=2e-4)
 
 
 class KilledError(Exception):
@@ -152,8 +190,9 @@ def test_output_loss_is_zero_at_the_expert_alone() -> None:
     for task, width in ((get_task("sst"), 5), (get_task("sts"), 1)):
         assert isinstance(task, Task)
         truth = torch.randn(4, width, generator=source)
-        assert float(distill.output_loss(task, truth, truth)) == pytest.approx(0, abs=1e-6)
-        assert float(distill.output_loss(task, truth + torch.randn(4, width, generator=source), truth)) > 0.01
+        assert float(distill.output_loss(task, truth, truth, 1.0)) == pytest.approx(0, abs=1e-6)
+        assert float(distill.output_loss(task, truth + torch.randn(4, width, generator=source), truth, 1.0)) > 0.01
     chances, other = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.5, 0.5]])
-    found = float(distill.output_loss(get_task("para"), other.log(), chances.log()))
+    found = float(distill.output_loss(get_task("para"), other.log(), chances.log(), 1.0))
     assert found == pytest.approx(0.2 * np.log(0.2 / 0.5) + 0.8 * np.log(0.8 / 0.5), rel=1e-5)
+    assert float(distill.output_loss(get_task("sts"), torch.ones(3, 1), torch.zeros(3, 1), 4.0)) == 0.25

@@ -1,0 +1,205 @@
+"""Cells of the evidence: sets of adapters, merges of some of them, and what these keep of the ensemble on dev rows."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from mergekit_bert.adapters.file import read_adapter
+from mergekit_bert.composing.ingredient import Ingredient, of_adapter
+from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
+from mergekit_bert.data.invented import invent
+from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.words import whole_words
+from mergekit_bert.evaluation.contest import Cell, run_cell
+from mergekit_bert.hardware import generator
+
+RESAMPLES = 1000
+Dev = Mapping[str, tuple[Task, Rows]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell of the set ``place``: figures by task on the scale of an accuracy, its own and the ensemble's."""
+
+    place: str
+    label: str
+    rows: int | None
+    cell: Cell
+    values: Mapping[str, float]
+    own: Mapping[str, float]
+    whole: Mapping[str, float]
+
+    @property
+    def overall(self) -> float:
+        """Mean of the tasks."""
+        return fmean(self.own.values())
+
+    @property
+    def percent(self) -> float:
+        """Of the ensemble's overall score."""
+        return 100 * self.overall / fmean(self.whole[task] for task in self.own)
+
+    @property
+    def percents(self) -> dict[str, float]:
+        """Of the ensemble's figure, by task."""
+        return {task: 100 * value / self.whole[task] for task, value in self.own.items()}
+
+    @property
+    def worst(self) -> tuple[float, str]:
+        """The least of them, and the task."""
+        return min((value, task) for task, value in self.percents.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, but for the outputs; of what was learned, numbers and words."""
+        learned = {name: value for name, value in self.cell.learned.items() if isinstance(value, int | float | str)}
+        return {
+            "set": self.place,
+            "tasks": list(self.own),
+            "merge": self.label,
+            "recipe": self.cell.recipe.to_json(),
+            "rows": self.rows,
+            "scores": dict(self.values),
+            "overall": self.overall,
+            "percent": {**self.percents, "overall": self.percent, "worst task": self.worst[0]},
+            "seconds": round(self.cell.seconds, 3),
+            "bytes": self.cell.size,
+            "memory_bytes": self.cell.memory,
+            "learned": learned,
+        }
+
+
+@dataclass(frozen=True)
+class Set:
+    """One set of adapters, ``folder/<task>.safetensors``; finished cells lie in ``kept``."""
+
+    folder: Path
+    encoder: Encoder
+    dev: Dev
+    data: Path
+    kept: Path
+
+    @property
+    def name(self) -> str:
+        """Such as orthogonal_0."""
+        return self.folder.name
+
+    @property
+    def basis(self) -> str:
+        """The name without the seed."""
+        return self.name.rsplit("_", 1)[0]
+
+    @cached_property
+    def inputs(self) -> dict[str, Ingredient]:
+        """By task."""
+        return {name: of_adapter(read_adapter(self.folder / f"{name}.safetensors")) for name in self.dev}
+
+    @cached_property
+    def whole(self) -> Cell:
+        """The ensemble of all: what any merge of some of them is compared with."""
+        return self.cell(tuple(self.dev), {"method": ENSEMBLE})
+
+    def given(self, rows: int, invented: bool) -> Given:
+        """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
+        if invented:
+            words = whole_words(self.encoder.tokenizer)
+            return Given(lambda: self.encoder, lambda task: invent(get_task(task), words, rows), show=True)
+        return Given(lambda: self.encoder, lambda task: _unlabelled(task, self.data, rows), show=True)
+
+    def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
+        """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
+
+        With ``invented`` the rows are not those of train.
+        """
+        recipe = Recipe(**{key: value for key, value in told.items() if key not in ("weight", "invented")})
+        if "weight" in told:
+            recipe = dataclasses.replace(recipe, weights=dict.fromkeys(names, told["weight"]))
+        inputs = [self.inputs[name] for name in names]
+        if recipe.method == ENSEMBLE:  # its file would hold the statistics, which no answer needs
+            inputs = [of_adapter(dataclasses.replace(one.model, statistics={})) for one in inputs]
+        dev = {name: self.dev[name] for name in names}
+        given = self.given(rows or rows_for(recipe), told.get("invented", False))
+        return run_cell(recipe, inputs, self.encoder, dev, given, self.kept)
+
+    def result(self, names: Sequence[str], label: str, told: Mapping[str, Any], rows: int | None = None) -> Result:
+        """The cell and its figures: none where it was refused."""
+        cell = self.cell(names, told, rows)
+        names = [] if cell.refused else names
+        values = {name: _value(*self.dev[name], cell.outputs[name]) for name in names}
+        whole = {name: _value(*self.dev[name], self.whole.outputs[name]) for name in names}
+        own, whole = ({name: self._unit(name, one) for name, one in found.items()} for found in (values, whole))
+        return Result(self.name, label, rows, cell, values, own, whole)
+
+    def _unit(self, task: str, value: float) -> float:
+        return on_unit_scale(self.dev[task][0].metric, value)
+
+
+def open_sets(folder: Path, names: Sequence[str], data: Path, kept: Path, limit: int, encoder: Encoder) -> list[Set]:
+    """Every set in ``folder`` that has all of ``names``, to be scored on the first ``limit`` dev rows of each."""
+    tasks = {name: get_task(name) for name in names}
+    rows = {name: load_rows(task, "dev", data) for name, task in tasks.items()}
+    dev = {name: (task, rows[name].take(range(min(limit, len(rows[name]))))) for name, task in tasks.items()}
+    complete = [
+        one
+        for one in sorted(folder.iterdir())
+        if all((one / f"{name}.safetensors").exists() for name in names)
+    ]  # fmt: skip
+    return [Set(one, encoder, dev, data, kept) for one in complete]
+
+
+def draws(dev: Dev) -> dict[str, Int[np.ndarray, "draws rows"]]:
+    """Row numbers of each task, drawn with replacement: the same for every cell."""
+    source = np.random.default_rng(0)
+    return {name: source.integers(0, len(rows), (RESAMPLES, len(rows))) for name, (_, rows) in dev.items()}
+
+
+def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws rows"]]) -> Float[np.ndarray, "draws"]:
+    """The overall score of ``cell`` on each draw of the rows."""
+    found = []
+    for name, (task, rows) in dev.items():
+        true, predicted = rows.label_column(), predicted_column(task.kind, cell.outputs[name])
+        value = metric(task.metric).value
+        found.append([on_unit_scale(task.metric, value(true[draw], predicted[draw])) for draw in index[name]])
+    return np.mean(found, axis=0)  # type: ignore[no-any-return]
+
+
+def interval(percents: Float[np.ndarray, "sets draws"]) -> tuple[float, float]:
+    """95 % interval of the mean over sets, each draw of the rows with a draw of the sets."""
+    source, (sets, times) = np.random.default_rng(0), percents.shape
+    means = [percents[source.integers(0, sets, sets), draw].mean() for draw in range(times)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)) + "\n"
+
+
+def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
+    return metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
+
+
+@functools.cache
+def _train(task: str, data: Path) -> Rows:
+    return load_rows(get_task(task), "train", data, labelled=False)
+
+
+@functools.cache
+def _unlabelled(task: str, data: Path, count: int) -> Rows:
+    found = _train(task, data)
+    order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:count]
+    return found.take(sorted(order))

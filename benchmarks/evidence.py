@@ -1,0 +1,303 @@
+"""The evidence: which merge works, over seeds, bases and tasks; what its cost buys; what the doctor foretells.
+
+Usage: python -m benchmarks.evidence merges|curves|doctor --sets FOLDER --data DIR --out FOLDER
+
+FOLDER of --sets is what benchmarks.adapters wrote. Scores are of the first rows of dev, per cents are of the ensemble
+of the same adapters, correlations counting as (r + 1) / 2. Finished cells are kept in --out and not computed again.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import mergekit_bert as mb
+from benchmarks.adapters import TASKS
+from benchmarks.cells import Result, Set, draws, interval, markdown, open_sets, redrawn
+from benchmarks.foretelling import correlations, foretell, table_of
+from benchmarks.machine import provenance, write_result
+from mergekit_bert.composing.method import METHODS, make_options
+from mergekit_bert.files import write_atomic
+from mergekit_bert.progress import progress_bar
+
+HALF = {"method": "task_arithmetic", "weight": 0.5}
+MERGES: Mapping[str, Mapping[str, Any]] = {
+    "ensemble": {"method": "ensemble"},
+    "distill": {"method": "distill"},
+    "distill, rank 12": {"method": "distill", "rank": 12},
+    "distill, layer by layer": {"method": "distill", "options": {"local": True}},
+    "distill, invented texts": {"method": "distill", "invented": True},
+    "regmean": {"method": "regmean"},
+    "pico": {"method": "pico"},
+    "iso_c": {"method": "iso_c"},
+    "tsv": {"method": "tsv"},
+    "task_arithmetic": {"method": "task_arithmetic"},
+    "task_arithmetic, 0.5 each": HALF,
+    "ties": {"method": "ties"},
+    "fedavg": {"method": "fedavg"},
+    "orthoada": {"method": "orthoada"},
+    "task_arithmetic, 0.5 each, private 2": {**HALF, "private": 2},
+    "task_arithmetic, 0.5 each, private 4": {**HALF, "private": 4},
+    "pico, private 2": {"method": "pico", "private": 2},
+    "pico, private 4": {"method": "pico", "private": 4},
+}
+"""Arguments of each recipe, and where its rows are from; orthoada is left out where the adapters share no basis."""
+
+ROWS = (100, 200, 500, 1000, 2000, 4000)
+STEPS = (0, 25, 50, 100, 150, 300)
+RANKS = {2: 2, 4: 4, 8: 8, 12: 12, 24: 24, 36: None}
+"""Three adapters of rank 12 have 36 together: no bound."""
+PRIVATE = (0, 1, 2, 4, 8)
+PRIVATE_OF = ("task_arithmetic, 0.5 each", "pico", "distill")
+
+DOCTORED = ("task_arithmetic", "task_arithmetic, 0.5 each", "pico", "iso_c", "ties")
+ALL = ",".join(TASKS)
+BOTH = f"{','.join(TASKS[:3])};{ALL}"
+Sets = Annotated[Path, typer.Option(help="Folder with the sets.")]
+Data = Annotated[Path, typer.Option(help="Folder with <task>/{train,dev}.tsv.")]
+Out = Annotated[Path, typer.Option(help="Where finished cells are kept.")]
+Limit = Annotated[int, typer.Option(help="The most dev rows of a task.")]
+Tasks = Annotated[str, typer.Option(help="Tasks, separated by commas.")]
+app = typer.Typer(help=__doc__, add_completion=False)
+
+
+# --- which merge works ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def merges(
+    sets: Sets,
+    data: Data,
+    out: Out,
+    limit: Limit = 1000,
+    tasks: Annotated[str, typer.Option(help="Lists of tasks, separated by semicolons.")] = BOTH,
+    only: Annotated[str, typer.Option(help="Merges, separated by semicolons.")] = ";".join(MERGES),
+) -> None:
+    """Every merge of every set: a table for each kind of basis and each list of tasks."""
+    encoder, labels = mb.load_encoder("minilm"), only.split(";")
+    found = [one for names in tasks.split(";") for one in open_sets(sets, names.split(","), data, out, limit, encoder)]
+    if not found:
+        raise typer.BadParameter(f"no set there has all of {tasks}", param_hint="--sets")
+    groups: dict[tuple[str, tuple[str, ...]], list[Set]] = {}
+    for one in found:
+        groups.setdefault((one.basis, tuple(one.dev)), []).append(one)
+    jobs = [(one, label) for one in found for label in labels]
+    results = _run([(one, tuple(one.dev), label, MERGES[label], None) for one, label in jobs])
+    done = {(id(one), label): result for (one, label), result in zip(jobs, results, strict=True)}
+    tables = []
+    for (basis, names), group in groups.items():
+        lines = _lines(group, {label: [done[id(one), label] for one in group] for label in labels})
+        tables.append({"basis": basis, "tasks": names, "sets": [one.name for one in group], "merges": lines})
+        print(f"\n{' + '.join(names)}, {basis} basis ({len(group)} sets):\n\n{_merge_table(lines)}", end="")
+    refused = {one.label: one.cell.refused for one in results if one.cell.refused}
+    for label, reason in refused.items():
+        print(f"left out {label}: {reason}")
+    cells = [one.to_json() for one in results if not one.cell.refused]
+    write_result("evidence_merges", {**provenance(), "limit": limit, "tables": tables, "cells": cells})
+
+
+def _run(jobs: Sequence[tuple[Set, tuple[str, ...], str, Mapping[str, Any], int | None]]) -> list[Result]:
+    """The result of every job: set, tasks, label, arguments of the recipe, rows for methods that read some."""
+    print(f"{len(jobs)} cells, and the ensemble of each set")
+    found = []
+    with progress_bar("cells", len(jobs), True) as bar:
+        for number, (one, names, label, told, rows) in enumerate(jobs):
+            bar(number, f"{one.name} {' + '.join(names)}: {label}")
+            found.append(one.result(names, label, told, rows))
+            bar(number + 1)
+    return found
+
+
+def _lines(group: Sequence[Set], results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    """One line per merge that no set refused: means over the sets, the interval over sets and rows."""
+    index = draws(group[0].dev)
+    whole = np.array([redrawn(one.dev, one.whole, index) for one in group])
+    lines = []
+    for label, found in results.items():
+        if any(one.cell.refused for one in found):
+            continue
+        own = np.array([redrawn(one.dev, two.cell, index) for one, two in zip(group, found, strict=True)])
+        lines.append(
+            {
+                "merge": label,
+                "overall": fmean(one.overall for one in found),
+                "percent": fmean(one.percent for one in found),
+                "percent_95": interval(100 * own / whole),
+                "worst": fmean(one.worst[0] for one in found),
+                "lowest": min(one.worst for one in found),
+                "seconds": median(one.cell.seconds for one in found),
+                "bytes": median(one.cell.size for one in found),
+            }
+        )
+    return sorted(lines, key=lambda line: -line["overall"])
+
+
+def _merge_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    header = ("merge", "overall", "% of ensemble (95 %)", "worst task, %", "its lowest", "seconds", "MiB")
+    return markdown(
+        header,
+        [
+            (
+                one["merge"],
+                f"{one['overall']:.3f}",
+                "{:.1f} ({:.1f} to {:.1f})".format(one["percent"], *one["percent_95"]),
+                f"{one['worst']:.1f}",
+                "{:.1f} {}".format(*one["lowest"]),
+                f"{one['seconds']:.1f}",
+                f"{one['bytes'] / 2**20:.1f}",
+            )
+            for one in lines
+        ],
+    )
+
+
+# --- what its cost buys -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def curves(
+    sets: Sets,
+    data: Data,
+    out: Out,
+    limit: Limit = 1000,
+    tasks: Tasks = ALL,
+    chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
+) -> None:
+    """Distillation by rows, steps, rank and number of tasks, and private remainders by rank, on one set."""
+    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
+    one = next((one for one in found if one.name == chosen), None)
+    if one is None:
+        raise typer.BadParameter(f"{chosen} lacks some of {tasks}", param_hint="--set")
+    points = list(_points(tuple(one.dev)))
+    results = _run([(one, names, f"{curve} {at}", told, rows) for curve, at, names, told, rows in points])
+    told = [{"curve": curve, "at": at, **result.to_json()}
+            for (curve, at, *_), result in zip(points, results, strict=True)]  # fmt: skip
+    print()
+    print(_curve_table(told), end="")
+    _draw(told, Path(__file__).parent / "results/evidence_curves.png", one.name)
+    write_result("evidence_curves", {**provenance(), "limit": limit, "set": one.name, "points": told})
+
+
+def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...], Mapping[str, Any], int | None]]:
+    """Curve, place on its axis, tasks, arguments of the recipe, rows; what is the default is not named."""
+    usual, distill = make_options(METHODS.get("distill"), {}).steps, MERGES["distill"]
+    for rows in ROWS:
+        yield "rows", rows, names[:3], distill, rows
+    for steps in STEPS:
+        yield "steps", steps, names[:3], distill if steps == usual else {**distill, "options": {"steps": steps}}, None
+    for at, rank in RANKS.items():
+        yield "rank", at, names[:3], {**distill, "rank": rank}, None
+    for count in range(2, len(names) + 1):
+        for some in combinations(names, count):
+            yield "tasks", count, some, distill, None
+    for label in PRIVATE_OF:
+        for rank in PRIVATE:
+            yield f"private, {label}", rank, names[:3], {**MERGES[label], "private": rank or None}, None
+
+
+def _curve_table(points: Sequence[Mapping[str, Any]]) -> str:
+    header = ("curve", "at", "tasks", "% of ensemble", "worst task, %", "seconds", "MiB")
+    return markdown(
+        header,
+        [
+            (
+                one["curve"],
+                str(one["at"]),
+                " + ".join(one["tasks"]),
+                f"{one['percent']['overall']:.1f}",
+                f"{one['percent']['worst task']:.1f} {min(one['tasks'], key=one['percent'].__getitem__)}",
+                f"{one['seconds']:.1f}",
+                f"{one['bytes'] / 2**20:.2f}",
+            )
+            for one in points
+        ],
+    )
+
+
+def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
+    """A picture for each of what was varied: overall whole, the worst task dashed; means where there are several."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = {"rows": "rows of each task", "steps": "steps", "rank": "rank of the merged Delta",
+              "tasks": "number of tasks", "private": "rank of the private remainders"}  # fmt: skip
+    picture = Figure(figsize=(16, 4), layout="constrained")
+    for axes, (panel, label) in zip(picture.subplots(1, len(labels), sharey=True), labels.items(), strict=True):
+        lines = [line for line in dict.fromkeys(one["curve"] for one in points) if line.split(",")[0] == panel]
+        for number, line in enumerate(lines):
+            here = [one for one in points if one["curve"] == line]
+            places = sorted({one["at"] for one in here})
+            for style, key in (("-", "overall"), ("--", "worst task")):
+                means = [fmean(one["percent"][key] for one in here if one["at"] == at) for at in places]
+                title = f"{line.partition(', ')[2] or 'distill'}, {key}"
+                axes.plot(places, means, style, marker="o", markersize=4, color=f"C{number}", label=title)
+        if panel in ("rows", "rank"):
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(places, list(map(str, places)), fontsize=8)
+        axes.set_xlabel(label)
+        axes.legend(fontsize=7, loc="lower right", handlelength=3)
+        axes.grid(alpha=0.3)
+    picture.axes[0].set_ylabel(f"per cent of the ensemble ({name})")
+    image = io.BytesIO()
+    FigureCanvasAgg(picture).print_png(image)
+    write_atomic(path, image.getvalue())
+
+
+# --- what the doctor foretells ----------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    sets: Sets,
+    data: Data,
+    out: Out,
+    limit: Limit = 400,
+    tasks: Tasks = ALL,
+    most: Annotated[int, typer.Option(help="The most cells; pairs and triples are drawn, evenly from the sets.")] = 150,
+) -> None:
+    """How each of the doctor's numbers goes with what a task loses in a merge of two or three."""
+    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
+    if not found:
+        raise typer.BadParameter(f"no set there has all of {tasks}", param_hint="--sets")
+    subsets = _subsets(found, most // len(DOCTORED))
+    results = _run([(one, names, label, MERGES[label], None) for one, names in subsets for label in DOCTORED])
+    points = []
+    with progress_bar("numbers", len(subsets), True) as bar:
+        for place, (one, names) in enumerate(subsets):
+            bar(place, f"{one.name} {' + '.join(names)}")
+            foretold, merged = foretell(one, names), results[place * len(DOCTORED) : (place + 1) * len(DOCTORED)]
+            points += [
+                {
+                    "subset": place,
+                    "set": one.name,
+                    "tasks": names,
+                    "task": task,
+                    "numbers": foretold[task],
+                    "losses": {result.label: 1 - result.own[task] / result.whole[task] for result in merged},
+                }
+                for task in names
+            ]
+    told = {kind: correlations(points, kind == "spearman") for kind in ("spearman", "pearson")}
+    for kind, table in told.items():
+        print(f"\n{kind.title()}, {len(points)} losses in {len(subsets)} subsets:\n\n{table_of(table)}", end="")
+    cells = [one.to_json() for one in results]
+    write_result("evidence_doctor", {**provenance(), "limit": limit, "points": points, **told, "cells": cells})
+
+
+def _subsets(found: Sequence[Set], most: int) -> list[tuple[Set, tuple[str, ...]]]:
+    """Pairs and triples within the sets, at most so many, each set in turn in an order of its own."""
+    every = []
+    for place, one in enumerate(found):
+        some = [names for size in (2, 3) for names in combinations(one.dev, size)]
+        order = np.random.default_rng(place).permutation(len(some))
+        every.append([(one, some[number]) for number in order])
+    return [one for turn in zip(*every, strict=True) for one in turn][:most]
+
+
+if __name__ == "__main__":
+    app()
