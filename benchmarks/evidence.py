@@ -48,12 +48,12 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
 }
 """Arguments of each recipe, and where its rows are from; orthoada is left out where the adapters share no basis."""
 
-ROWS = (100, 200, 500, 1000, 2000, 4000)
-STEPS = (0, 25, 50, 100, 150, 300)
-RANKS = {2: 2, 4: 4, 8: 8, 12: 12, 24: 24, 36: None}
+ROWS = (50, 200, 1000, 4096)
+STEPS = (0, 25, 50, 100, 200)
+RANKS = {4: 4, 12: 12, 36: None}
 """Three adapters of rank 12 have 36 together: no bound."""
 PRIVATE = (0, 1, 2, 4, 8)
-PRIVATE_OF = ("task_arithmetic, 0.5 each", "pico", "distill")
+PRIVATE_OF = ("task_arithmetic, 0.5 each", "pico")
 
 DOCTORED = ("task_arithmetic", "task_arithmetic, 0.5 each", "pico", "iso_c", "ties")
 ALL = ",".join(TASKS)
@@ -187,14 +187,13 @@ def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...],
     """Curve, place on its axis, tasks, arguments of the recipe, rows; what is the default is not named."""
     usual, distill = make_options(METHODS.get("distill"), {}).steps, MERGES["distill"]
     for rows in ROWS:
-        yield "rows", rows, names[:3], distill, rows
+        yield "rows", rows, names[:3], distill, rows if rows < METHODS.get("distill").rows else None
     for steps in STEPS:
         yield "steps", steps, names[:3], distill if steps == usual else {**distill, "options": {"steps": steps}}, None
     for at, rank in RANKS.items():
         yield "rank", at, names[:3], {**distill, "rank": rank}, None
-    for count in range(2, len(names) + 1):
-        for some in combinations(names, count):
-            yield "tasks", count, some, distill, None
+    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):
+        yield "tasks", len(some), some, distill, None
     for label in PRIVATE_OF:
         for rank in PRIVATE:
             yield f"private, {label}", rank, names[:3], {**MERGES[label], "private": rank or None}, None
