@@ -18,10 +18,17 @@ TASKS = ("sst", "para", "sts", "cfimdb")
 MOST_ROWS = 8000
 CUT = {"cfimdb": 128}
 SETS: Mapping[str, Mapping[str, Any]] = {
-    f"{basis}_{seed}": {"adapter": {"basis": basis}, "train": {"seed": seed}}
-    for seed in (0, 1, 2)
-    for basis in ("orthogonal", "random")
+    **{
+        f"{basis}_{seed}": {"adapter": {"basis": basis}, "train": {"seed": seed}}
+        for seed in (0, 1, 2)
+        for basis in ("orthogonal", "random")
+    },
+    "avoid_0": {"avoid": True},
+    "decay_0": {"train": {"weight_decay": 3.0}},
+    "attention_0": {"adapter": {"targets": "attention"}},
 }
+"""``avoid``: from the second task on, a basis that avoids the tasks before it (OSRM). With the orthogonal basis weight
+decay is a penalty of the Delta's norm."""
 
 
 def main(
@@ -52,15 +59,19 @@ def main(
             if path.exists():
                 continue
             cut: dict[str, Any] = {"max_length": CUT[name]} if name in CUT else {}
+            before = [path.parent / f"{other}.safetensors" for other in TASKS[: TASKS.index(name)]]
+            avoided = before if options.get("avoid") else []
+            basis = {"basis": "avoid"} if avoided else {}
             mb.train_adapter(
                 name,
                 out / "data",
                 path,
                 base=encoder,
-                adapter=dataclasses.replace(mb.AdapterConfig(), **options.get("adapter", {})),
+                adapter=dataclasses.replace(mb.AdapterConfig(), **options.get("adapter", {}), **basis),
                 train=dataclasses.replace(mb.TrainConfig(), **cut, **options.get("train", {})),
                 resume=True,
                 with_stats=["gram"],
+                avoid=avoided,
                 progress=True,
             )
 
