@@ -24,7 +24,8 @@ from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
-from mergekit_bert.evaluation.contest import Cell, run_cell
+from mergekit_bert.evaluation.comparison import retention
+from mergekit_bert.evaluation.contest import Cell, run_cells
 from mergekit_bert.hardware import generator
 
 RESAMPLES = 1000
@@ -33,30 +34,30 @@ Dev = Mapping[str, tuple[Task, Rows]]
 
 @dataclass(frozen=True)
 class Result:
-    """One cell of the set ``place``: figures by task on the scale of an accuracy, its own and the ensemble's."""
+    """One cell of the set ``place``, and the figures by task: its own and the ensemble's."""
 
     place: str
     label: str
     rows: int | None
     cell: Cell
-    values: Mapping[str, float]
     own: Mapping[str, float]
     whole: Mapping[str, float]
 
     @property
     def overall(self) -> float:
-        """Mean of the tasks."""
-        return fmean(self.own.values())
+        """Mean of the tasks, a correlation counting as (r + 1) / 2."""
+        return _overall(self.own)
 
     @property
     def percent(self) -> float:
         """Of the ensemble's overall score."""
-        return 100 * self.overall / fmean(self.whole[task] for task in self.own)
+        return 100 * self.overall / _overall(self.whole)
 
     @property
     def percents(self) -> dict[str, float]:
-        """Of the ensemble's figure, by task."""
-        return {task: 100 * value / self.whole[task] for task, value in self.own.items()}
+        """Of the ensemble's figure, by task, as they are: of those where it is positive."""
+        shares = {task: retention(value, self.whole[task]) for task, value in self.own.items()}
+        return {task: 100 * share for task, share in shares.items() if share is not None}
 
     @property
     def worst(self) -> tuple[float, str]:
@@ -72,7 +73,7 @@ class Result:
             "merge": self.label,
             "recipe": self.cell.recipe.to_json(),
             "rows": self.rows,
-            "scores": dict(self.values),
+            "scores": dict(self.own),
             "overall": self.overall,
             "percent": {**self.percents, "overall": self.percent, "worst task": self.worst[0]},
             "seconds": round(self.cell.seconds, 3),
@@ -132,19 +133,15 @@ class Set:
             inputs = [of_adapter(dataclasses.replace(one.model, statistics={})) for one in inputs]
         dev = {name: self.dev[name] for name in names}
         given = self.given(rows or rows_for(recipe), told.get("invented", False))
-        return run_cell(recipe, inputs, self.encoder, dev, given, self.kept)
+        return run_cells(recipe, inputs, self.encoder, dev, given, self.kept)[0]
 
     def result(self, names: Sequence[str], label: str, told: Mapping[str, Any], rows: int | None = None) -> Result:
         """The cell and its figures: none where it was refused."""
         cell = self.cell(names, told, rows)
         names = [] if cell.refused else names
-        values = {name: _value(*self.dev[name], cell.outputs[name]) for name in names}
+        own = {name: _value(*self.dev[name], cell.outputs[name]) for name in names}
         whole = {name: _value(*self.dev[name], self.whole.outputs[name]) for name in names}
-        own, whole = ({name: self._unit(name, one) for name, one in found.items()} for found in (values, whole))
-        return Result(self.name, label, rows, cell, values, own, whole)
-
-    def _unit(self, task: str, value: float) -> float:
-        return on_unit_scale(self.dev[task][0].metric, value)
+        return Result(self.name, label, rows, cell, own, whole)
 
 
 def open_sets(folder: Path, names: Sequence[str], data: Path, kept: Path, limit: int, encoder: Encoder) -> list[Set]:
@@ -187,6 +184,10 @@ def interval(percents: Float[np.ndarray, "sets draws"]) -> tuple[float, float]:
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)) + "\n"
+
+
+def _overall(figures: Mapping[str, float]) -> float:
+    return fmean(on_unit_scale(get_task(task).metric, value) for task, value in figures.items())
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:

@@ -3,7 +3,8 @@
 Usage: python -m benchmarks.evidence merges|curves|doctor --sets FOLDER --data DIR --out FOLDER
 
 FOLDER of --sets is what benchmarks.adapters wrote. Scores are of the first rows of dev, per cents are of the ensemble
-of the same adapters, correlations counting as (r + 1) / 2. Finished cells are kept in --out and not computed again.
+of the same adapters: of a task's figure as it is, overall with correlations as (r + 1) / 2. Finished cells are kept in
+--out and not computed again.
 """
 
 import io
@@ -277,7 +278,7 @@ def doctor(
                     "tasks": names,
                     "task": task,
                     "numbers": foretold[task],
-                    "losses": {result.label: 1 - result.own[task] / result.whole[task] for result in merged},
+                    "losses": {result.label: 1 - result.percents[task] / 100 for result in merged},
                 }
                 for task in names
             ]

@@ -2,24 +2,23 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
+from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, check_enough, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.inputs import read_inputs
-from mergekit_bert.composing.merging import Given, Input, change, ingredient, with_inputs
+from mergekit_bert.composing.merging import Given, Input, change, ingredient, reads_rows, with_inputs
 from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
@@ -27,26 +26,39 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for, with_method
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.invented import invent
-from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.source import INVENTED, has_rows, load_rows, unlabelled_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.encoder.words import whole_words
-from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.contest import Contest, full_figures, recipes_for, run_cell, standings, to_json
+from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
+from mergekit_bert.evaluation.contest import (
+    DEV,
+    HELD_OUT,
+    RESULTS,
+    Contest,
+    comparison_of,
+    full_figures,
+    recipes_for,
+    refuse_other,
+    run_cells,
+    standings,
+    to_json,
+    training_split,
+)
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
-from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
+from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders, refuse_seen
 from mergekit_bert.evaluation.pictures import contest_picture
 from mergekit_bert.evaluation.promises import try_promises
 from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
-from mergekit_bert.evaluation.search import held_out as rows_to_search
+from mergekit_bert.evaluation.search import Chosen
+from mergekit_bert.evaluation.search import held_out as choose_held_out
 from mergekit_bert.evaluation.search import search as search_merge
-from mergekit_bert.evaluation.tables import as_markdown, contest_table
+from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
 from mergekit_bert.files import SUFFIX, beside, refuse_existing, write_atomic, write_json
-from mergekit_bert.hardware import generator
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.training import manifest, run
@@ -324,9 +336,40 @@ def _tasks(models: Sequence[Merged | Ingredient]) -> list[Task]:
 
 
 def _some(found: Rows, count: int) -> Rows:
-    """At most ``count`` of the rows found: of ``train``, the first that training with the seed 0 holds out."""
-    order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:count]
-    return found.take(sorted(order))
+    """At most ``count`` rows of the rows found, the same every time."""
+    return found.take(sorted(shuffled(len(found), 0)[:count]))
+
+
+def _apart_from_training(
+    task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int, share: float = 1.0
+) -> Chosen:
+    """At most ``count`` labelled rows, and at most ``share``, of ``train``: held out in training, where it can be.
+
+    They are apart from the dev rows, and from those whose labels the models have seen since.
+    """
+    train = load_rows(task, "train", data)
+    apart = set[str]()
+    if has_rows(task, "dev", data):
+        apart.update(load_rows(task, "dev", data, labelled=False).hashes())
+    training: Mapping[str, Any] = {}
+    for one in models:
+        training = one.parts[task.name].get("training", {}) if task.name in one.parts else training
+        model = one.model if isinstance(one, Ingredient) else one
+        for _, name, _, hashes in model.seen() if isinstance(model, Merged) else []:
+            apart.update(hashes if name == task.name else ())
+    return choose_held_out(train, min(count, int(share * len(train))), training, apart)
+
+
+def _tell_learned(step: str, chosen: Mapping[str, Chosen]) -> None:
+    """Warn of rows that an adapter may have learned: its features are better on them than on fresh ones."""
+    for name, one in chosen.items():
+        count = len(one.rows)
+        if one.held_out is None:
+            found = f"nothing tells whether the training of its adapter held out the {count} rows of {name}"
+        else:
+            found = f"the training of its adapter held out {one.held_out} of the {count} rows of {name} alone"
+        if one.held_out != count:
+            warnings.warn(f"{step}: {found}; figures on what it learned are too good", MbertWarning, stacklevel=3)
 
 
 def search(
@@ -354,15 +397,16 @@ def search(
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
-    tasks = {}
-    for task in _tasks(ingredients):
-        dev = load_rows(task, "dev", data, labelled=False) if has_rows(task, "dev", data) else None
-        tasks[task.name] = (task, rows_to_search(load_rows(task, "train", data), held_out, dev))
+    known = {task.name: task for task in _tasks(ingredients)}
+    chosen = {name: _apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
+    _tell_learned("--search", chosen)
+    tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
     encoder = _encoder(base or ingredients[0].base.name)
     recipe = method if isinstance(method, Recipe) else Recipe(method)
     given = _given(found, data, rows or rows_for(recipe), encoder, progress, texts) if data or texts else None
     path = beside(_file(out), SEARCHED) if out is not None else None
-    model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress)
+    held = {name: one.held_out for name, one in chosen.items()}
+    model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, held)
     return with_inputs(model, found) if keep_inputs else model
 
 
@@ -379,7 +423,8 @@ def calibrate(
 ) -> Merged:
     """A merged model put right on ``rows`` of each task's ``train``.
 
-    ``heads`` refits every task's head to the merged features and reads labels; ``scales`` scales the merged Delta of
+    ``heads`` refits every task's head to the merged features and reads labels, of rows that the adapters' training
+    held out where there are enough, and no search has read; ``scales`` scales the merged Delta of
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
     which may be ``texts`` or invented as in :func:`merge`.
     """
@@ -390,8 +435,13 @@ def calibrate(
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
-        found = calibrate_scales(found, experts, encoder, chosen["scales"])
-    return calibrate_heads(found, encoder, chosen["heads"], show=progress) if "heads" in taken else found
+        found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
+    if "heads" in taken:
+        _tell_learned("--calibrate heads", chosen["heads"])
+        labelled = {name: one.rows for name, one in chosen["heads"].items()}
+        held = {name: one.held_out for name, one in chosen["heads"].items()}
+        found = calibrate_heads(found, encoder, labelled, show=progress, held=held)
+    return found
 
 
 def rows_to_calibrate(
@@ -402,15 +452,17 @@ def rows_to_calibrate(
     steps: Sequence[str],
     rows: int,
     base: Base | None = None,
-) -> dict[str, dict[str, Rows]]:
+) -> dict[str, dict[str, Chosen]]:
     """At most ``rows`` of each task to calibrate on, by step: only ``heads`` needs labels, and takes no ``texts``."""
     tasks = {task.name: task for task in _tasks(models)}
     named = _named_texts(texts, list(tasks))
 
-    def of(step: str, task: Task) -> Rows:
+    def of(step: str, task: Task) -> Chosen:
         if step == "heads":
-            return _some(load_rows(task, "train", data), rows)
-        return _unlabelled(task, data, named, rows, lambda: _encoder(base or models[0].base.name))
+            chosen = _apart_from_training(task, models, data, rows)
+            check_enough(chosen.rows)
+            return chosen
+        return Chosen(_unlabelled(task, data, named, rows, lambda: _encoder(base or models[0].base.name)))
 
     return {step: {name: of(step, task) for name, task in tasks.items()} for step in steps}
 
@@ -459,50 +511,128 @@ def compare(
     spaces: Sequence[str] | None = None,
     data: str | Path | None = None,
     *,
+    texts: Mapping[str, str | Path] | None = None,
     rows: int | None = None,
     limit: int | None = None,
+    on: str = DEV,
     rank: int | None = None,
+    private: int | None = None,
+    calibrate: Sequence[str] = (),
+    calibrate_rows: int = 256,
     seed: int = 0,
     out: str | Path = "comparison",
     base: Base | None = None,
+    references: Sequence[str | Path] = (),
+    force: bool = False,
     progress: bool = False,
 ) -> Contest:
-    """Merge ``inputs`` by every method (or those named) in every space, and score each merge on all tasks' dev rows.
+    """Merge ``inputs`` by every method (or those named) in every space, and score each merge on rows of all tasks.
 
-    Finished cells are kept in the folder ``out`` and never computed twice; ``table.md``, ``table.json`` and
-    ``picture.png`` are written there. ``rows`` of ``train`` go to methods that need some; ``limit`` is the most dev
-    rows of a task to score on. Raises a :class:`~mergekit_bert.errors.MbertError` before any long work.
+    ``on`` says on which: ``"dev"``, or ``"held-out"``, what the adapters' training held out of ``train``, so that a
+    choice by this table leaves dev untouched; ``limit`` is the most of a task. ``texts`` and ``rows`` are as in
+    :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
+    :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. Finished
+    cells are kept in the folder ``out`` and never computed twice; ``table.md``, ``table.json`` and ``picture.png`` are
+    written there, over those of other inputs or rows only with ``force``. ``references`` are more files around which
+    the figures of full fine-tuning may lie. Raises a :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
-    folder, found = Path(out), _read_all(inputs, base)
+    folder, found, steps = Path(out), _read_all(inputs, base), read_steps(",".join(calibrate))
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
-    recipes = recipes_for(methods or METHODS.names(), True, seed, rank)
+    recipes = recipes_for(methods or METHODS.names(), seed, rank, private)
     if spaces is not None:
         for space in spaces:
             if space not in SPACES:
                 raise unknown("space", space, list(SPACES))
         recipes = [one for one in recipes if one.space in spaces or one.method == ENSEMBLE]
-    known = {name: Task.from_json(part["task"]) for one in ingredients for name, part in one.parts.items()}
-    tasks = {}
-    for name, task in known.items():
-        dev = load_rows(task, "dev", data)
-        tasks[name] = (task, dev.take(range(min(len(dev), limit or len(dev)))))
-        load_rows(task, "train", data, labelled=False)
+    sources = _sources(ingredients, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
+    for one in ingredients:
+        if isinstance(one.model, Merged):
+            refuse_seen(f"input {one.name!r}", one.model, {name: scored for name, (_, scored) in sources.tasks.items()})
+    if "scales" in steps or any(reads_rows(one, ingredients) for one in recipes):
+        for name in sources.tasks:
+            sources.unlabelled(name)
+    elif texts:
+        raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _encoder(base or ingredients[0].base.name)
+    comparison = comparison_of(ingredients, encoder, sources.tasks)
+    refuse_other(folder, comparison, force)
+    scaling = {name: _some(sources.unlabelled(name), calibrate_rows) for name in sources.tasks if "scales" in steps}
+    calibration = {step: {"scales": scaling, "heads": sources.labelled}[step] for step in steps}
     cells = []
     with progress_bar("compare", len(recipes), progress) as bar:
         for number, recipe in enumerate(recipes):
             bar(number, recipe.method)
-            given = _given(found, data, rows or rows_for(recipe), encoder, progress)
-            cells.append(run_cell(recipe, ingredients, encoder, tasks, given, folder))
-    placed = standings(cells, tasks)
-    records = find_records([*reference_folders(folder / "table.json"), *_beside(inputs)])
-    full = full_figures(records, encoder.fingerprint, tasks)
-    contest = Contest(placed, full, {cell.name: cell.refused for cell in cells if cell.refused})
-    write_json(folder / "table.json", to_json(contest))
-    write_atomic(folder / "table.md", as_markdown(contest_table(placed, full)).encode())
-    contest_picture(placed, folder / "picture.png")
+            given = sources.given(rows or rows_for(recipe), encoder, progress)
+            cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
+    placed = standings(cells, sources.tasks)
+    records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
+    full = full_figures(records, encoder.fingerprint, sources.tasks)
+    refused = {cell.name: cell.refused for cell in cells if cell.refused}
+    contest = Contest(placed, full, refused, on, {name: len(scored) for name, (_, scored) in sources.tasks.items()})
+    table, markdown, picture = (folder / name for name in RESULTS)
+    write_json(table, {**to_json(contest), "comparison": comparison})
+    write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
+    contest_picture(placed, picture)
     return contest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    """Where a comparison's rows come from.
+
+    ``tasks`` has those to score on, ``labelled`` those to refit heads on, ``unlabelled`` all that methods may use.
+    """
+
+    tasks: Mapping[str, tuple[Task, Rows]]
+    labelled: Mapping[str, Rows]
+    unlabelled: Callable[[str], Rows]
+
+    def given(self, count: int, encoder: Encoder, show: bool) -> Given:
+        """At most ``count`` rows of each task for a method that needs some."""
+        return Given(lambda: encoder, functools.cache(lambda name: _some(self.unlabelled(name), count)), show=show)
+
+
+def _sources(
+    ingredients: Sequence[Ingredient],
+    data: str | Path | None,
+    texts: Mapping[str, str | Path] | None,
+    on: str,
+    limit: int | None,
+    heads: int,
+) -> _Sources:
+    """The rows of a comparison scored ``on`` dev or held-out rows, with at most ``heads`` of each task for its head.
+
+    Of ``train`` nothing is learned from that is scored on, and it is read only where something needs it.
+    """
+    if on not in (DEV, HELD_OUT):
+        raise unknown("--on", on, [DEV, HELD_OUT])
+    known = {task.name: task for task in _tasks(ingredients)}
+    named = _named_texts(texts, list(known))
+    training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
+    scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
+    for name, task in known.items():
+        if on == HELD_OUT:
+            left, scored[name] = training_split(name, training[name], load_rows(task, "train", data))
+            rest[name] = dataclasses.replace(left, labels=None)
+        else:
+            scored[name] = load_rows(task, "dev", data)
+        if heads:  # held-out rows are the best for both, so each gets half at least
+            most = len(scored[name]) // 2 if on == HELD_OUT else heads
+            labelled[name] = _apart_from_training(task, ingredients, data, min(heads, most))
+            check_enough(labelled[name].rows)
+            taken = set(labelled[name].rows.hashes())
+            hashes = scored[name].hashes()
+            scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
+        scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
+    _tell_learned("--calibrate heads", labelled)
+
+    @functools.cache
+    def unlabelled(name: str) -> Rows:
+        return rest[name] if name in rest and name not in named else unlabelled_rows(known[name], data, named)
+
+    tasks = {name: (task, scored[name]) for name, task in known.items()}
+    return _Sources(tasks, {name: one.rows for name, one in labelled.items()}, unlabelled)
 
 
 def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
@@ -518,6 +648,7 @@ def doctor(
     methods: Sequence[str] | None = None,
     rows: int = 32,
     every_site: bool = False,
+    texts: Mapping[str, str | Path] | None = None,
     base: Base | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
@@ -525,13 +656,14 @@ def doctor(
     """Whether every merge method (or ``methods``) keeps its promises on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read; ``"invented"`` ones do). ``every_site`` tries the merges at every site instead of one of each kind.
-    ``folder`` is where the ledger of their basis lies: beside the first file, unless given.
+    read; ``"invented"`` ones do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site`` tries
+    the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies: beside
+    the first file, unless given.
     """
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
-    given = _given(found, data, rows, base, progress) if data else None
+    given = _given(found, data, rows, base, progress, texts) if data or texts else None
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
     report = numbers(ingredients, given, ledger)

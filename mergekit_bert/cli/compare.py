@@ -8,6 +8,7 @@ import typer
 from mergekit_bert.cli import options
 
 EXAMPLE = "Example: mbert compare adapters/sst.safetensors adapters/sts.safetensors --methods ties,tsv,iso_c --data DIR"
+_CALIBRATE_ROWS = 256
 
 
 def command(
@@ -18,50 +19,96 @@ def command(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'.")] = "all",
     spaces: Annotated[str, typer.Option(help="Spaces, separated by commas, or 'all'.")] = "all",
     data: options.Data = None,
+    texts: options.Texts = None,
     rows: Annotated[
         int | None,
         typer.Option(
             help="Training rows of each task for methods that need some.", show_default="the method's own number", min=1
         ),
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Rows to score on: dev, or held-out: those of train that the adapters' training held out, to choose "
+            "a merge by."
+        ),
+    ] = "dev",
     limit: Annotated[
-        int | None, typer.Option(help="Score at most so many dev rows of each task.", show_default="all", min=2)
+        int | None, typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2)
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Compress every merge to this rank.", show_default="exact, all directions")
+    ] = None,
+    private: Annotated[
+        int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
+    ] = None,
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            help="A second line for every merge, calibrated as by `mbert merge`: heads, scales, or scales,heads.",
+            show_default="not",
+        ),
+    ] = "",
+    calibrate_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of each task to calibrate on (labels are read for heads).",
+            min=1,
+            show_default=str(_CALIBRATE_ROWS),
+        ),
+    ] = None,
+    keep: Annotated[
+        list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
     ] = None,
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for finished cells, table.md, table.json and picture.png.")] = Path(
         "comparison"
     ),
     base: options.ModelBase = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the table of other inputs or rows.")] = False,
     threads: options.Threads = None,
 ) -> None:
-    """Merge by every method in every space, score each merge on all tasks' dev rows, and print one sorted table.
+    """Merge by every method in every space, score each merge on rows of all tasks, and print one sorted table.
 
-    Labels of train are never read, and nothing is chosen on the dev rows: all methods run with their defaults. A
-    finished cell is kept in the folder and never computed twice; a run that was killed goes on where it was. The last
-    columns say how far a merge is behind the best one (paired bootstrap over rows), what it needed, and what it cost.
+    All methods run with their defaults, on texts whose labels are not read but for --calibrate heads. Who then picks a
+    line has chosen on the rows scored: choose on --on held-out, and report on dev. Per cents are of the ensemble of the
+    same adapters (none of merged files) and of full fine-tuning where it is recorded. A finished cell is kept in the
+    folder and never computed twice; a run that was killed goes on where it was. The last columns say how far a merge is
+    behind the best one (paired bootstrap over rows), what it needed, and what it cost.
     """
     from mergekit_bert import api
-    from mergekit_bert.evaluation.tables import as_text, contest_table
+    from mergekit_bert.composing.inputs import choose_inputs
+    from mergekit_bert.errors import CompositionError
+    from mergekit_bert.evaluation.tables import as_text, contest_rows, contest_table
     from mergekit_bert.hardware import set_threads
 
+    if calibrate_rows is not None and not calibrate:
+        raise CompositionError(
+            "--calibrate-rows", "no --calibrate, which alone reads it", "--calibrate", "add it, or drop this"
+        )
     set_threads(threads)
     contest = api.compare(
-        files or sorted(api.ADAPTERS.glob("*.safetensors")),
+        choose_inputs(files or [], keep or [], api.ADAPTERS, base),
         methods=None if methods == "all" else [name.strip() for name in methods.split(",")],
         spaces=None if spaces == "all" else [name.strip() for name in spaces.split(",")],
         data=data,
+        texts=options.read_texts(texts or []),
         rows=rows,
         limit=limit,
+        on=on,
         rank=rank,
+        private=private,
+        calibrate=[calibrate],
+        calibrate_rows=calibrate_rows or _CALIBRATE_ROWS,
         seed=seed,
         out=out,
         base=base,
+        references=files or [],
+        force=force,
         progress=True,
     )
     print(as_text(contest_table(contest.placed, contest.full)), end="")
+    print(contest_rows(contest))
     for name, reason in contest.refused.items():
         print(f"left out {name}: {reason}")
     print(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

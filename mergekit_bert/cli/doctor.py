@@ -9,6 +9,9 @@ from mergekit_bert.cli import options
 
 EXAMPLE = "Example: mbert doctor adapters/sst.safetensors adapters/sts.safetensors --data DIR --picture doctor.png"
 
+ROWS = 32
+"""What holds where nothing is given; None as the default tells whether something was."""
+
 
 def command(
     files: Annotated[
@@ -24,7 +27,10 @@ def command(
             show_default="none",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of each task.", min=2)] = 32,
+    texts: options.Texts = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Rows of each task, of --data or --texts.", min=2, show_default=str(ROWS))
+    ] = None,
     every_site: Annotated[
         bool, typer.Option("--every-site", help="Try the merges at every site, not at one of each kind.")
     ] = False,
@@ -32,31 +38,42 @@ def command(
         Path | None, typer.Option(help="Also write the matrices as heatmaps, a PNG.", show_default="not")
     ] = None,
     json: options.Json = None,
+    force: options.Force = False,
     base: options.ModelBase = None,
     threads: options.Threads = None,
 ) -> None:
     """Try the promises of every merge method on these adapters, and tell before any merge how they will get along.
 
-    Exit code 1 if a promise is broken. The verdicts rest on one number: with --data, on how far all the others
-    together move the features of a task's rows; without, on how far the Deltas overlap.
+    Exit code 1 if a promise is broken. A verdict rests on one number, which heads its table: with --data or --texts
+    on the interference, how far the plain sum of all the others moves the features of a task's rows, in units of
+    their variance (up to 0.5 gets along, up to 1.5 is disturbed, beyond is moved far); without rows on the overlap,
+    the largest product of the overlaps of input and output spaces with another (up to 0.1 apart, up to 0.3 in part
+    in the same place, beyond in the same place), which does not tell how far one disturbs another's task.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
+    from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.doctor import hints, to_json
     from mergekit_bert.evaluation.pictures import doctor_picture
     from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
-    from mergekit_bert.files import write_json
+    from mergekit_bert.files import refuse_existing, write_json
     from mergekit_bert.hardware import set_threads
 
     set_threads(threads)
+    plain = options.read_texts(texts or [])
+    if rows is not None and not (data or plain):
+        raise CompositionError("--rows", "neither --data nor --texts", "rows to take so many of", "add one, or drop it")
+    for path in filter(None, (json, picture)):
+        refuse_existing(path, force)
     inputs = choose_inputs(files or [], [], api.ADAPTERS, base)
     folder = files[0].parent if files else api.ADAPTERS
     found = api.doctor(
         inputs,
         data,
         methods=None if methods == "all" else [name.strip() for name in methods.split(",")],
-        rows=rows,
+        rows=rows or ROWS,
         every_site=every_site,
+        texts=plain,
         base=base,
         folder=folder,
         progress=True,

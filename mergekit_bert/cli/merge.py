@@ -75,7 +75,9 @@ def command(
     search_rows: Annotated[
         int | None,
         typer.Option(
-            help="Labelled rows of each task to search on, held out from train.", min=1, show_default=str(SEARCH_ROWS)
+            help="Labelled rows of each task to search on; of train, what training held out first.",
+            min=1,
+            show_default=str(SEARCH_ROWS),
         ),
     ] = None,
     calibrate: Annotated[
@@ -169,10 +171,14 @@ def command(
         private=private,
         seed=seed,
     )
-    asked, reason = with_method(asked, inputs, bool(data or plain) and not search and not steps)
+    asked, reason = with_method(asked, inputs, bool(data or plain), bool(search))
+    reads = reads_rows(asked, inputs)
+    if steps and calibrate_rows is None and not reads:  # then these alone can be meant
+        rows, calibrate_rows = None, rows
     idle = "--rows" if rows else "--texts" if plain and "scales" not in steps else ""
-    if idle and not reads_rows(asked, inputs):
-        raise CompositionError(idle, f"{asked.method} takes nothing from rows here", "a method that does", "drop it")
+    if idle and not reads:
+        remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
+        raise CompositionError(idle, f"{asked.method} takes nothing from rows here", "a method that does", remedy)
     tasks = [task for one in inputs for task in one.parts]
     if dense is not None:  # before any long work
         for task in tasks:
@@ -251,7 +257,8 @@ def _tell(model: "Merged | Ensemble", out: Path) -> None:
         print(f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges")
     for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
         kept = "" if told["strength"] else " (the old head is kept)"
-        print(f"head of {task}: {told['before']:.3f} to {told['after']:.3f} on {told['held_out']} held-out rows{kept}")
+        figures = f"{told['before']:.3f} to {told['after']:.3f}"
+        print(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
 
 
 def _counted(model: "Merged") -> str:

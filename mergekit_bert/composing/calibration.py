@@ -6,6 +6,7 @@ the merged Delta is scaled so that it moves outputs as far as the experts' own D
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,19 +27,20 @@ from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.private import remainders
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
 from mergekit_bert.data.metrics import metric, predicted_column
-from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import encode
 from mergekit_bert.encoder.heads import Classifier, bare_head
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError
+from mergekit_bert.errors import CompositionError, DataError
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 
 STEPS = ("scales", "heads")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """How strongly a head is drawn to the one it was: the factor of ``‖θ − θ₀‖²`` beside the mean loss."""
-_HELD_OUT = 0.3
+FOLDS = 5
+_FEWEST = 2 * FOLDS
 _ITERATIONS = 100
 
 
@@ -51,6 +53,11 @@ class Features:
 
     hidden: Float[Tensor, "rows 1 width"]
     pooled: Float[Tensor, "rows width"] | None
+
+    def take(self, rows: Sequence[int]) -> "Features":
+        """The features of some rows."""
+        places = list(rows)
+        return Features(self.hidden[places], None if self.pooled is None else self.pooled[places])
 
 
 class _Stored(nn.Module):
@@ -66,16 +73,6 @@ class _Stored(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=self.features.hidden, pooler_output=self.features.pooled)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A head, its main figure on the rows held out, and how strongly it was drawn to the old one (None: it is that)."""
-
-    head: Tensors
-    figure: float
-    loss: float
-    strength: float | None
-
-
 def read_steps(text: str) -> list[str]:
     """``"heads,scales"`` as steps in the order in which they are taken; raises UnknownNameError."""
     named = [word.strip() for word in text.split(",") if word.strip()]
@@ -85,42 +82,101 @@ def read_steps(text: str) -> list[str]:
     return [step for step in STEPS if step in named]
 
 
+def check_enough(rows: Rows) -> None:
+    """Raise DataError for rows too few to fit a head and judge it on others."""
+    if len(rows) < _FEWEST:
+        raise DataError(rows.where, f"{len(rows)} rows", f"at least {_FEWEST}", "give more rows")
+
+
 def calibrate_heads(
     model: Merged,
     encoder: Encoder,
     rows: Mapping[str, Rows],
     strengths: Sequence[float] = STRENGTHS,
     show: bool = False,
+    held: Mapping[str, int | None] | None = None,
 ) -> Merged:
-    """``model`` with every task's head refitted on the labelled ``rows``, or the old one where that is as good.
+    """``model`` with every task's head refitted on the labelled ``rows``, or the old one where that serves as well.
 
-    Three in ten of a task's rows are held out from the fit and choose between the ``strengths`` and the old head. What
-    lies between the layers and the head (BERT's pooler) stays. Raises DataError for too few rows.
+    Cross-validation chooses between the ``strengths`` and the old head (:func:`choose`), which stays unless the gain
+    is more than its standard error also where each fold is judged by a choice made on the others (:func:`judged`,
+    the figure that is told). The chosen head is then fitted on all rows. What lies between the layers and the head
+    (BERT's pooler) stays. ``held`` is how many of each task's rows its adapter's training held out, for the trace.
+    Raises DataError for too few rows.
     """
+    for some in rows.values():
+        check_enough(some)
     shared = fold(encoder, model.deltas, model.shifts)
     own, told = dict(model.own), {}
     with progress_bar("calibrate heads", len(model.tasks), show) as bar:
         for number, task in enumerate(model.tasks):
-            kept = model.own[task.name]
+            kept, labelled = model.own[task.name], rows[task.name]
             tree = fold(shared, kept.deltas, kept.shifts)
-            parts = hold_out(rows[task.name], _HELD_OUT, len(rows[task.name]), 0)
-            length = model.part(task.name).max_length
-            heads = [_head(tree, task, kept.head, part, length) for part in parts]
-            labels = [_labels(task, part) for part in parts]
-            old, *new = [_fit(task, heads, labels, parts[1], kept.head, strength) for strength in (None, *strengths)]
-            best = max(new, key=lambda one: (one.figure, -one.loss), default=old)
-            chosen = best if (best.figure, -best.loss) > (old.figure, -old.loss) else old
-            own[task.name] = dataclasses.replace(kept, head=chosen.head)
+            head = _head(tree, task, kept.head, labelled, model.part(task.name).max_length)
+            ordered = sorted(strengths, reverse=True)
+            figures = _cross_validated(tree, task, head, labelled, ordered)
+            after = judged(figures)
+            best = choose(figures) if choose([figures[0], after]) else 0
+            if best:
+                found = refit(task, head, _labels(task, labelled), ordered[best - 1])
+                own[task.name] = dataclasses.replace(kept, head=found)
             told[task.name] = {
-                "fingerprint": rows[task.name].fingerprint(),
-                "count": len(rows[task.name]),
-                "held_out": len(parts[1]),
-                "before": old.figure,
-                "after": chosen.figure,
-                "strength": chosen.strength,
+                **labelled.record(),
+                "held_out_in_training": (held or {}).get(task.name),
+                "folds": FOLDS,
+                "before": statistics.fmean(figures[0]),
+                "after": statistics.fmean(after if best else figures[0]),
+                "strength": ordered[best - 1] if best else None,
             }
             bar(number + 1, task.name)
     return _noted(model, "heads", {"rows": told}, own=own)
+
+
+def choose(figures: Sequence[Sequence[float]]) -> int:
+    """Which of some candidates to take by their figures in every fold, the most cautious one first.
+
+    The first that falls behind the best in the mean by no more than one standard error of the paired differences
+    (the one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees).
+    """
+    best = max(figures, key=statistics.fmean)
+
+    def falls_behind(one: Sequence[float]) -> bool:
+        behind = [high - low for high, low in zip(best, one, strict=True)]
+        return statistics.fmean(behind) > statistics.stdev(behind) / math.sqrt(len(behind))
+
+    return next(place for place, one in enumerate(figures) if not falls_behind(one))
+
+
+def judged(figures: Sequence[Sequence[float]]) -> list[float]:
+    """The figure of :func:`choose` itself: in every fold that of the candidate that the other folds choose.
+
+    The figure of the chosen candidate would be too good, since it was chosen by it.
+    """
+    folds = range(len(figures[0]))
+    return [figures[choose([[one[k] for k in folds if k != fold] for one in figures])][fold] for fold in folds]
+
+
+def _cross_validated(
+    encoder: Encoder, task: Task, head: Classifier, rows: Rows, strengths: Sequence[float]
+) -> list[list[float]]:
+    """The main figure of the old head, then of one refitted with each strength on the other folds: in every fold."""
+    features, labels, old = _stored(head).features, _labels(task, rows), dict(head.head())
+    order = shuffled(len(rows), 0)
+    figures: list[list[float]] = [[] for _ in range(len(strengths) + 1)]
+    for start in range(FOLDS):
+        apart = sorted(order[start::FOLDS])
+        fitted_on = sorted(set(order) - set(apart))
+        learner, judge = (
+            bare_head(encoder, task, old, _Stored(features.take(part))).double() for part in (fitted_on, apart)
+        )
+        heads: list[Tensors] = [old, *(refit(task, learner, labels[fitted_on], strength) for strength in strengths)]
+        truth = rows.take(apart).label_column()
+        for found, one in zip(figures, heads, strict=True):
+            with torch.no_grad():
+                outputs = _outputs(judge, {name: value.double() for name, value in one.items()})
+            column = predicted_column(task.kind, outputs.numpy(force=True))
+            found.append(metric(task.metric).value(truth, column))
+    return figures
 
 
 def features_of(encoder: Encoder, tokens: Tokens) -> Features:
@@ -152,6 +208,13 @@ def _head(encoder: Encoder, task: Task, head: Tensors, rows: Rows, max_length: i
     return bare_head(encoder, task, head, _Stored(features_of(encoder, tokens))).double()
 
 
+def _stored(head: Classifier) -> _Stored:
+    """What stands under a head made here."""
+    stored = head.encoder
+    assert isinstance(stored, _Stored)
+    return stored
+
+
 def _labels(task: Task, rows: Rows) -> Tensor:
     """Classes, or values on 0…1."""
     labels = torch.from_numpy(rows.label_column())
@@ -159,23 +222,6 @@ def _labels(task: Task, rows: Rows) -> Tensor:
         return labels.long()
     low, high = task.range
     return (labels - low) / (high - low)
-
-
-def _fit(
-    task: Task,
-    heads: Sequence[Classifier],
-    labels: Sequence[Tensor],
-    held: Rows,
-    start: Tensors,
-    strength: float | None,
-) -> Fitted:
-    """A head fitted on the first of ``heads`` and measured on the second; None for ``strength`` leaves it as it is."""
-    head = start if strength is None else refit(task, heads[0], labels[0], strength)
-    with torch.no_grad():
-        outputs = _outputs(heads[1], {name: value.double() for name, value in head.items()})
-        loss = float(_loss(task, outputs, labels[1].to(outputs.device)))
-    column = predicted_column(task.kind, outputs.numpy(force=True))
-    return Fitted(head, metric(task.metric).value(held.label_column(), column), loss, strength)
 
 
 def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict[str, Tensor]:
@@ -204,9 +250,7 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
 
 def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
     """What the head gives with other tensors."""
-    stored = head.encoder
-    assert isinstance(stored, _Stored)
-    hidden = stored.features.hidden
+    hidden = _stored(head).features.hidden
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
     values = {f"shell.{name}": value.to(hidden.device) for name, value in tensors.items()}
     outputs: Tensor = functional_call(head, values, (), {"input_ids": ids})

@@ -83,10 +83,13 @@ class Merged:
             told = {**trace, **trace.get("calibrated", {})}
             yield from ((step, told[step]) for step in STEPS if step in told)
 
-    def seen(self) -> list[tuple[str, str, str]]:
-        """The rows whose labels it has seen since its adapters were trained: step, task, fingerprint."""
+    def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
+        """The rows whose labels it has seen since its adapters were trained: step, task, fingerprint, texts' hashes.
+
+        Files of before there were hashes have none.
+        """
         return [
-            (step, task, str(rows["fingerprint"]))
+            (step, task, str(rows["fingerprint"]), frozenset(map(str, rows.get("texts", ()))))
             for step, told in self.steps()
             for task, rows in told.get("rows", {}).items()
         ]

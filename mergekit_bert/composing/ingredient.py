@@ -11,7 +11,7 @@ from mergekit_bert.adapters.file import provenance
 from mergekit_bert.composing.composition import Merged, Own
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import file_fingerprint
+from mergekit_bert.files import file_fingerprint, fingerprint, tensor_file_sha256
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,27 @@ def of_merged(merged: Merged) -> Ingredient:
 
 
 def identity(one: Ingredient) -> dict[str, str]:
-    """SHA-256 (hex) of what each task of ``one`` came from: its adapter, or the folder of a whole checkpoint."""
+    """SHA-256 (hex) of what each task of ``one`` came from: its adapter, the folder of a whole checkpoint, or a merge.
+
+    Of a merge it is taken over all that answers the task: two merges of the same adapters are two inputs.
+    """
+    if isinstance(one.model, Merged):
+        shared = _content(one.deltas, one.shifts)
+        return {task: fingerprint([shared, _own_content(one.own[task]), part]) for task, part in one.parts.items()}
     known = {task: str(part["sha256"]) for task, part in one.parts.items()}
     return {task: sha256 or file_fingerprint(one.model.path) for task, sha256 in known.items()}
+
+
+def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:
+    """A SHA-256 for each Delta, and one for all shifts: no more than one Delta is looked at at a time."""
+    return [
+        *(tensor_file_sha256(vars(deltas[site]), {"site": site}) for site in sorted(deltas)),
+        tensor_file_sha256(shifts, {}),
+    ]
+
+
+def _own_content(own: Own) -> list[str]:
+    return [*_content(own.deltas, own.shifts), tensor_file_sha256(own.head, {})]
 
 
 def check_together(ingredients: Sequence[Ingredient]) -> None:

@@ -137,11 +137,13 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             )
 
 
-def with_method(recipe: Recipe, ingredients: Sequence[Ingredient], rows: bool) -> tuple[Recipe, str]:
+def with_method(
+    recipe: Recipe, ingredients: Sequence[Ingredient], rows: bool, searched: bool = False
+) -> tuple[Recipe, str]:
     """``recipe`` with the recommended method where it names none, and the reason ("" where it does)."""
     if recipe.method:
         return recipe, ""
-    method, reason = recommend(ingredients, rows)
+    method, reason = recommend(ingredients, rows, searched)
     return dataclasses.replace(recipe, method=method), reason
 
 

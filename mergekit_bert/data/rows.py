@@ -58,6 +58,14 @@ class Rows:
             digest.update(json.dumps([texts, label]).encode())
         return digest.hexdigest()
 
+    def hashes(self) -> list[str]:
+        """Of the texts of each row, the first 8 bytes of their SHA-256 (hex); labels do not count."""
+        return [hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] for texts in self.texts]
+
+    def record(self) -> dict[str, Any]:
+        """What a file keeps of rows whose labels it has seen: by the hashes each of them is known again."""
+        return {"fingerprint": self.fingerprint(), "count": len(self), "texts": sorted(set(self.hashes()))}
+
     def label_column(self) -> np.ndarray:
         """Labels as float64: indices of a classification, or values of a regression."""
         assert self.labels is not None
@@ -66,13 +74,22 @@ class Rows:
 
 def hold_out(rows: Rows, share: float, limit: int, seed: int) -> tuple[Rows, Rows]:
     """Split off ``share`` of the rows (at most ``limit``) by a seeded shuffle: (the rest, the held-out)."""
-    count = min(round(len(rows) * share), limit)
-    if count < 1 or count >= len(rows):
+    held = held_places(len(rows), share, limit, seed)
+    if not 0 < len(held) < len(rows):
         raise DataError(
             rows.where, f"{len(rows)} rows", f"enough rows to hold out {share:.0%} of them", "give more rows"
         )
-    order = torch.randperm(len(rows), generator=generator(seed, 11)).tolist()
-    return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
+    return rows.take(sorted(set(range(len(rows))) - set(held))), rows.take(sorted(held))
+
+
+def held_places(count: int, share: float, limit: int, seed: int) -> list[int]:
+    """Which of ``count`` rows :func:`hold_out` holds out."""
+    return shuffled(count, seed)[: min(round(count * share), limit)]
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The places of ``count`` rows in a seeded order."""
+    return torch.randperm(count, generator=generator(seed, 11)).tolist()
 
 
 def find_file(folder: Path, split: str) -> Path | None:

@@ -44,6 +44,19 @@ class Grid:
         return fmean(on_unit_scale(metric, value) for metric, value in found if value is not None)
 
 
+def retention(value: float | None, reference: float | None) -> float | None:
+    """The share of ``reference`` that ``value`` is; None where one is missing or the reference is not positive.
+
+    The figures of a task count as they are shown, a correlation too; overall scores as :meth:`Grid.overall` makes them.
+    """
+    return value / reference if value is not None and reference is not None and reference > 0 else None
+
+
+def in_per_cent(share: float | None) -> float | None:
+    """``share`` times 100."""
+    return None if share is None else 100 * share
+
+
 @dataclass(frozen=True)
 class Line:
     """One task and metric: the composition's score and the references' (None: not recorded)."""
@@ -53,8 +66,7 @@ class Line:
 
     def retention(self, reference: str) -> float | None:
         """The score in per cent of a reference's; None where that is missing or not positive."""
-        other = self.references.get(reference)
-        return 100 * self.score.value / other if other is not None and other > 0 else None
+        return in_per_cent(retention(self.score.value, self.references.get(reference)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.delta import Delta, LowRank, svd
 from mergekit_bert.adapters.file import check_base
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.composing.composition import Merged
@@ -33,6 +33,8 @@ MATRICES = {
     "basis": "share of the basis rows of the smaller that both hold",
     "inputs": "overlap of the input spaces, weighted by energy: ‖Δi Δjᵀ‖ / √(‖Δi Δiᵀ‖ ‖Δj Δjᵀ‖)",
     "outputs": "overlap of the output spaces, weighted by energy: ‖Δiᵀ Δj‖ / √(‖Δiᵀ Δi‖ ‖Δjᵀ Δj‖)",
+    "input_space": "mean cos² of the principal angles of the input spaces: ‖Qi Qjᵀ‖² / min rank, Q its unit rows",
+    "output_space": "mean cos² of the principal angles of the output spaces",
     "cosine": "cosine of the Deltas, 〈Δi, Δj〉 / (‖Δi‖ ‖Δj‖)",
     "norms": "‖Δi‖ / ‖Δj‖",
     "signs": "share of the energy, each adapter's as 1, in entries where the signs differ (0.5 by chance)",
@@ -93,7 +95,9 @@ def numbers(ingredients: Sequence[Ingredient], given: Given | None = None, ledge
     ``given`` adds what rows tell; ``ledger`` knows of rows of the basis that other adapters hold.
     """
     check_together(ingredients)
-    matrices = {"basis": _basis(ingredients), **_geometry(ingredients), "signs": _signs(ingredients)}
+    overlaps, angles, signs = _geometry(ingredients), _angles(ingredients), _signs(ingredients)
+    found = {"basis": _basis(ingredients), **overlaps, **angles, "signs": signs}
+    matrices = {name: found[name] for name in MATRICES if name in found}
     together: dict[str, float] = {}
     if given is not None:
         moved, together = _moved(ingredients, given)
@@ -164,6 +168,27 @@ def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
         "outputs": np.sqrt(_normal(outputs).clip(0)),
         "cosine": _normal(inner),
         "norms": norms,
+    }
+
+
+def _angles(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
+    """Mean squared cosines of the principal angles over all sites, every direction of a Delta weighing the same.
+
+    As of the block-diagonal matrices of all sites: ``Σ ‖Qi Qjᵀ‖² / min(Σ ri, Σ rj)``; beside a zero, zero.
+    """
+    count = len(ingredients)
+    inputs, outputs, ranks = np.zeros((count, count)), np.zeros((count, count)), np.zeros(count)
+    for site in _sites(ingredients):
+        parts = {place: svd(finite_delta(one, site)) for place, one in enumerate(ingredients) if site in one.deltas}
+        for i, (left, values, right) in parts.items():
+            ranks[i] += len(values)
+            for j, (other_left, _, other_right) in parts.items():
+                inputs[i, j] += float((right @ other_right.T).square().sum())
+                outputs[i, j] += float((left.T @ other_left).square().sum())
+    least = np.minimum.outer(ranks, ranks)
+    return {
+        name: np.divide(found, least, out=np.zeros_like(found), where=least > 0)
+        for name, found in {"input_space": inputs, "output_space": outputs}.items()
     }
 
 

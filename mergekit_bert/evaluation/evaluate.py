@@ -54,7 +54,7 @@ def evaluate_model(
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
     rows = {task.name: rows_of(task) for task in chosen}
     if isinstance(model, Merged):
-        _refuse_seen(predictor.where, model, rows)
+        refuse_seen(predictor.where, model, rows)
     results = []
     for task in chosen:
         with progress_bar(f"eval {task.name}", len(rows[task.name]), show) as bar:
@@ -69,13 +69,17 @@ def evaluate_model(
     return Evaluation(tuple(results), compare(model, scores, records, data, spelled))
 
 
-def _refuse_seen(where: str, model: Merged, rows: Mapping[str, Rows]) -> None:
+def refuse_seen(where: str, model: Merged, rows: Mapping[str, Rows]) -> None:
     """Raise CompositionError for rows whose labels the model was searched or calibrated on."""
-    for step, task, fingerprint in model.seen():
-        if task in rows and rows[task].fingerprint() == fingerprint:
+    for step, task, fingerprint, hashes in model.seen():
+        if task not in rows:
+            continue
+        # Old files know the fingerprint of all rows, and nothing of each.
+        same = 0 if hashes or rows[task].fingerprint() != fingerprint else len(rows[task])
+        if count := same or sum(one in hashes for one in rows[task].hashes()):
             raise CompositionError(
                 f"{where}, task {task!r}",
-                f"rows whose labels the model has seen ({step})",
+                f"{count} of {len(rows[task])} rows are among those whose labels the model has seen ({step})",
                 "rows apart from those",
                 "give other rows",
             )

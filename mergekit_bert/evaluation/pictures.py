@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mergekit_bert.data.metrics import on_unit_scale
-from mergekit_bert.evaluation.comparison import Grid
+from mergekit_bert.evaluation.comparison import Grid, in_per_cent, retention
 from mergekit_bert.evaluation.contest import Standing
 from mergekit_bert.evaluation.doctor import Report
 from mergekit_bert.evaluation.tables import figure
@@ -22,15 +21,12 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
     names = [*(task for task, _ in grid.tasks), "overall"]
     cells = [[grid.values.get((task, model)) for model in grid.models] for task, _ in grid.tasks]
     cells.append([grid.overall(model) for model in grid.models])
-    metrics = [*(metric for _, metric in grid.tasks), "accuracy"]
     place = grid.models.index(reference)
     shares = np.full((len(names), len(grid.models)), np.nan)
     for row, values in enumerate(cells):
-        top = values[place]
         for column, value in enumerate(values):
-            if value is not None and top is not None and on_unit_scale(metrics[row], top) > 0:
-                unit = on_unit_scale(metrics[row], value) / on_unit_scale(metrics[row], top)
-                shares[row, column] = 100 * unit
+            kept = retention(value, values[place])
+            shares[row, column] = np.nan if kept is None else 100 * kept
     picture = Figure(figsize=(2.2 + 1.25 * len(grid.models), 1.6 + 0.6 * len(names)), layout="constrained")
     axes = picture.subplots()
     image = axes.imshow(shares, cmap="RdYlGn", vmin=50, vmax=105, aspect="auto")
@@ -42,7 +38,7 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
     for row, values in enumerate(cells):
         for column, value in enumerate(values):
             axes.text(column, row, figure(value), ha="center", va="center")
-    picture.colorbar(image, ax=axes, label=f"per cent of {reference} (correlations as (r + 1) / 2)")
+    picture.colorbar(image, ax=axes, label=f"per cent of {reference}")
     data = io.BytesIO()
     FigureCanvasAgg(picture).print_png(data)
     write_atomic(path, data.getvalue())
@@ -55,16 +51,17 @@ def contest_picture(placed: Sequence[Standing], path: Path) -> None:
 
     names = [one.cell.name for one in placed]
     columns = [*placed[0].values, "overall"]
-    shares = np.array([[100 * one.retention.get(column, np.nan) for column in columns] for one in placed])
+    kept = [[in_per_cent(one.retention[column]) for column in columns] for one in placed]
+    shares = np.array(kept, dtype=np.float64)  # None is no number there
     picture = Figure(figsize=(14, 2 + 0.3 * len(names)), layout="constrained")
     left, middle, right = picture.subplots(1, 3, width_ratios=(2, 2, 2))
     image = left.imshow(shares, cmap="RdYlGn", vmin=60, vmax=102, aspect="auto")
     left.set_xticks(range(len(columns)), columns)
     left.set_yticks(range(len(names)), names)
-    for row, line in enumerate(shares):
+    for row, line in enumerate(kept):
         for column, share in enumerate(line):
-            left.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8)
-    picture.colorbar(image, ax=left, label="per cent of the ensemble (correlations as (r + 1) / 2)", location="bottom")
+            left.text(column, row, figure(share, 0), ha="center", va="center", fontsize=8)
+    picture.colorbar(image, ax=left, label="per cent of the ensemble", location="bottom")
     for axes, label, found in (
         (middle, "MiB of the file", [one.cell.size / 2**20 for one in placed]),
         (right, "seconds to merge", [max(one.cell.seconds, 0.01) for one in placed]),

@@ -9,13 +9,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
-from mergekit_bert.data.rows import Rows, hold_out
+from mergekit_bert.data.rows import Rows, held_places, shuffled
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError
+from mergekit_bert.errors import CompositionError, DataError
 from mergekit_bert.files import fingerprint, write_json
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
@@ -123,23 +123,40 @@ def moved(recipe: Recipe, ingredients: Sequence[Ingredient], axes: Sequence[Axis
     )
 
 
-def held_out(train: Rows, count: int, dev: Rows | None = None) -> Rows:
-    """At most ``count`` rows of ``train`` to search on, the same for every search.
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of a train split, and how many of them the adapter's training held out (None: nothing tells)."""
 
-    Training with the seed 0 holds out the same ones, so that its adapters have not learned them. Raises
-    CompositionError where the ``dev`` rows are among them, or they among the ``dev`` rows: a figure would say nothing.
+    rows: Rows
+    held_out: int | None = None
+
+
+def held_out(train: Rows, count: int, training: Mapping[str, Any], apart: Collection[str] = ()) -> Chosen:
+    """At most ``count`` rows of ``train`` whose labels a step after training may read, the same every time.
+
+    First those that the adapter's training held out, which its record ``training`` tells, then others. None whose
+    texts' hash is in ``apart``: rows to score on, or to be read by another step. Raises DataError where none is left.
     """
-    chosen = hold_out(train, 0.5, count, 0)[1]
-    if dev is not None:
-        own, others = set(chosen.texts), set(dev.texts)
-        if own <= others or others <= own:
-            raise CompositionError(
-                "--search",
-                f"the rows of {train.where} to search on are those of {dev.where}",
-                "a train split apart from the dev split",
-                "give other rows",
-            )
-    return chosen
+    held, hashes = _held_in_training(train, training), train.hashes()
+    free = [place for place in shuffled(len(train), 0) if hashes[place] not in apart]
+    chosen = sorted(free, key=lambda place: place not in (held or ()))[:count]
+    if not chosen:
+        raise DataError(
+            train.where,
+            f"{len(train)} rows, none apart from those to score on or read by another step",
+            "rows apart from those",
+            "give more rows, or a train split apart from the dev split",
+        )
+    known = None if held is None else len(held.intersection(chosen))
+    return Chosen(train.take(sorted(chosen)), known)
+
+
+def _held_in_training(train: Rows, training: Mapping[str, Any]) -> set[int] | None:
+    """The places of the rows that training held out; None where it was on other rows, or no record tells."""
+    told = [training.get(key) for key in ("hold_out", "hold_out_limit", "seed")]
+    if None in told or training.get("data") != train.fingerprint():
+        return None
+    return set(held_places(len(train), *told))  # type: ignore[arg-type]
 
 
 def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
@@ -165,11 +182,13 @@ def search(
     given: Given | None = None,
     path: Path | None = None,
     show: bool = False,
+    held: Mapping[str, int | None] | None = None,
 ) -> Merged:
     """The best merge of ``inputs`` that at most ``evaluations`` find; the first is ``recipe`` itself.
 
-    ``tasks`` has the labelled rows to score on. Finished evaluations are kept at ``path``. The seed is the recipe's;
-    all that was tried is in the result's ``trace``. Raises CompositionError for what cannot be searched.
+    ``tasks`` has the labelled rows to score on, ``held`` how many of each task's its adapter's training held out.
+    Finished evaluations are kept at ``path``. The seed is the recipe's; all that was tried is in the result's
+    ``trace``. Raises CompositionError for what cannot be searched.
     """
     _check(inputs, recipe, evaluations)
     axes = find_axes(recipe, inputs, over)
@@ -202,7 +221,9 @@ def search(
     trace = {
         "over": list(over),
         "optimizer": f"CMA-ES, cmaes {version('cmaes')}",
-        "rows": {name: {"fingerprint": rows.fingerprint(), "count": len(rows)} for name, (_, rows) in tasks.items()},
+        "rows": {
+            name: {**rows.record(), "held_out_in_training": (held or {}).get(name)} for name, (_, rows) in tasks.items()
+        },
         "evaluations": [{**told(point), "score": score} for point, score in tried.scores.items()],
         "best": best,
     }

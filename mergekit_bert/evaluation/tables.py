@@ -7,10 +7,8 @@ from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.recipe import ENSEMBLE
-from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid
-from mergekit_bert.evaluation.contest import Standing
+from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in_per_cent, retention
+from mergekit_bert.evaluation.contest import HELD_OUT, Contest, Standing
 from mergekit_bert.evaluation.doctor import MATRICES, Report, verdicts
 from mergekit_bert.evaluation.promises import Promises
 
@@ -53,7 +51,7 @@ def comparison_table(comparison: Comparison) -> Table:
         "",
         "",
         *(figure(other) for other in others),
-        *(figure(100 * own / other if own is not None and other else None, 1) for other in others),
+        *(figure(in_per_cent(retention(own, other)), 1) for other in others),
     )
     return table
 
@@ -92,7 +90,10 @@ def _render(table: Table) -> str:
 
 
 def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None = None) -> Table:
-    """One line per merge, the best first; ``full`` are full fine-tuning's figures by task and ``overall``."""
+    """One line per merge, the best first; ``full`` are full fine-tuning's figures by task and ``overall``.
+
+    The worst task is the one that keeps least of the ensemble's figure.
+    """
     table = Table(box=SIMPLE_HEAD)
     table.add_column("merge")
     tasks = list(placed[0].values)
@@ -100,22 +101,26 @@ def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None =
     for header in (*headers, "needs", "seconds", "MiB", "memory MiB"):
         table.add_column(header, justify="left" if header == "needs" else "right")
     for one in placed:
-        record = METHODS.get(one.cell.recipe.method) if one.cell.recipe.method != ENSEMBLE else None
-        worst = min((kept, task) for task, kept in one.retention.items() if task != "overall")
         table.add_row(
             one.cell.name,
             *(figure(one.values[task]) for task in tasks),
             figure(one.overall),
-            figure(100 * one.retention["overall"], 1),
-            f"{100 * worst[0]:.1f} {worst[1]}",
-            *([figure(100 * one.overall / full["overall"], 1)] if full else []),
+            figure(in_per_cent(one.retention["overall"]), 1),
+            MISSING if one.worst is None else f"{100 * one.worst[0]:.1f} {one.worst[1]}",
+            *([figure(in_per_cent(retention(one.overall, full["overall"])), 1)] if full else []),
             f"{one.behind[0]:.3f} to {one.behind[1]:.3f}",
-            ", ".join(record.needs) if record is not None and record.needs else "nothing",
+            ", ".join(one.cell.needs) or "nothing",
             f"{one.cell.seconds:.1f}",
             f"{one.cell.size / 2**20:.2f}",
             MISSING if one.cell.memory is None else f"{one.cell.memory / 2**20:.0f}",
         )
     return table
+
+
+def contest_rows(contest: Contest) -> str:
+    """One line that says on which rows the figures are."""
+    where = "rows that training held out of train" if contest.on == HELD_OUT else "dev rows"
+    return f"scored on {where}: {', '.join(f'{count} of {name}' for name, count in contest.rows.items())}"
 
 
 def promise_table(promises: Promises) -> Table:

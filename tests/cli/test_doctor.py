@@ -11,7 +11,7 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.composing.methods import ties
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert, unchanged
-from tests.corpus import write_corpus
+from tests.corpus import read_tsv, write_corpus
 
 FEW = ("--methods", "fedavg,ties")
 
@@ -64,6 +64,33 @@ def test_rows_add_interference_and_the_files_hold_what_is_shown(home: Path, tmp_
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_plain_texts_give_what_rows_of_a_folder_give(home: Path, tmp_path: Path) -> None:
+    for task in ("sst", "sts"):
+        rows, columns = read_tsv(home / f"data/{task}/train.tsv"), mb.get_task(task).text
+        (tmp_path / task).write_text("".join("\t".join(row[one] for one in columns) + "\n" for row in rows))
+    texts = [word for task in ("sst", "sts") for word in ("--texts", f"{task}={tmp_path / task}")]
+    shown = [mbert("doctor", *FEW, "--rows", "5", *words, here=home) for words in (texts, ("--data", "data"))]
+    assert shown[0].code == 0, shown[0].err
+    assert shown[0].out == shown[1].out
+    assert "interference" in shown[0].out
+    fewer = mbert("doctor", *FEW, "--rows", "4", *texts, here=home)
+    assert fewer.out != shown[0].out
+
+
+def test_what_exists_is_overwritten_by_force_alone(home: Path, tmp_path: Path) -> None:
+    for option in ("--json", "--picture"):
+        path = tmp_path / f"there{option}"
+        path.write_text("mine")
+        done = mbert("doctor", *FEW, option, path, here=home)
+        assert done.code == 1
+        assert str(path) in done.err
+        assert "--force" in done.err
+        assert "promise" not in done.out, "it is told before any work"
+        assert path.read_text() == "mine"
+        assert mbert("doctor", *FEW, option, path, "--force", here=home).code == 0
+        assert path.read_bytes() != b"mine"
+
+
 def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = ties.RECORD.merge
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=lambda site: merge(site).scaled(1.01)))
@@ -81,6 +108,9 @@ def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeyp
         (("--data", "nowhere"), "nowhere"),
         (("adapters/sst.safetensors", "adapters/sst.probe.safetensors"), "two adapters of it"),
         (("none.safetensors",), "none.safetensors"),
+        (("--rows", "9"), "--rows: neither --data nor --texts"),
+        (("--texts", "para=x"), "task of --texts: 'para'"),
+        (("--texts", "sst"), "--texts: 'sst'; expected TASK=FILE"),
     ],
 )
 def test_what_it_cannot_do_is_told_in_one_line(home: Path, words: tuple[str, ...], message: str) -> None:

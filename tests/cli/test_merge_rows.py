@@ -92,6 +92,35 @@ def test_plain_texts_are_rows_for_the_recommendation_and_lie_nowhere_in_the_file
     assert (home / "m.safetensors").read_bytes() == before
 
 
+RECOMMENDED: dict[str, tuple[tuple[str, ...], str]] = {
+    "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since rows were given"),
+    "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since rows were given"),
+    "search": (("--search", "1", "--data", "data"), "chosen: pico, since a search is for methods that do not learn"),
+    "nothing": ((), "chosen: pico, since neither rows nor statistics were given"),
+}
+
+
+@pytest.mark.parametrize("case", RECOMMENDED)
+def test_the_recommendation_tells_what_is_there(home: Path, case: str) -> None:
+    words, told = RECOMMENDED[case]
+    quick = ("--set", "steps=1", "--set", "precision=fp32") if "distill" in told else ()
+    done = merge(home, *words, *quick)
+    assert done.code == 0, done.err
+    assert told in done.out
+
+
+@pytest.mark.parametrize("step", ["heads", "scales"])
+def test_rows_are_those_of_a_calibration_where_the_method_reads_none(home: Path, step: str) -> None:
+    common = ("--method", "ties", "--calibrate", step, "--data", "data")
+    for words in (("--rows", "12"), ("--calibrate-rows", "12"), ("--calibrate-rows", "11")):
+        done = merge(home, *common, *words, out=f"{''.join(words)}.safetensors")
+        assert done.code == 0, done.err
+    one, two, other = (
+        (home / f"{name}.safetensors").read_bytes() for name in ("--rows12", "--calibrate-rows12", "--calibrate-rows11")
+    )
+    assert one == two != other
+
+
 def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     files = [f"adapters/{task}.safetensors" for task in TASKS]
@@ -157,9 +186,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         r"--rows: ties takes nothing from rows ",
     ),
     "rows for the recommended": (("--rows", "9"), r"--rows: pico takes nothing from rows here; "),
-    "rows for a calibration": (
-        ("--method", "ties", "--calibrate", "scales", "--data", "data", "--rows", "9"),
+    "rows twice for a calibration": (
+        ("--method", "ties", "--calibrate", "scales", "--data", "data", "--rows", "9", "--calibrate-rows", "9"),
         r"--rows: ties takes nothing from rows here; ",
+    ),
+    "rows for a search": (
+        ("--method", "ties", "--search", "2", "--data", "data", "--rows", "9"),
+        r"--rows: ties takes nothing from rows here; .*; give --search-rows ",
     ),
     "texts for heads": (
         ("--method", "ties", "--calibrate", "heads", "--data", "data", *TEXTS),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import linalg
 
 import mergekit_bert as mb
 from mergekit_bert import api
@@ -123,6 +124,37 @@ def test_equal_directions_give_the_cosines_of_the_principal_angles(bert: mb.Enco
     found = numbers(pair).matrices
     assert found["inputs"][0, 1] == pytest.approx(float(angles.square().mean().sqrt()))
     assert found["outputs"][0, 1] == pytest.approx(1)
+
+
+def test_angles_weigh_every_direction_the_same(loose: list[Adapter]) -> None:
+    """Against scipy's principal angles of the dense block-diagonal matrices, whatever the singular values are."""
+    found = numbers(inputs(loose)).matrices
+    sites = {site: size for one in loose for site, size in one.sites.items() if not site.startswith("pooler")}
+    dense = [whole(one, sites).numpy() for one in loose]
+    for i, one in enumerate(dense):
+        for j, two in enumerate(dense):
+            for name, left, right in (("input_space", one.T, two.T), ("output_space", one, two)):
+                bases = [linalg.orth(side, rcond=1e-6) for side in (left, right)]
+                cosines = np.cos(linalg.subspace_angles(*bases))
+                assert found[name][i, j] == pytest.approx(float(np.square(cosines).mean()), abs=1e-6), (name, i, j)
+
+
+def test_a_stronger_direction_changes_the_overlap_and_no_angle(bert: mb.Encoder) -> None:
+    source = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(32, 4, generator=source).double())[0].T
+    model = inputs([random_adapter(bert, "sst", targets=ONE), random_adapter(bert, "sts", start=3, targets=ONE)])
+
+    def pair(strength: float) -> dict[str, Any]:
+        """They share the first of two directions."""
+        one, two = basis[[0, 1]] * torch.tensor([[strength], [1.0]]), basis[[0, 2]]
+        made = [LowRank(torch.eye(32, 2).double(), rows.double()) for rows in (one, two)]
+        return numbers([dataclasses.replace(x, deltas={ONE: y}) for x, y in zip(model, made, strict=True)]).matrices  # type: ignore[return-value]
+
+    weak, strong = pair(1.0), pair(10.0)
+    assert weak["input_space"][0, 1] == pytest.approx(0.5)
+    assert strong["input_space"][0, 1] == pytest.approx(0.5)
+    assert strong["output_space"][0, 1] == pytest.approx(1.0)
+    assert strong["inputs"][0, 1] > weak["inputs"][0, 1] + 0.1
 
 
 def test_dense_deltas_have_the_numbers_of_their_factors(loose: list[Adapter]) -> None:

@@ -76,9 +76,7 @@ def test_one_task_reaches_its_expert(bert: mb.Encoder, three: list[Adapter]) -> 
     options = {"steps": 150, "batch_size": 12, "lr": 0.02, "layers": 0.0, "outputs": 1.0, **FP32}
     start = merged(three[:1], "task_arithmetic", {"sst": 0.5})
     model = merged(three[:1], "distill", {"sst": 0.5}, options=options, given=rows_for(bert))
-    shifted = dataclasses.replace(model, shifts=three[0].shifts)
     assert distance(model, three[:1], bert) < 0.02 * distance(start, three[:1], bert)
-    assert shifted.deltas is model.deltas
 
 
 def test_the_experts_answers_are_those_of_each_row_alone(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -143,22 +141,23 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     options = {"steps": 9, "batch_size": 8, **FP32}
     whole = merged(three, "distill", options=options, given=rows_for(bert))
     monkeypatch.setattr(learning, "_SAVE_SECONDS", -1.0)
-    really, count = distill._Pupil.terms, 0
+    really, count, last = distill._Pupil.terms, 0, steps * len(three)
 
     def terms(self: Any, *arguments: Any) -> Any:
         nonlocal count
-        count += 1
-        if count > steps * len(three):
+        if count == last:
             raise KilledError
+        count += 1
         return really(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(distill._Pupil, "terms", terms)
-        with pytest.raises(KilledError):
-            merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
+    monkeypatch.setattr(distill._Pupil, "terms", terms)
+    with pytest.raises(KilledError):
+        merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
     assert (tmp_path / CHECKPOINT).exists()
-    other = merged(three, "distill", options={**options, "lr": 0.5}, given=rows_for(bert, folder=tmp_path / "other"))
+    count, last = 0, -1
     again = merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
+    assert count == (9 - steps) * len(three), "the steps that were done are not done again"
+    other = merged(three, "distill", options={**options, "lr": 0.5}, given=rows_for(bert, folder=tmp_path / "other"))
     assert not (tmp_path / CHECKPOINT).exists(), "it is not needed any more"
     for site, delta in whole.deltas.items():
         assert torch.equal(again.deltas[site].dense(), delta.dense())

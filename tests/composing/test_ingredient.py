@@ -1,0 +1,57 @@
+"""Ingredients: what an input is known by."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.file import adapter_sha256
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.file import read_model, write_model
+from mergekit_bert.composing.ingredient import identity, of_adapter, of_merged
+from tests.composing.helpers import merged, trio
+
+
+@pytest.fixture
+def one(bert: mb.Encoder) -> Merged:
+    return merged(trio(bert, targets="qv", train_bias=True), "task_arithmetic", private=1)
+
+
+def test_an_adapter_is_known_by_its_file(bert: mb.Encoder) -> None:
+    adapter = trio(bert)[0]
+    assert identity(of_adapter(adapter)) == {"sst": adapter_sha256(adapter)}
+
+
+def test_a_merge_is_known_by_what_it_answers_and_not_by_its_adapters(one: Merged) -> None:
+    known = identity(of_merged(one))
+    assert list(known) == ["sst", "sts", "para"]
+    site, shift = next(iter(one.deltas)), next(iter(one.shifts))
+    own = one.own["sts"]
+    changed = {
+        "a Delta": dataclasses.replace(one, deltas={**one.deltas, site: one.deltas[site].scaled(1.01)}),
+        "a shift": dataclasses.replace(one, shifts={**one.shifts, shift: one.shifts[shift] * 1.01}),
+        "a Delta elsewhere": dataclasses.replace(one, deltas={f"{name}x": delta for name, delta in one.deltas.items()}),
+    }
+    for what, other in changed.items():
+        found = identity(of_merged(other))
+        assert all(found[task] != known[task] for task in known), what
+    other = dataclasses.replace(
+        one, own={**one.own, "sts": dataclasses.replace(own, head={k: v + 1 for k, v in own.head.items()})}
+    )
+    assert {task for task, value in identity(of_merged(other)).items() if value != known[task]} == {"sts"}
+    other = dataclasses.replace(one, own={**one.own, "sts": dataclasses.replace(own, deltas={}, shifts={})})
+    assert {task for task, value in identity(of_merged(other)).items() if value != known[task]} == {"sts"}
+
+
+def test_a_merge_is_known_again_in_its_file(one: Merged, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_model(path, one)
+    found = read_model(path)
+    assert isinstance(found, Merged)
+    assert identity(of_merged(found)) == identity(of_merged(one))
+
+
+def test_a_merge_of_whole_checkpoints_has_no_files_to_be_known_by(one: Merged) -> None:
+    bare = dataclasses.replace(one, parts={task: {**part, "sha256": ""} for task, part in one.parts.items()})
+    assert len(set(identity(of_merged(bare)).values())) == 3
