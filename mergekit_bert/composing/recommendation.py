@@ -15,7 +15,11 @@ def recommend(ingredients: Sequence[Ingredient], rows: bool, searched: bool = Fa
     if rows and not searched:
         return "distill", "rows were given, and what is fitted to the experts' answers on rows keeps most of them"
     if all("gram" in one.statistics for one in ingredients):
-        return "regmean", "all files hold Gram matrices, and no other method without rows keeps as much"
+        return "regmean", "all files hold Gram matrices, and of the quick methods it keeps most"
     if searched:
         return "pico", "a search is for methods that do not learn, and of those that measure nothing it keeps most"
-    return "pico", "neither rows nor statistics were given, and of the methods that need none it keeps most"
+    return (
+        "pico",
+        "neither rows nor statistics were given, and of the methods that need none it keeps most; fitted to texts that "
+        "are made up, a merge often keeps more, in minutes (--method distill --data invented)",
+    )
