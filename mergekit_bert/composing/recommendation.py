@@ -13,7 +13,10 @@ def recommend(ingredients: Sequence[Ingredient], rows: bool, searched: bool = Fa
             "whole checkpoints are among the inputs, and a sum is the one merge that is quick there",
         )
     if rows and not searched:
-        return "distill", "rows were given, and what is fitted to the experts' answers on rows keeps most of them"
+        return (
+            "distill",
+            "there are rows without labels, and what is fitted to the experts' answers on rows keeps most of them",
+        )
     if all("gram" in one.statistics for one in ingredients):
         return "regmean", "all files hold Gram matrices, and of the quick methods it keeps most"
     if searched:

@@ -37,8 +37,8 @@ def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: 
     if data is not None and str(data) == INVENTED:
         raise DataError(
             "--data invented",
-            f"texts without labels, for merges alone, and no {split} rows of the task {task.name!r}",
-            f"{task.name}/{split}.tsv",
+            f"texts that have no labels, which are for merging alone, where {split} rows of {task.name!r} are needed",
+            f"a folder that holds {task.name}/{split}.tsv",
             "give --data DIR (or --data sample)",
         )
     named = dict(task.files).get(split)

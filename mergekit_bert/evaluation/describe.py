@@ -170,7 +170,8 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
     if config is not None and part["type"] != "probe":
         stabilized = ", rank-stabilised" if config["rank_stabilized"] else ""
         facts |= {"rank, alpha": f"{config['rank']}, {config['alpha']:g}{stabilized}", "targets": config["targets"]}
-        facts["basis"] = config["basis"]
+        others = [one.split()[0] for one in part["training"].get("avoid", [])]
+        facts["basis"] = config["basis"] + (f" {', '.join(others)}" if others else "")
     if basis:
         facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
     return facts

@@ -93,7 +93,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
     found = mb.calibrate(merged, INVENTED, steps=["scales"], rows=12, inputs=adapters, base=bert)
     expected = api.calibrate_scales(merged, [api.ingredient(one) for one in adapters], bert, rows_of(bert, 12))
     assert found.trace == expected.trace
-    with pytest.raises(DataError, match="--data invented: texts without labels"):
+    with pytest.raises(DataError, match="--data invented: texts that have no labels"):
         mb.calibrate(merged, INVENTED, steps=["heads"], base=bert)
 
 
@@ -133,5 +133,5 @@ def test_what_needs_labels_refuses_them(case: str, home: Path, tiny_folders: dic
     with unchanged(home):
         done = mbert(*REFUSED[case], *base, "--data", INVENTED, here=home)
     assert done.code == 1
-    message = r"error: --data invented: texts without labels, .*; expected \w+/(train|dev).tsv; give --data DIR .*\n"
+    message = r"error: --data invented: texts that have no labels, .*; expected a folder that holds \w+/(train|dev).tsv; give --data DIR .*\n"
     assert re.fullmatch(message, done.err), done.err

@@ -84,7 +84,7 @@ def test_plain_texts_are_rows_for_the_recommendation_and_lie_nowhere_in_the_file
     words = ("--set", "steps=1", "--set", "precision=fp32", "--save-recipe", "r.yml", "--force", *TEXTS)
     done = merge(home, *words)
     assert done.code == 0, done.err
-    assert "chosen: distill, since rows were given" in done.out
+    assert "chosen: distill, since there are rows without labels" in done.out
     for word in (b"sst.txt", b"pairs.tsv"):
         assert word not in (home / "m.safetensors").read_bytes() + (home / "r.yml").read_bytes()
     before = (home / "m.safetensors").read_bytes()
@@ -93,8 +93,8 @@ def test_plain_texts_are_rows_for_the_recommendation_and_lie_nowhere_in_the_file
 
 
 RECOMMENDED: dict[str, tuple[tuple[str, ...], str]] = {
-    "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since rows were given"),
-    "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since rows were given"),
+    "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since there are rows without labels"),
+    "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since there are rows without labels"),
     "search": (("--search", "1", "--data", "data"), "chosen: pico, since a search is for methods that do not learn"),
     "nothing": ((), "chosen: pico, since neither rows nor statistics were given"),
 }
