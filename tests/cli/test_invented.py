@@ -133,5 +133,8 @@ def test_what_needs_labels_refuses_them(case: str, home: Path, tiny_folders: dic
     with unchanged(home):
         done = mbert(*REFUSED[case], *base, "--data", INVENTED, here=home)
     assert done.code == 1
-    message = r"error: --data invented: texts that have no labels, .*; expected a folder that holds \w+/(train|dev).tsv; give --data DIR .*\n"
+    message = (
+        r"error: --data invented: texts that have no labels, .*; expected a folder that holds "
+        r"\w+/(train|dev).tsv; give --data DIR .*\n"
+    )
     assert re.fullmatch(message, done.err), done.err
