@@ -113,7 +113,7 @@ class Set:
         """The ensemble of all: what any merge of some of them is compared with."""
         return self.cell(tuple(self.dev), {"method": ENSEMBLE})
 
-    def given(self, rows: int, invented: bool) -> Given:
+    def given(self, rows: int, invented: bool = False) -> Given:
         """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
         if invented:
             words = whole_words(self.encoder.tokenizer)
