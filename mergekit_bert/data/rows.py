@@ -136,10 +136,6 @@ def read_texts(path: Path, task: Task) -> Rows:
                 f"{count} for the task {task.name!r}: {', '.join(task.text)}",
                 "correct the line (a table with a header belongs into --data DIR)",
             )
-        if not all(map(str.strip, row)):
-            raise DataError(
-                f"{path}, line {number}", "an empty text", "text on both sides of the tab", "correct the line"
-            )
         texts.append(row)
     if not texts:
         raise DataError(str(path), "no rows", "at least one row", "check the file")

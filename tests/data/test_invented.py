@@ -139,7 +139,7 @@ def test_they_are_no_rows_to_train_or_score_on(
     split: str, labelled: bool, sst: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"--data invented: texts without labels.* no {split} rows of the task 'sst'; .*; give --data DIR"
+    message = rf"--data invented: texts that have no labels.* {split} rows of 'sst' are needed; .*; give --data DIR"
     with pytest.raises(DataError, match=message):
         load_rows(sst, split, INVENTED, labelled)
     assert not has_rows(sst, split, INVENTED)
