@@ -23,6 +23,7 @@ from benchmarks.cells import Result, Set, draws, interval, markdown, open_sets, 
 from benchmarks.foretelling import correlations, foretell, table_of
 from benchmarks.machine import provenance, write_result
 from mergekit_bert.composing.method import METHODS, make_options
+from mergekit_bert.evaluation.doctor import ANSWERS, DISTURBED
 from mergekit_bert.files import write_atomic
 from mergekit_bert.progress import progress_bar
 
@@ -282,11 +283,22 @@ def doctor(
                 }
                 for task in names
             ]
-    told = {kind: correlations(points, kind == "spearman") for kind in ("spearman", "pearson")}
+    told: dict[str, Any] = {kind: correlations(points, kind == "spearman") for kind in ("spearman", "pearson")}
     for kind, table in told.items():
         print(f"\n{kind.title()}, {len(points)} losses in {len(subsets)} subsets:\n\n{table_of(table)}", end="")
+    told["bar"] = [_side(points, True), _side(points, False)]
+    for side in told["bar"]:
+        print("\nanswers {where}: {count} losses, {loss:.1%} on average".format(**side), end="")
+    print()
     cells = [one.to_json() for one in results]
     write_result("evidence_doctor", {**provenance(), "limit": limit, "points": points, **told, "cells": cells})
+
+
+def _side(points: Sequence[Mapping[str, Any]], above: bool) -> dict[str, Any]:
+    """How many losses lie on one side of the doctor's bar, and their mean, of which the merges each give one."""
+    here = [fmean(one["losses"].values()) for one in points if (one["numbers"][ANSWERS] > DISTURBED) == above]
+    where = f"above {DISTURBED}" if above else f"up to {DISTURBED}"
+    return {"where": where, "count": len(here), "loss": fmean(here) if here else float("nan")}
 
 
 def _subsets(found: Sequence[Set], most: int) -> list[tuple[Set, tuple[str, ...]]]:

@@ -22,7 +22,7 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder that holds <task>/train.tsv, for the interference (labels are never read), or 'sample'; "
+            help="Folder that holds <task>/train.tsv, for what only rows tell (labels are never read), or 'sample'; "
             "'invented': texts that mbert makes up.",
             show_default="none",
         ),
@@ -45,10 +45,11 @@ def command(
     """Try the promises of every merge method on these adapters, and tell before any merge how they will get along.
 
     Exit code 1 if a promise is broken. A verdict rests on one number, which heads its table: with --data or --texts
-    on the interference, how far the plain sum of all the others moves the features of a task's rows, in units of
-    their variance (up to 0.5 gets along, up to 1.5 is disturbed, beyond is moved far); without rows on the overlap,
-    the largest product of the overlaps of input and output spaces with another (up to 0.1 apart, up to 0.3 in part
-    in the same place, beyond in the same place), which does not tell how far one disturbs another's task.
+    on the answers, how far another adapter moves the outputs of a task's head on its rows, in units of their
+    variance, the mean over the others (up to 0.2 gets along, beyond is disturbed): of all the numbers it goes best
+    with what a merge then loses. Without rows it rests on the overlap, the largest product of the overlaps of input
+    and output spaces with another (up to 0.1 apart, up to 0.3 in part in the same place, beyond in the same place),
+    which does not tell how far one disturbs another's task.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs

@@ -6,7 +6,7 @@ also where the Deltas of the others look.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -43,13 +43,15 @@ MATRICES = {
 }
 """What each matrix tells: i by row, j by column; not a number where there is nothing to tell."""
 
-OVERLAP, INTERFERENCE = "overlap", "interference"
+OVERLAP, ANSWERS = "overlap", "answers"
+DISTURBED = 0.2
+"""Answers above this go with losses three times those below, on average, among those that docs/evidence.md counts."""
 _WORDS = {
     OVERLAP: ((0.1, "apart"), (0.3, "in part in the same place"), (np.inf, "in the same place")),
-    INTERFERENCE: ((0.5, "gets along"), (1.5, "is disturbed"), (np.inf, "is moved far")),
+    ANSWERS: ((DISTURBED, "gets along"), (np.inf, "is disturbed")),
 }
 """Up to which number a word holds. Overlap: two unrelated adapters of rank 12 at 384 features have about 0.03, the
-same Delta has 1. Interference: at 1 the features move as far as those of different rows lie from their mean."""
+same Delta has 1."""
 UNBALANCED = 2.0
 """A ratio of norms from which the larger adapter is worth a smaller weight."""
 
@@ -60,14 +62,13 @@ Matrix = Float[np.ndarray, "inputs inputs"]
 class Report:
     """``matrices`` by the names of :data:`MATRICES`; interference and answers only where there were rows.
 
-    ``together`` is how far the plain sum of all the others moves each input's features, ``capacity`` how many more
-    adapters of the largest rank have room in the basis that these share (None: they share none).
+    ``capacity`` is how many more adapters of the largest rank have room in the basis that these share (None: they
+    share none).
     """
 
     names: Sequence[str]
     matrices: Mapping[str, Matrix]
     capacity: int | None = None
-    together: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,9 @@ def numbers(ingredients: Sequence[Ingredient], given: Given | None = None, ledge
     overlaps, angles, signs = _geometry(ingredients), _angles(ingredients), _signs(ingredients)
     found = {"basis": _basis(ingredients), **overlaps, **angles, "signs": signs}
     matrices = {name: found[name] for name in MATRICES if name in found}
-    together: dict[str, float] = {}
     if given is not None:
-        moved, together = _moved(ingredients, given)
-        matrices |= moved
-    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger), together)
+        matrices |= _moved(ingredients, given)
+    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger))
 
 
 def _basis(ingredients: Sequence[Ingredient]) -> Matrix:
@@ -222,12 +221,11 @@ def _signs(ingredients: Sequence[Ingredient]) -> Matrix:
     return (shares + shares.T) / 2
 
 
-def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, Matrix], dict[str, float]]:
-    """Interference and answers of every ordered pair, and the interference of all the others together."""
+def _moved(ingredients: Sequence[Ingredient], given: Given) -> dict[str, Matrix]:
+    """Interference and answers of every ordered pair."""
     encoder, count = given.encoder(), len(ingredients)
     check_base("doctor", ingredients[0].base, encoder)
     features, outputs = np.zeros((count, count)), np.zeros((count, count))
-    together = {}
 
     def answers(task: str, parts: Sequence[Ingredient]) -> Answers:
         model = merge(parts, Recipe("task_arithmetic", weights={one.name: 1.0 for one in parts}))
@@ -242,8 +240,6 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
     with progress_bar("interference", count, given.show) as bar:
         for i, one in enumerate(ingredients):
             bar(i, one.name)
-            others = [two for two in ingredients if two is not one]
-            all_of_them = 0.0
             for task in one.parts:
                 alone = answers(task, [one])
                 for j, two in enumerate(ingredients):
@@ -251,11 +247,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
                         beside = answers(task, [one, two])
                         features[i, j] += _distance(alone.features, beside.features) / len(one.parts)
                         outputs[i, j] += _distance(alone.outputs, beside.outputs) / len(one.parts)
-                if others:
-                    beside = answers(task, [one, *others])
-                    all_of_them += _distance(alone.features, beside.features) / len(one.parts)
-            together[one.name] = all_of_them
-    return {"interference": features, "answers": outputs}, together
+    return {"interference": features, "answers": outputs}
 
 
 def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows width"]) -> float:
@@ -266,19 +258,19 @@ def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows wi
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """One for each input, and the worst for all. All rest on the interference of all the others where rows gave it,
-    else on the largest overlap of inputs × outputs with another."""
-    rests_on = INTERFERENCE if report.together else OVERLAP
-    product = report.matrices["inputs"] * report.matrices["outputs"]
-    matrix = report.matrices["interference"] if report.together else product
+    """One for each input, and the worst for all.
+
+    With rows all rest on the answers, the mean over the others, which of all numbers goes best with the loss that
+    follows (docs/evidence.md); without, on the largest overlap of inputs × outputs.
+    """
+    rests_on = ANSWERS if ANSWERS in report.matrices else OVERLAP
+    matrix = report.matrices.get(ANSWERS, report.matrices["inputs"] * report.matrices["outputs"])
     found = []
     for place, name in enumerate(report.names):
-        row = matrix[place].copy()
-        row[place] = -np.inf
-        worst = int(row.argmax())
-        value = 0.0 if len(row) < 2 else report.together.get(name, float(row[worst]))
-        by = report.names[worst] if len(row) > 1 and row[worst] > 0 else ""
-        found.append(Verdict(name, value, _word(rests_on, value), rests_on, by))
+        row = np.delete(matrix[place], place)
+        value = float((row.mean() if rests_on == ANSWERS else row.max()) if len(row) else 0.0)
+        by = np.delete(np.array(report.names), place)[row.argmax()] if len(row) and row.max() > 0 else ""
+        found.append(Verdict(name, value, _word(rests_on, value), rests_on, str(by)))
     worst_of_all = max(found, key=lambda one: one.value)
     return [*found, Verdict("in all", worst_of_all.value, worst_of_all.word, rests_on, worst_of_all.name)]
 
@@ -294,14 +286,14 @@ def hints(report: Report) -> list[str]:
         return []
     found = []
     *_, in_all = verdicts(report)
-    if report.together and in_all.word != _WORDS[INTERFERENCE][0][1]:
+    if in_all.rests_on == ANSWERS and in_all.word != _WORDS[ANSWERS][0][1]:
         half = ",".join(f"{name}=0.5" for name in report.names)
         found += [
             f"smaller weights disturb less: mbert merge --method task_arithmetic --weights {half}",
             "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
             "lose nothing and keep all adapters: mbert merge --method ensemble",
         ]
-    if not report.together:
+    if in_all.rests_on == OVERLAP:
         found.append("the Deltas alone do not tell how far one disturbs another's task: add rows with --data DIR")
     if not (report.matrices["basis"][off] == 0).all():
         found.append("train all of them in one folder on rows of one basis (the default of mbert train-adapter): "
@@ -335,7 +327,6 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             name: [[_finite(value) for value in row] for row in matrix.tolist()]
             for name, matrix in report.matrices.items()
         },
-        "together": dict(report.together),
         "capacity": report.capacity,
         "verdicts": [vars(one) for one in verdicts(report)],
         "hints": hints(report),

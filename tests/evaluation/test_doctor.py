@@ -241,8 +241,27 @@ def test_interference_is_how_far_features_move(bert: mb.Encoder) -> None:
         for j in range(3):
             if i != j:
                 assert report.matrices["interference"][i, j] == pytest.approx(moved(i, [i, j]), rel=1e-3)
-        assert report.together[adapters[i].name] == pytest.approx(moved(i, [0, 1, 2]), rel=1e-3)
-    assert report.matrices["answers"][0, 1] > 0
+
+
+def answers_moved(encoder: mb.Encoder, own: Sequence[Adapter], others: Sequence[Adapter], task: str) -> float:
+    """How far ``others`` added to the plain sum of ``own`` move the outputs for ``task``, read by a predictor."""
+    rows = tiny_rows(mb.get_task(task), 6)
+
+    def outputs(some: Sequence[Adapter]) -> np.ndarray:
+        model = merged(some, "task_arithmetic", {one.name: 1.0 for one in some})
+        return mb.Predictor(model, encoder).outputs(task, rows).astype(np.float64)
+
+    alone = outputs(own)
+    return float(np.square(outputs([*own, *others]) - alone).sum() / np.square(alone - alone.mean(0)).sum())
+
+
+def test_answers_are_how_far_outputs_move(bert: mb.Encoder, three: list[Adapter]) -> None:
+    found = numbers(inputs(three), some_rows(bert)).matrices["answers"]
+    for i, one in enumerate(three):
+        assert found[i, i] == 0
+        for j, two in enumerate(three):
+            if i != j:
+                assert found[i, j] == pytest.approx(answers_moved(bert, [one], [two], one.name), rel=1e-3)
 
 
 def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -256,10 +275,14 @@ def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: l
 
 
 def test_rows_of_a_merged_input_count_for_all_its_tasks(bert: mb.Encoder, three: list[Adapter]) -> None:
-    both = merged(three[:2], "fedavg", {"sst": 1.0, "sts": 1.0})
+    both = merged(three[:2], "task_arithmetic", {"sst": 1.0, "sts": 1.0})
     report = numbers([ingredient(both), of_adapter(three[2])], some_rows(bert))
     assert report.names == ["sst+sts", "para"]
-    assert report.together["para"] == pytest.approx(numbers(inputs(three), some_rows(bert)).together["para"], rel=1e-4)
+    of_both = [answers_moved(bert, three[:2], three[2:], task) for task in ("sst", "sts")]
+    assert report.matrices["answers"][0, 1] == pytest.approx(sum(of_both) / 2, rel=1e-3)
+    assert report.matrices["answers"][1, 0] == pytest.approx(
+        answers_moved(bert, three[2:], three[:2], "para"), rel=1e-3
+    )
 
 
 def test_rows_that_are_too_few_and_another_base_are_told(
@@ -277,17 +300,18 @@ def report_of(value: float, with_rows: bool, norms: float = 1.0) -> Report:
     """Two inputs, ``value`` being what the verdicts rest on."""
     square = np.array([[1.0, value], [value, 1.0]])
     matrices = {"basis": np.zeros((2, 2)), "inputs": square, "outputs": np.ones((2, 2))}
-    matrices |= {"norms": np.array([[1.0, norms], [1 / norms, 1.0]]), "interference": square}
-    return Report(["a", "b"], matrices, 1, {"a": value, "b": value / 2} if with_rows else {})
+    matrices |= {"norms": np.array([[1.0, norms], [1 / norms, 1.0]])}
+    if with_rows:
+        matrices["answers"] = np.array([[0.0, value], [value / 2, 0.0]])
+    return Report(["a", "b"], matrices, 1)
 
 
 @pytest.mark.parametrize(
     ("value", "with_rows", "word"),
     [
-        (0.5, True, "gets along"),
-        (0.51, True, "is disturbed"),
-        (1.6, True, "is moved far"),
-        (math.inf, True, "is moved far"),
+        (0.2, True, "gets along"),
+        (0.21, True, "is disturbed"),
+        (math.inf, True, "is disturbed"),
         (0.1, False, "apart"),
         (0.2, False, "in part in the same place"),
         (0.9, False, "in the same place"),
@@ -296,7 +320,7 @@ def report_of(value: float, with_rows: bool, norms: float = 1.0) -> Report:
 def test_one_number_gives_the_verdict(value: float, with_rows: bool, word: str) -> None:
     first, second, in_all = verdicts(report_of(value, with_rows))
     assert (first.word, first.value, first.by) == (word, value, "b")
-    assert first.rests_on == ("interference" if with_rows else "overlap")
+    assert first.rests_on == ("answers" if with_rows else "overlap")
     assert second.value == (value / 2 if with_rows else value)
     assert (in_all.name, in_all.word, in_all.by) == ("in all", word, "a")
 
