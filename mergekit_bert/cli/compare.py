@@ -8,24 +8,15 @@ import typer
 from mergekit_bert.cli import options
 
 EXAMPLE = "Example: mbert compare adapters/sst.safetensors adapters/sts.safetensors --methods ties,tsv,iso_c --data DIR"
-_CALIBRATE_ROWS = 256
 
 
 def command(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Inputs, as for `mbert merge`.", show_default="all adapters in adapters/"),
-    ] = None,
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'.")] = "all",
+    files: options.Inputs = None,
+    methods: options.Methods = "all",
     spaces: Annotated[str, typer.Option(help="Spaces, separated by commas, or 'all'.")] = "all",
     data: options.Data = None,
     texts: options.Texts = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            help="Training rows of each task for methods that need some.", show_default="the method's own number", min=1
-        ),
-    ] = None,
+    rows: options.Rows = None,
     on: Annotated[
         str,
         typer.Option(
@@ -36,12 +27,8 @@ def command(
     limit: Annotated[
         int | None, typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2)
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Compress every merge to this rank.", show_default="exact, all directions")
-    ] = None,
-    private: Annotated[
-        int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
-    ] = None,
+    rank: options.Rank = None,
+    private: options.Private = None,
     calibrate: Annotated[
         str,
         typer.Option(
@@ -49,17 +36,8 @@ def command(
             show_default="not",
         ),
     ] = "",
-    calibrate_rows: Annotated[
-        int | None,
-        typer.Option(
-            help="Rows of each task to calibrate on (labels are read for heads).",
-            min=1,
-            show_default=str(_CALIBRATE_ROWS),
-        ),
-    ] = None,
-    keep: Annotated[
-        list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
-    ] = None,
+    calibrate_rows: options.CalibrateRows = None,
+    keep: options.Keep = None,
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for finished cells, table.md, table.json and picture.png.")] = Path(
         "comparison"
@@ -78,19 +56,15 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
-    from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.tables import as_text, contest_rows, contest_table
     from mergekit_bert.hardware import set_threads
 
-    if calibrate_rows is not None and not calibrate:
-        raise CompositionError(
-            "--calibrate-rows", "no --calibrate, which alone reads it", "--calibrate", "add it, or drop this"
-        )
+    options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     set_threads(threads)
     contest = api.compare(
         choose_inputs(files or [], keep or [], api.ADAPTERS, base),
-        methods=None if methods == "all" else [name.strip() for name in methods.split(",")],
-        spaces=None if spaces == "all" else [name.strip() for name in spaces.split(",")],
+        methods=options.read_names(methods),
+        spaces=options.read_names(spaces),
         data=data,
         texts=options.read_texts(texts or []),
         rows=rows,
@@ -99,7 +73,7 @@ def command(
         rank=rank,
         private=private,
         calibrate=[calibrate],
-        calibrate_rows=calibrate_rows or _CALIBRATE_ROWS,
+        calibrate_rows=calibrate_rows or options.CALIBRATE_ROWS,
         seed=seed,
         out=out,
         base=base,

@@ -14,11 +14,8 @@ ROWS = 32
 
 
 def command(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Inputs, as for `mbert merge`.", show_default="all adapters in adapters/"),
-    ] = None,
-    methods: Annotated[str, typer.Option(help="Methods to try, separated by commas, or 'all'.")] = "all",
+    files: options.Inputs = None,
+    methods: options.Methods = "all",
     data: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +68,7 @@ def command(
     found = api.doctor(
         inputs,
         data,
-        methods=None if methods == "all" else [name.strip() for name in methods.split(",")],
+        methods=options.read_names(methods),
         rows=rows or ROWS,
         every_site=every_site,
         texts=plain,

@@ -18,18 +18,12 @@ EXAMPLE = (
 METHODS = ", ".join([*names_in("mergekit_bert.composing.methods"), "ensemble"])
 
 
-SEARCH_OVER, SEARCH_ROWS, CALIBRATE_ROWS = "weights", 300, 256
+SEARCH_OVER, SEARCH_ROWS = "weights", 300
 """What holds where nothing is given; None as the default tells whether something was."""
 
 
 def command(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Adapter files, merged files, PEFT folders, fine-tuned checkpoints of the same base, in any mixture.",
-            show_default="all adapters in adapters/",
-        ),
-    ] = None,
+    files: options.Inputs = None,
     method: Annotated[
         str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="the recommended one")
     ] = "",
@@ -41,12 +35,8 @@ def command(
     weights: Annotated[
         str | None, typer.Option(help="Weights by task, e.g. sst=1,para=-0.5.", show_default="the method's own")
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Compress to this rank at every site.", show_default="exact, all directions")
-    ] = None,
-    private: Annotated[
-        int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
-    ] = None,
+    rank: options.Rank = None,
+    private: options.Private = None,
     seed: Annotated[int | None, typer.Option(help="Seed of methods that draw.", show_default="0")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe; the options given besides come first.", show_default="none")
@@ -56,12 +46,7 @@ def command(
     ] = None,
     data: options.MergeData = None,
     texts: options.Texts = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            help="Rows of each task for methods that need some.", show_default="the method's own number", min=1
-        ),
-    ] = None,
+    rows: options.Rows = None,
     search: Annotated[
         int | None,
         typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),
@@ -87,17 +72,8 @@ def command(
             show_default="not",
         ),
     ] = "",
-    calibrate_rows: Annotated[
-        int | None,
-        typer.Option(
-            help="Rows of each task to calibrate on (labels are read for heads).",
-            min=1,
-            show_default=str(CALIBRATE_ROWS),
-        ),
-    ] = None,
-    keep: Annotated[
-        list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
-    ] = None,
+    calibrate_rows: options.CalibrateRows = None,
+    keep: options.Keep = None,
     keep_inputs: Annotated[
         bool, typer.Option("--keep-inputs", help="Keep the adapters in the file, for --add and --remove.")
     ] = False,
@@ -140,8 +116,8 @@ def command(
     from mergekit_bert.errors import CompositionError, OutputError
     from mergekit_bert.files import beside, refuse_existing
 
-    _refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
-    _refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
+    options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
+    options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     plain = options.read_texts(texts or [])
     if save_recipe is not None:
         refuse_existing(save_recipe, force)
@@ -187,7 +163,7 @@ def command(
         encoder = inputs[0].model.encoder
         model = api.merge(inputs, asked, lazy=True)
     else:
-        calibration: dict[str, Any] = {"steps": steps, "rows": calibrate_rows or CALIBRATE_ROWS}
+        calibration: dict[str, Any] = {"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS}
         needed = dense is not None or data is not None or plain or search or steps
         encoder = load_encoder(base or inputs[0].base.name) if needed else None
         if steps:  # rows that are missing, or lack labels, are told before any long work
@@ -215,15 +191,6 @@ def command(
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
             print(f"wrote {path}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
-
-
-def _refuse_alone(these: dict[str, object], needed: str, given: object) -> None:
-    """Raise CompositionError for one of ``these`` options that has no effect without the option ``needed``."""
-    from mergekit_bert.errors import CompositionError
-
-    for option, value in these.items():
-        if value is not None and not given:
-            raise CompositionError(option, f"no {needed}, which alone reads it", needed, "add it, or drop this")
 
 
 def _tell(model: "Merged | Ensemble", out: Path) -> None:

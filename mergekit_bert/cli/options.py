@@ -4,13 +4,16 @@ import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mergekit_bert.errors import DataError
+from mergekit_bert.errors import CompositionError, DataError
+
+CALIBRATE_ROWS = 256
+"""What holds where nothing is given; None as the default tells whether something was."""
 
 Task = Annotated[
     str, typer.Option(help="A built-in task (see `mbert tasks`) or a task's YAML file.", show_default=False)
@@ -39,6 +42,35 @@ Texts = Annotated[
         show_default="none",
     ),
 ]
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Adapter files, merged files, PEFT folders, fine-tuned checkpoints of the same base, in any mixture.",
+        show_default="all adapters in adapters/",
+    ),
+]
+Keep = Annotated[
+    list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
+]
+Methods = Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'.")]
+Rank = Annotated[
+    int | None, typer.Option(help="Compress to this rank at every site.", show_default="exact, all directions")
+]
+Private = Annotated[
+    int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
+]
+Rows = Annotated[
+    int | None,
+    typer.Option(help="Rows of each task for methods that need some.", show_default="the method's own number", min=1),
+]
+CalibrateRows = Annotated[
+    int | None,
+    typer.Option(
+        help="Rows of each task to calibrate on (labels are read for heads).",
+        min=1,
+        show_default=str(CALIBRATE_ROWS),
+    ),
+]
 Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (embedded), a local folder, or a name on the Hub.")]
 ModelBase = Annotated[
     str | None,
@@ -65,6 +97,18 @@ def read_texts(given: list[str]) -> dict[str, Path]:
             raise DataError("--texts", f"{text!r}", "TASK=FILE, each task once", "correct it")
         found[name] = Path(path)
     return found
+
+
+def read_names(text: str) -> list[str] | None:
+    """``"ties, tsv"`` as names; None for ``"all"``."""
+    return None if text == "all" else [name.strip() for name in text.split(",")]
+
+
+def refuse_alone(these: Mapping[str, object], needed: str, given: object) -> None:
+    """Raise CompositionError for one of ``these`` options that has no effect without the option ``needed``."""
+    for option, value in these.items():
+        if value is not None and not given:
+            raise CompositionError(option, f"no {needed}, which alone reads it", needed, "add it, or drop this")
 
 
 def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
