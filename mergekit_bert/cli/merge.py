@@ -1,15 +1,19 @@
 """``mbert merge``: several adapters as one model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mergekit_bert.cli import options
+from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.registry import names_in
 
 if TYPE_CHECKING:
     from mergekit_bert.composing.composition import Ensemble, Merged
+    from mergekit_bert.composing.ingredient import Ingredient
+    from mergekit_bert.composing.recipe import Recipe
 
 EXAMPLE = (
     "Example: mbert merge adapters/sst.safetensors adapters/sts.safetensors --method ties --space core "
@@ -17,7 +21,7 @@ EXAMPLE = (
 )
 METHODS = ", ".join([*names_in("mergekit_bert.composing.methods"), "ensemble"])
 
-
+OUT = Path("merged.safetensors")
 SEARCH_OVER, SEARCH_ROWS = "weights", 300
 """What holds where nothing is given; None as the default tells whether something was."""
 
@@ -85,9 +89,7 @@ def command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="File to write.", show_default="merged.safetensors; of whole checkpoints with --dense, no file"
-        ),
+        typer.Option(help="File to write.", show_default=f"{OUT}; of whole checkpoints with --dense, no file"),
     ] = None,
     dense: Annotated[
         Path | None,
@@ -105,38 +107,32 @@ def command(
     time.
     """
     from mergekit_bert import api
+    from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
     from mergekit_bert.composing.calibration import read_steps
-    from mergekit_bert.composing.checkpoint import is_checkpoint
-    from mergekit_bert.composing.composition import Merged
-    from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import Recipe, changed, read_recipe, with_method, write_recipe
+    from mergekit_bert.composing.recipe import changed, read_recipe, with_method
     from mergekit_bert.encoder.load import load_encoder
-    from mergekit_bert.errors import CompositionError, OutputError
-    from mergekit_bert.files import beside, refuse_existing
+    from mergekit_bert.files import refuse_existing
 
     options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
-    plain = options.read_texts(texts or [])
+    plain, steps = options.read_texts(texts or []), read_steps(calibrate)
     if save_recipe is not None:
         refuse_existing(save_recipe, force)
     given = read_recipe(recipe) if recipe is not None else None
     named = files or [Path(one) for one in (given.inputs if given else ())]
-    whole = bool(named) and all(is_checkpoint(path) for path in named)
-    steps = read_steps(calibrate)
     more = out or data or plain or add or remove or keep_inputs or search or steps
-    streams = whole and dense is not None and not more
-    out = out or Path("merged.safetensors")
+    streams = dense is not None and not more and _are_checkpoints(named)
+    out = out or OUT
     if not streams:
         refuse_existing(out, force)
+
     if add or remove:
         inputs, given = api.changed_inputs(named, add or [], remove or [], base)
         keep_inputs = True
     else:
-        inputs = choose_inputs(named, keep or [], api.ADAPTERS, base)
-        if out.resolve() in {path.resolve() for path in named or api.ADAPTERS.glob("*.safetensors")}:
-            raise OutputError(str(out), "it is one of the inputs", "another file", "choose another --out")
+        inputs = _chosen_inputs(named, keep or [], out, base)
     asked = changed(
         given,
         method=method,
@@ -148,86 +144,99 @@ def command(
         seed=seed,
     )
     asked, reason = with_method(asked, inputs, bool(data or plain), bool(search))
-    reads = reads_rows(asked, inputs)
-    if steps and calibrate_rows is None and not reads:  # then these alone can be meant
-        rows, calibrate_rows = None, rows
-    idle = "--rows" if rows else "--texts" if plain and "scales" not in steps else ""
-    if idle and not reads:
-        remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
-        raise CompositionError(idle, f"{asked.method} takes nothing from rows here", "a method that does", remedy)
-    tasks = [task for one in inputs for task in one.parts]
+    if not reads_rows(asked, inputs):
+        if steps and calibrate_rows is None:  # then these alone can be meant
+            rows, calibrate_rows = None, rows
+        _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))
     if dense is not None:  # before any long work
-        for task in tasks:
+        for task in (task for one in inputs for task in one.parts):
             refuse_existing(dense / task, force)
+
     if streams:
         encoder = inputs[0].model.encoder
         model = api.merge(inputs, asked, lazy=True)
     else:
-        calibration: dict[str, Any] = {"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS}
         needed = dense is not None or data is not None or plain or search or steps
         encoder = load_encoder(base or inputs[0].base.name) if needed else None
-        if steps:  # rows that are missing, or lack labels, are told before any long work
-            api.rows_to_calibrate(inputs, data, plain, base=encoder, **calibration)
-        common: dict[str, Any] = {"texts": plain, "base": encoder or base, "progress": True}
-        if search:
-            over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
-            kept = {"out": out, "keep_inputs": keep_inputs, "held_out": search_rows or SEARCH_ROWS, **common}
-            model = api.search(inputs, asked, search, data, over=over, rows=rows, **kept)
-        else:
-            unfinished = beside(out, ".run")
-            model = api.merge(inputs, asked, data=data, rows=rows, keep_inputs=keep_inputs, folder=unfinished, **common)
-        if steps:
-            model = api.calibrate(model, data, inputs=inputs, **calibration, **common)
+        over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
+        model = _made(
+            inputs,
+            asked,
+            out,
+            merging={"rows": rows, "keep_inputs": keep_inputs},
+            searching={"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS} if search else {},
+            calibrating={"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS} if steps else {},
+            sources={"data": data, "texts": plain, "base": encoder or base},
+        )
         api.save(model, out, force=force)
-        _tell(model, out)
+        tell_file(model, out)
+
     if reason:
-        print(f"chosen: {asked.method}, since {reason} (docs/evidence.md)")
+        tell_choice(asked.method, reason)
     if save_recipe is not None:
-        made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked  # with what a search found
-        write_recipe(save_recipe, changed(made, inputs=[str(path) for path in named]))
-        print(f"wrote {save_recipe}")
+        _save_recipe(save_recipe, model, asked, named)
     if not streams:
         print(f"what it costs: mbert eval {out}")
     if dense is not None:
         for path in api.export(model, dense, base=encoder, force=force):
-            print(f"wrote {path}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
+            tell_folder(model, path)
 
 
-def _tell(model: "Merged | Ensemble", out: Path) -> None:
-    """Say what was written."""
-    from mergekit_bert.composing.composition import Ensemble
+def _are_checkpoints(files: Sequence[Path]) -> bool:
+    """Whether files are named, and all are whole models."""
+    from mergekit_bert.composing.checkpoint import is_checkpoint
 
-    size = f"{out.stat().st_size / 2**20:.2f} MiB"
-    if isinstance(model, Ensemble):
-        print(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
-        return
-    ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
-    low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
-    dense = sum(not hasattr(delta, "rank") for delta in model.deltas.values())
-    shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
-    space = model.recipe.get("space", "full")
-    where = f" in {space} space" if space != "full" else ""
-    print(f"wrote {out}: {model.title}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
-    if "lost" in model.trace:
-        lost = model.trace["lost"]
-        worst = max(lost["sites"], key=lost["sites"].get, default="none")
-        print(
-            f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
-            f"({lost['sites'].get(worst, 0.0):.2%})"
-        )
-    if model.private:
-        rank, held = model.private["rank"], model.private["bytes"]
-        print(f"private: each task keeps a remainder of rank {rank} at most, {held / 2**20:.2f} MiB in all")
-    if "search" in model.trace:
-        told = model.trace["search"]
-        scores = [one["score"] for one in told["evaluations"]]
-        print(f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges")
-    for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
-        kept = "" if told["strength"] else " (the old head is kept)"
-        figures = f"{told['before']:.3f} to {told['after']:.3f}"
-        print(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
+    return bool(files) and all(map(is_checkpoint, files))
 
 
-def _counted(model: "Merged") -> str:
-    """What every input counted."""
-    return ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
+def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base: str | None) -> "list[Ingredient]":
+    """The inputs in ``files``, none of which is to be written over."""
+    from mergekit_bert import api
+    from mergekit_bert.composing.inputs import choose_inputs
+
+    inputs = choose_inputs(files, keep, api.ADAPTERS, base)
+    if out.resolve() in {path.resolve() for path in files or api.ADAPTERS.glob("*.safetensors")}:
+        raise OutputError(str(out), "it is one of the inputs", "another file", "choose another --out")
+    return inputs
+
+
+def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], search: bool) -> None:
+    """Raise CompositionError for a number of rows, or plain texts, that a method which reads none would ignore."""
+    idle = "--rows" if rows else "--texts" if texts else ""
+    if idle:
+        remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
+        raise CompositionError(idle, f"{method} takes nothing from rows here", "a method that does", remedy)
+
+
+def _made(
+    inputs: "Sequence[Ingredient]",
+    recipe: "Recipe",
+    out: Path,
+    *,
+    merging: dict[str, Any],
+    searching: dict[str, Any],
+    calibrating: dict[str, Any],
+    sources: dict[str, Any],
+) -> "Merged | Ensemble":
+    """The inputs as one model, by the steps that are told of: a merge or a search for one, and a calibration."""
+    from mergekit_bert import api
+    from mergekit_bert.files import beside
+
+    if calibrating:  # rows that are missing, or lack labels, are told before any long work
+        api.rows_to_calibrate(inputs, **calibrating, **sources)
+    model: Merged | Ensemble
+    if searching:
+        model = api.search(inputs, recipe, out=out, **merging, **searching, **sources, progress=True)
+    else:
+        model = api.merge(inputs, recipe, folder=beside(out, ".run"), **merging, **sources, progress=True)
+    return api.calibrate(model, inputs=inputs, **calibrating, **sources, progress=True) if calibrating else model
+
+
+def _save_recipe(path: Path, model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:
+    """Write what was asked, with what a search found."""
+    from mergekit_bert.composing.composition import Merged
+    from mergekit_bert.composing.recipe import Recipe, changed, write_recipe
+
+    made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked
+    write_recipe(path, changed(made, inputs=[str(one) for one in files]))
+    print(f"wrote {path}")
