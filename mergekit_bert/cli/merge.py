@@ -1,5 +1,6 @@
 """``mbert merge``: several adapters as one model."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergekit_bert.cli import options
-from mergekit_bert.errors import CompositionError, OutputError
+from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
 from mergekit_bert.registry import names_in
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def command(
         if steps and calibrate_rows is None:  # then these alone can be meant
             rows, calibrate_rows = None, rows
         _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))
+        if data is not None and not search and not steps:
+            _note_idle(asked.method, data)
     if dense is not None:  # before any long work
         for task in (task for one in inputs for task in one.parts):
             refuse_existing(dense / task, force)
@@ -172,7 +175,7 @@ def command(
         tell_file(model, out)
 
     if reason:
-        tell_choice(asked.method, reason)
+        tell_choice(asked.method, reason, len(inputs))
     if save_recipe is not None:
         _save_recipe(save_recipe, model, asked, named)
     if not streams:
@@ -206,6 +209,19 @@ def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], searc
     if idle:
         remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
         raise CompositionError(idle, f"{method} takes nothing from rows here", "a method that does", remedy)
+
+
+def _note_idle(method: str, data: str) -> None:
+    """Tell that ``data`` is not read: no error, since one script may give the same --data to every method."""
+    from mergekit_bert.data.source import INVENTED
+
+    others = "--calibrate scales" if data == INVENTED else "--search or --calibrate"
+    warnings.warn(
+        f"--data {data}: {method} takes nothing from rows here, so none are read; "
+        f"they would be by a method that needs them (see `mbert methods`), or for {others}",
+        MbertWarning,
+        stacklevel=2,
+    )
 
 
 def _made(

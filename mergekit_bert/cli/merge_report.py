@@ -38,9 +38,10 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
         print(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
 
 
-def tell_choice(method: str, reason: str) -> None:
-    """Say which method was taken where none was named, and why."""
-    print(f"chosen: {method}, since {reason} (docs/evidence.md)")
+def tell_choice(method: str, reason: str, inputs: int) -> None:
+    """Say which method was taken where none was named, and why: the evidence is of several inputs."""
+    why = f"since {reason} (docs/evidence.md)" if inputs > 1 else "though there is nothing to merge a single input with"
+    print(f"chosen: {method}, {why}")
 
 
 def tell_folder(model: Merged | Ensemble, folder: Path) -> None:

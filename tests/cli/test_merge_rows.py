@@ -142,6 +142,58 @@ def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pyte
 
 
 DISTILL = ("--method", "distill", *METHODS["distill"])
+UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "folder": (
+        ("--method", "ties", "--data", "data"),
+        "--data data: ties takes .*; .*, or for --search or --calibrate",
+    ),
+    "no such folder": (("--method", "ties", "--data", "nowhere"), "--data nowhere: ties takes nothing from rows here"),
+    "invented": (
+        ("--method", "ties", "--data", "invented"),
+        "--data invented: ties takes .*, or for --calibrate scales",
+    ),
+    "an ensemble": (("--method", "ensemble", "--data", "data"), "--data data: ensemble takes nothing from rows here"),
+    "a recipe": (("--recipe", "pico.yml", "--data", "data"), "--data data: pico takes nothing from rows here, "),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_data_that_nothing_reads_is_noted_and_changes_nothing(home: Path, case: str) -> None:
+    (home / "pico.yml").write_text("method: pico\n")
+    words, told = UNREAD[case]
+    done = merge(home, *words)
+    assert done.code == 0, done.err
+    assert re.fullmatch(rf"note: {told}.*\n", done.err), done.err
+    with_data = (home / "m.safetensors").read_bytes()
+    done = merge(home, *words[:-2])
+    assert (done.code, done.err) == (0, "")
+    assert (home / "m.safetensors").read_bytes() == with_data
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "regmean"),
+        ("--method", "ties", "--search", "1"),
+        ("--method", "ties", "--calibrate", "scales"),
+        ("--set", "steps=1", "--set", "precision=fp32"),
+    ],
+    ids=["a method", "a search", "a calibration", "the recommended"],
+)
+def test_data_that_something_reads_is_not_noted(home: Path, words: tuple[str, ...]) -> None:
+    done = merge(home, *words, "--data", "data")
+    assert done.code == 0, done.err
+    assert "takes nothing" not in done.err
+
+
+@pytest.mark.parametrize("words", [(), ("--data", "data", "--set", "steps=1", "--set", "precision=fp32")])
+def test_no_evidence_is_cited_for_a_single_input(home: Path, words: tuple[str, ...]) -> None:
+    done = merge(home, "adapters/sst.safetensors", *words)
+    assert done.code == 0, done.err
+    method = "distill" if words else "pico"
+    assert f"chosen: {method}, though there is nothing to merge a single input with\n" in done.out
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "heads without labels": (
         (*DISTILL, "--data", "absent", "--calibrate", "heads"),
