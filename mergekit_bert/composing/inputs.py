@@ -46,7 +46,8 @@ def choose_inputs(
 ) -> list[Ingredient]:
     """The inputs in ``files`` (if none: all adapters but probes in ``folder``); of two of one task that in ``keep``.
 
-    Raises CompositionError naming the files where two inputs of one task meet and none is to be kept.
+    A merged file goes in whole, so it is dropped only where others are kept for all its tasks. Raises CompositionError
+    naming the files, and the ways out that there are, where two inputs of one task meet.
     """
     load = functools.cache(load_encoder)
     named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
@@ -64,18 +65,27 @@ def choose_inputs(
         for task in one.parts:
             by_task.setdefault(task, []).append((path, one))
     chosen: dict[int, Ingredient] = {}
+    for all_of_it in by_task.values():
+        rest = [one for path, one in all_of_it if path.resolve() in kept] or [one for _, one in all_of_it]
+        chosen |= {id(one): one for one in rest}
     for task, all_of_it in by_task.items():
-        rest = [one for one in all_of_it if one[0].resolve() in kept] or all_of_it
-        if len(rest) > 1:
-            first, second = rest[0][0], rest[1][0]
-            raise CompositionError(
-                f"task {task!r}",
-                f"two adapters of it, {first} and {second}",
-                "one adapter a task",
-                f"say which with --keep {first} or --keep {second}",
-            )
-        chosen[id(rest[0][1])] = rest[0][1]
+        left = [(path, one) for path, one in all_of_it if id(one) in chosen]
+        if len(left) > 1:
+            raise _two_of(task, *left[:2])
     return list(chosen.values())
+
+
+def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingredient]) -> CompositionError:
+    """Two inputs of one task, and what can be done: one can be kept where the other has no task besides."""
+    keep = [f"--keep {path}" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
+    ways = [f"say which with {' or '.join(keep)}"] if keep else []
+    for path, one in (first, second):
+        if len(one.parts) > 1:
+            change = f", or `mbert merge {path} --remove {task} --out FILE` first" if one.model.kept else ""
+            ways.append(f"{path} goes in whole: to leave its {task} out, give its adapters' files instead{change}")
+    return CompositionError(
+        f"task {task!r}", f"two adapters of it, {first[0]} and {second[0]}", "one adapter a task", "; ".join(ways)
+    )
 
 
 def _is_probe(one: Ingredient) -> bool:
