@@ -1,7 +1,6 @@
 """Cells of the evidence: sets of adapters, merges of some of them, and what these keep of the ensemble on dev rows."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from mergekit_bert.adapters.file import read_adapter
@@ -19,14 +17,13 @@ from mergekit_bert.composing.merging import Given
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.data.invented import invent
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
-from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.evaluation.comparison import retention
-from mergekit_bert.evaluation.contest import Cell, run_cells
-from mergekit_bert.hardware import generator
+from mergekit_bert.evaluation.contest import Cell, run_cells, training_split
 
 RESAMPLES = 1000
 Dev = Mapping[str, tuple[Task, Rows]]
@@ -85,12 +82,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Set:
-    """One set of adapters, ``folder/<task>.safetensors``; finished cells lie in ``kept``."""
+    """One set of adapters, ``folder/<task>.safetensors``; finished cells lie in ``kept``.
+
+    Merges are scored on ``dev``, and take what they need from rows of ``train``.
+    """
 
     folder: Path
     encoder: Encoder
     dev: Dev
-    data: Path
+    train: Mapping[str, Rows]
     kept: Path
 
     @property
@@ -118,7 +118,7 @@ class Set:
         if invented:
             words = whole_words(self.encoder.tokenizer)
             return Given(lambda: self.encoder, lambda task: invent(get_task(task), words, rows), show=True)
-        return Given(lambda: self.encoder, lambda task: _unlabelled(task, self.data, rows), show=True)
+        return Given(lambda: self.encoder, lambda task: _some(self.train[task], rows), show=True)
 
     def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
@@ -147,14 +147,25 @@ class Set:
 def open_sets(folder: Path, names: Sequence[str], data: Path, kept: Path, limit: int, encoder: Encoder) -> list[Set]:
     """Every set in ``folder`` that has all of ``names``, to be scored on the first ``limit`` dev rows of each."""
     tasks = {name: get_task(name) for name in names}
-    rows = {name: load_rows(task, "dev", data) for name, task in tasks.items()}
-    dev = {name: (task, rows[name].take(range(min(limit, len(rows[name]))))) for name, task in tasks.items()}
+    dev = {name: (task, _first(load_rows(task, "dev", data), limit)) for name, task in tasks.items()}
+    train = {name: load_rows(task, "train", data, labelled=False) for name, task in tasks.items()}
     complete = [
         one
         for one in sorted(folder.iterdir())
         if all((one / f"{name}.safetensors").exists() for name in names)
     ]  # fmt: skip
-    return [Set(one, encoder, dev, data, kept) for one in complete]
+    return [Set(one, encoder, dev, train, kept) for one in complete]
+
+
+def held_out(one: Set, limit: int) -> Set:
+    """``one`` on rows of train alone: scored on those that its training held out, the merges taking the others."""
+    dev, rest = dict[str, tuple[Task, Rows]](), dict[str, Rows]()
+    for name, part in one.inputs.items():
+        task, _ = one.dev[name]
+        rows = load_rows(task, "train", one.folder.parent / "data")
+        left, held = training_split(name, part.parts[name]["training"], rows)
+        dev[name], rest[name] = (task, _first(held, limit)), dataclasses.replace(left, labels=None)
+    return Set(one.folder, one.encoder, dev, rest, one.kept)
 
 
 def draws(dev: Dev) -> dict[str, Int[np.ndarray, "draws rows"]]:
@@ -194,13 +205,10 @@ def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> fl
     return metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
 
 
-@functools.cache
-def _train(task: str, data: Path) -> Rows:
-    return load_rows(get_task(task), "train", data, labelled=False)
+def _first(rows: Rows, count: int) -> Rows:
+    return rows.take(range(min(count, len(rows))))
 
 
-@functools.cache
-def _unlabelled(task: str, data: Path, count: int) -> Rows:
-    found = _train(task, data)
-    order = torch.randperm(len(found), generator=generator(0, 11)).tolist()[:count]
-    return found.take(sorted(order))
+def _some(rows: Rows, count: int) -> Rows:
+    """At most ``count``, the same every time."""
+    return rows.take(sorted(shuffled(len(rows), 0)[:count]))

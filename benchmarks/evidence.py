@@ -1,6 +1,6 @@
 """The evidence: which merge works, over seeds, bases and tasks; what its cost buys; what the doctor foretells.
 
-Usage: python -m benchmarks.evidence merges|curves|doctor --sets FOLDER --data DIR --out FOLDER
+Usage: python -m benchmarks.evidence merges|curves|doctor|options --sets FOLDER --data DIR --out FOLDER
 
 FOLDER of --sets is what benchmarks.adapters wrote. Scores are of the first rows of dev, per cents are of the ensemble
 of the same adapters: of a task's figure as it is, overall with correlations as (r + 1) / 2. Finished cells are kept in
@@ -19,7 +19,7 @@ import typer
 
 import mergekit_bert as mb
 from benchmarks.adapters import TASKS
-from benchmarks.cells import Result, Set, draws, interval, markdown, open_sets, redrawn
+from benchmarks.cells import Result, Set, draws, held_out, interval, markdown, open_sets, redrawn
 from benchmarks.foretelling import correlations, foretell, table_of
 from benchmarks.machine import provenance, write_result
 from mergekit_bert.composing.method import METHODS, make_options
@@ -57,9 +57,19 @@ RANKS = {4: 4, 12: 12, 36: None}
 PRIVATE = (0, 1, 2, 4, 8)
 PRIVATE_OF = ("task_arithmetic, 0.5 each", "pico")
 
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "100 steps of 32 rows": {"steps": 100},
+    "90 steps": {"steps": 90},
+    "90 steps, lr 0.003": {"steps": 90, "lr": 3e-3},
+    "90 steps, lr 0.0013": {"steps": 90, "lr": 1.3e-3},
+    "120 steps of 24 rows": {"steps": 120, "batch_size": 24},
+    "180 steps of 16 rows": {"steps": 180, "batch_size": 16},
+}
+"""Distill's options that were tried last, at about the same cost; what is not named is the default."""
+
 DOCTORED = ("task_arithmetic", "task_arithmetic, 0.5 each", "pico", "iso_c", "ties")
-ALL = ",".join(TASKS)
-BOTH = f"{','.join(TASKS[:3])};{ALL}"
+THREE, ALL = ",".join(TASKS[:3]), ",".join(TASKS)
+BOTH = f"{THREE};{ALL}"
 Sets = Annotated[Path, typer.Option(help="Folder with the sets.")]
 Data = Annotated[Path, typer.Option(help="Folder with <task>/{train,dev}.tsv.")]
 Out = Annotated[Path, typer.Option(help="Where finished cells are kept.")]
@@ -299,6 +309,40 @@ def _side(points: Sequence[Mapping[str, Any]], above: bool) -> dict[str, Any]:
     here = [fmean(one["losses"].values()) for one in points if (one["numbers"][ANSWERS] > DISTURBED) == above]
     where = f"above {DISTURBED}" if above else f"up to {DISTURBED}"
     return {"where": where, "count": len(here), "loss": fmean(here) if here else float("nan")}
+
+
+# --- what distill's options are chosen by -----------------------------------------------------------------------------
+
+
+@app.command()
+def options(
+    sets: Sets,
+    data: Data,
+    out: Out,
+    limit: Limit = 1000,
+    tasks: Tasks = THREE,
+    chosen: Annotated[str, typer.Option("--set", help="Sets, separated by commas.")] = "orthogonal_0,random_0",
+    only: Annotated[str, typer.Option(help="Trials, separated by semicolons.")] = ";".join(OPTIONS),
+) -> None:
+    """Distill by other options, on rows of train that training held out: dev is left for the report."""
+    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
+    places = [held_out(one, limit) for one in found if one.name in chosen.split(",")]
+    told = {label: {"method": "distill", "options": OPTIONS[label]} for label in only.split(";")}
+    results = _run([(one, tuple(one.dev), label, recipe, None) for one in places for label, recipe in told.items()])
+    header = ("set", "distill", "last loss", "% of ensemble", "worst task, %", "seconds")
+    lines = [
+        (
+            one.place,
+            one.label,
+            f"{one.cell.learned['last_loss']:.4f}",
+            f"{one.percent:.1f}",
+            "{:.1f} {}".format(*one.worst),
+            f"{one.cell.seconds:.1f}",
+        )
+        for one in results
+    ]
+    print("\n" + markdown(header, lines), end="")
+    write_result("evidence_options", {**provenance(), "limit": limit, "cells": [one.to_json() for one in results]})
 
 
 def _subsets(found: Sequence[Set], most: int) -> list[tuple[Set, tuple[str, ...]]]:

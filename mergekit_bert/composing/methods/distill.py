@@ -10,6 +10,7 @@ other from the lowest; here all are fitted at once. Every task keeps its head an
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -89,8 +90,8 @@ class _Expert:
 
     def spreads(self) -> tuple[float, float, list[float]]:
         """Mean variances of outputs, features and each layer's states over some rows: the units of their distances."""
-        every = -(-len(self.tokens) // _SAMPLE)
-        found = [self._ask([row]) for row in range(0, len(self.tokens), every)]
+        sample = list(range(0, len(self.tokens), -(-len(self.tokens) // _SAMPLE)))
+        found = [self(run) for run in self.tokens.cut(sample)]
         hidden = [torch.cat(states) for states in zip(*(one.hidden for one in found), strict=True)]
         features, outputs = (torch.cat([getattr(one, name) for one in found]) for name in ("features", "outputs"))
         return _spread(outputs), _spread(features), [_spread(states) for states in hidden]
@@ -114,7 +115,7 @@ class _Pupil:
     def terms(self, options: _Options, seed: int, step: int) -> list[Callable[[], Float[Tensor, ""]]]:
         """The loss on this step's rows, within the token budget."""
         index = self._rows(options.batch_size, seed, step)
-        return [lambda run=run: self._loss(run, options, len(index)) for run in self.expert.tokens.cut(index)]  # type: ignore[misc]
+        return [partial(self._loss, run, options, len(index)) for run in self.expert.tokens.cut(index)]
 
     def _rows(self, size: int, seed: int, step: int) -> list[int]:
         """Rows of like length, all of them once before any comes again: a function of the step alone."""
