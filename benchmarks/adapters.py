@@ -1,4 +1,4 @@
-"""Sets of adapters to merge: four tasks, several seeds, with and without the orthogonal basis.
+"""Sets of adapters to merge: several tasks, several seeds, with and without the orthogonal basis.
 
 Usage: python -m benchmarks.adapters --data DIR --out FOLDER
 
@@ -14,7 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.derived import rows_of, task_of
+
 TASKS = ("sst", "para", "sts", "cfimdb")
+"""In this order they avoid each other; the derived ones, asks and polar, are trained where they are named."""
 MOST_ROWS = 8000
 CUT = {"cfimdb": 128}
 SETS: Mapping[str, Mapping[str, Any]] = {
@@ -39,14 +42,12 @@ def main(
 ) -> None:
     import mergekit_bert as mb
     from mergekit_bert.data.rows import tsv_text
-    from mergekit_bert.data.source import load_rows
-    from mergekit_bert.data.task import get_task
     from mergekit_bert.files import write_atomic
 
     encoder = mb.load_encoder("minilm")
     for name in tasks.split(","):
-        task = get_task(name)
-        rows = load_rows(task, "train", data)
+        task = task_of(name)
+        rows = rows_of(name, "train", data)
         rows = rows.take(range(min(MOST_ROWS, len(rows))))
         labels = rows.label_column().tolist()
         shown = labels if task.range is not None else [task.labels[int(label)] for label in labels]
@@ -63,7 +64,7 @@ def main(
             avoided = before if options.get("avoid") else []
             basis = {"basis": "avoid"} if avoided else {}
             mb.train_adapter(
-                name,
+                task_of(name),
                 out / "data",
                 path,
                 base=encoder,

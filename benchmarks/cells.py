@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from benchmarks.derived import rows_of, task_of
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.composing.ingredient import Ingredient, of_adapter
 from mergekit_bert.composing.merging import Given
@@ -19,13 +20,17 @@ from mergekit_bert.data.invented import invent
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.source import load_rows
-from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.contest import Cell, run_cells, training_split
 
 RESAMPLES = 1000
+CALIBRATED = 256
+"""Rows of each task for a calibration, as ``mbert merge`` takes unless told."""
+_BESIDE = ("weight", "invented", "calibrate")
+"""What stands beside the arguments of a recipe."""
 Dev = Mapping[str, tuple[Task, Rows]]
 
 
@@ -117,15 +122,15 @@ class Set:
         """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
         if invented:
             words = whole_words(self.encoder.tokenizer)
-            return Given(lambda: self.encoder, lambda task: invent(get_task(task), words, rows), show=True)
+            return Given(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
         return Given(lambda: self.encoder, lambda task: _some(self.train[task], rows), show=True)
 
     def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
 
-        With ``invented`` the rows are not those of train.
+        With ``invented`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
         """
-        recipe = Recipe(**{key: value for key, value in told.items() if key not in ("weight", "invented")})
+        recipe = Recipe(**{key: value for key, value in told.items() if key not in _BESIDE})
         if "weight" in told:
             recipe = dataclasses.replace(recipe, weights=dict.fromkeys(names, told["weight"]))
         inputs = [self.inputs[name] for name in names]
@@ -133,7 +138,12 @@ class Set:
             inputs = [of_adapter(dataclasses.replace(one.model, statistics={})) for one in inputs]
         dev = {name: self.dev[name] for name in names}
         given = self.given(rows or rows_for(recipe), told.get("invented", False))
-        return run_cells(recipe, inputs, self.encoder, dev, given, self.kept)[0]
+        calibration = {step: {name: self._rows_of(step, name) for name in names} for step in told.get("calibrate", ())}
+        return run_cells(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
+
+    def _rows_of(self, step: str, name: str) -> Rows:
+        """What a calibration takes of a task: for heads, rows with labels that the training held out."""
+        return _some(self.train[name] if step == "scales" else _split(self, name)[1], CALIBRATED)
 
     def result(self, names: Sequence[str], label: str, told: Mapping[str, Any], rows: int | None = None) -> Result:
         """The cell and its figures: none where it was refused."""
@@ -146,9 +156,8 @@ class Set:
 
 def open_sets(folder: Path, names: Sequence[str], data: Path, kept: Path, limit: int, encoder: Encoder) -> list[Set]:
     """Every set in ``folder`` that has all of ``names``, to be scored on the first ``limit`` dev rows of each."""
-    tasks = {name: get_task(name) for name in names}
-    dev = {name: (task, _first(load_rows(task, "dev", data), limit)) for name, task in tasks.items()}
-    train = {name: load_rows(task, "train", data, labelled=False) for name, task in tasks.items()}
+    dev = {name: (task_of(name), _first(rows_of(name, "dev", data), limit)) for name in names}
+    train = {name: dataclasses.replace(rows_of(name, "train", data), labels=None) for name in names}
     complete = [
         one
         for one in sorted(folder.iterdir())
@@ -160,10 +169,8 @@ def open_sets(folder: Path, names: Sequence[str], data: Path, kept: Path, limit:
 def held_out(one: Set, limit: int) -> Set:
     """``one`` on rows of train alone: scored on those that its training held out, the merges taking the others."""
     dev, rest = dict[str, tuple[Task, Rows]](), dict[str, Rows]()
-    for name, part in one.inputs.items():
-        task, _ = one.dev[name]
-        rows = load_rows(task, "train", one.folder.parent / "data")
-        left, held = training_split(name, part.parts[name]["training"], rows)
+    for name, (task, _) in one.dev.items():
+        left, held = _split(one, name)
         dev[name], rest[name] = (task, _first(held, limit)), dataclasses.replace(left, labels=None)
     return Set(one.folder, one.encoder, dev, rest, one.kept)
 
@@ -198,11 +205,17 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _overall(figures: Mapping[str, float]) -> float:
-    return fmean(on_unit_scale(get_task(task).metric, value) for task, value in figures.items())
+    return fmean(on_unit_scale(task_of(task).metric, value) for task, value in figures.items())
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
     return metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
+
+
+def _split(one: Set, name: str) -> tuple[Rows, Rows]:
+    """What the training of an adapter learned from, and what it held out, of the rows that benchmarks.adapters gave."""
+    rows = load_rows(one.dev[name][0], "train", one.folder.parent / "data")
+    return training_split(name, one.inputs[name].parts[name]["training"], rows)
 
 
 def _first(rows: Rows, count: int) -> Rows:

@@ -47,8 +47,20 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
     "task_arithmetic, 0.5 each, private 4": {**HALF, "private": 4},
     "pico, private 2": {"method": "pico", "private": 2},
     "pico, private 4": {"method": "pico", "private": 4},
+    "regmean, rank 12": {"method": "regmean", "rank": 12},
+    "pico, rank 12": {"method": "pico", "rank": 12},
+    "iso_c, rank 12": {"method": "iso_c", "rank": 12},
+    "tsv, rank 12": {"method": "tsv", "rank": 12},
+    "distill + heads": {"method": "distill", "calibrate": ("heads",)},
+    "regmean + heads": {"method": "regmean", "calibrate": ("heads",)},
+    "regmean + scales": {"method": "regmean", "calibrate": ("scales",)},
+    "pico + heads": {"method": "pico", "calibrate": ("heads",)},
+    "pico + scales": {"method": "pico", "calibrate": ("scales",)},
+    "pico + scales + heads": {"method": "pico", "calibrate": ("scales", "heads")},
+    "task_arithmetic, 0.5 each + heads": {**HALF, "calibrate": ("heads",)},
 }
-"""Arguments of each recipe, and where its rows are from; orthoada is left out where the adapters share no basis."""
+"""Arguments of each recipe, where its rows are from, and what is calibrated after it; orthoada is left out where the
+adapters share no basis."""
 
 ROWS = (50, 200, 1000, 4096)
 STEPS = (0, 25, 50, 100, 200)
@@ -204,7 +216,7 @@ def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...],
         yield "steps", steps, names[:3], distill if steps == usual else {**distill, "options": {"steps": steps}}, None
     for at, rank in RANKS.items():
         yield "rank", at, names[:3], {**distill, "rank": rank}, None
-    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):
+    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):  # up to all
         yield "tasks", len(some), some, distill, None
     for label in PRIVATE_OF:
         for rank in PRIVATE:
