@@ -216,7 +216,7 @@ def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...],
         yield "steps", steps, names[:3], distill if steps == usual else {**distill, "options": {"steps": steps}}, None
     for at, rank in RANKS.items():
         yield "rank", at, names[:3], {**distill, "rank": rank}, None
-    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):  # up to all
+    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):
         yield "tasks", len(some), some, distill, None
     for label in PRIVATE_OF:
         for rank in PRIVATE:

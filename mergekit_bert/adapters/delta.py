@@ -32,6 +32,11 @@ class LowRank:
         """Number of columns of ``B``: an upper bound of the matrix's rank."""
         return self.B.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both factors."""
+        return self.A.nbytes + self.B.nbytes
+
     def dense(self) -> Float[Tensor, "out in"]:
         """The matrix."""
         return self.B @ self.A
@@ -55,6 +60,11 @@ class Dense:
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix."""
+        return self.matrix.nbytes
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The matrix."""

@@ -71,8 +71,7 @@ class Merged:
         if not (deltas or shifts):
             return {}
         ranks = [delta.rank if isinstance(delta, LowRank) else min(delta.shape) for delta in deltas]
-        tensors = [one for delta in deltas for one in vars(delta).values()] + shifts
-        return {"rank": max(ranks, default=0), "bytes": sum(one.nbytes for one in tensors)}
+        return {"rank": max(ranks, default=0), "bytes": sum(one.nbytes for one in [*deltas, *shifts])}
 
     def steps(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The steps beside the merge and what is told of each, those of the merges that it was made from as well."""

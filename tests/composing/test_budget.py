@@ -1,0 +1,44 @@
+"""A budget of bytes: what is merged at the rank that it allows fits, and a larger rank would not."""
+
+from pathlib import Path
+
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert.composing.budget import rank_within
+from mergekit_bert.composing.file import write_model
+from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.method import METHODS
+from mergekit_bert.errors import CompositionError
+from tests.composing.helpers import given, merged, trio
+
+MIB = 2**20
+
+
+def size_at(path: Path, encoder: mb.Encoder, method: str, rank: int) -> int:
+    write_model(path, merged(trio(encoder), method, rank=rank, given=given(encoder)))
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_the_file_fits_and_a_larger_rank_tells_by_how_much(bert: mb.Encoder, tmp_path: Path, method: str) -> None:
+    adapters = [of_adapter(one) for one in trio(bert)]
+    each = size_at(tmp_path / "3", bert, "ties", 3) - size_at(tmp_path / "2", bert, "ties", 2)
+    least = size_at(tmp_path / "1", bert, "ties", 1)
+    for budget in (least + 2**17, least + 2**17 + each, least + 2**17 + 4 * each):
+        rank = rank_within(adapters, budget / MIB)
+        assert size_at(tmp_path / "budget", bert, method, rank) <= budget
+        assert budget - size_at(tmp_path / "ties", bert, "ties", rank) < each + 2**17
+
+
+def test_more_than_enough_is_no_more_than_the_narrowest_site_takes(bert: mb.Encoder) -> None:
+    adapters = trio(bert)
+    narrowest = min(min(shape) for one in adapters for shape in one.sites.values())
+    assert rank_within([of_adapter(one) for one in adapters], 1e6) == narrowest
+
+
+def test_what_no_rank_fits_into_is_told_with_what_would(bert: mb.Encoder) -> None:
+    adapters = [of_adapter(one) for one in trio(bert)]
+    with pytest.raises(CompositionError, match=r"--size 0\.001: .* at least 0\.\d+, for rank 1") as error:
+        rank_within(adapters, 0.001)
+    assert rank_within(adapters, float(str(error.value).rsplit(" ", 1)[1])) >= 1
