@@ -667,4 +667,4 @@ def doctor(
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
     report = numbers(ingredients, given, ledger)
-    return Diagnosis(try_promises(ingredients, names, every_site, progress), report)
+    return Diagnosis(try_promises(ingredients, names, every_site, progress, given), report)

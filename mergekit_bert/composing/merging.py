@@ -168,6 +168,13 @@ def measured(
     return found
 
 
+def with_statistics(method: Method, ingredients: Sequence[Ingredient], given: Given | None) -> list[Ingredient]:
+    """The inputs holding what the method measures on rows, so that merges of them do not measure it again."""
+    check_needs(method, ingredients, given)
+    found = measured(method, ingredients, given)
+    return [replace(one, statistics={**one.statistics, **found[one.name]}) for one in ingredients]
+
+
 def _lesson(
     method: Method, ingredients: Sequence[Ingredient], weights: Mapping[str, float], recipe: Recipe, given: Given
 ) -> Lesson:

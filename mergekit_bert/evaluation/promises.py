@@ -2,7 +2,8 @@
 
 Merges are tried at one site of each kind, spread over the layers, or at every site; the linear sum and the spaces
 always at every site. Errors are Frobenius norms beside the largest input's (or the result's, where it is larger).
-Methods that need rows, or statistics that the files do not have, are left out.
+Statistics that the files do not have are measured on rows where some are given, else methods that need them are left
+out; so are those that learn, whose merges are fitted and promise nothing.
 """
 
 import math
@@ -20,7 +21,7 @@ from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.lazy import LazyMap
-from mergekit_bert.composing.merging import check_needs, finite_delta, merge
+from mergekit_bert.composing.merging import Given, finite_delta, merge, with_statistics
 from mergekit_bert.composing.method import METHODS, Method
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.spaces import SPACES
@@ -88,35 +89,41 @@ def try_promises(
     methods: Sequence[str] | None = None,
     every_site: bool = False,
     show: bool = False,
+    given: Given | None = None,
 ) -> Promises:
-    """Try every method (or ``methods``) that needs no rows in every space.
+    """Try every method (or ``methods``) that does not learn in every space; ``given`` has rows to measure on.
 
     Raises CompositionError for what can never be merged, UnknownNameError for an unknown method.
     """
     check_together(ingredients)
     names = METHODS.names() if methods is None else methods
     chosen = set(one_of_each_kind(ingredients))
-    few = [
-        replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in chosen})
-        for one in ingredients
-    ]
     checks = [_lossless(ingredients, space) for space in SPACES if space != "full"]
     left_out: dict[str, str] = {}
     with progress_bar("promises", len(names), show) as bar:
         for number, name in enumerate(names):
             bar(number, name)
             method = METHODS.get(name)
+            if method.learn is not None:
+                left_out[name] = f"method {name}: it is fitted to rows, and promises nothing that could be tried here"
+                continue
             try:
-                check_needs(method, ingredients, None)
                 Recipe(name, weights=_weights(ingredients)).check(ingredients)
+                known = with_statistics(method, ingredients, given)
             except MbertError as error:
                 left_out[name] = str(error)
                 continue
             if method.linear:
-                checks.append(_linear(ingredients, method))
+                checks.append(_linear(known, method))
+            tried = known if every_site else [_at(one, chosen) for one in known]
             for space in ("full",) if method.linear else method.spaces:
-                checks += _of_method(ingredients if every_site else few, method, space)
+                checks += _of_method(tried, method, space)
     return Promises(checks, left_out)
+
+
+def _at(one: Ingredient, sites: set[str]) -> Ingredient:
+    """``one`` with Deltas at ``sites`` alone."""
+    return replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in sites})
 
 
 def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str) -> list[Check]:

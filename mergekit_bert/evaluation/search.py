@@ -23,7 +23,7 @@ from cmaes import CMA
 
 from mergekit_bert.composing.composition import Merged, Model
 from mergekit_bert.composing.ingredient import Ingredient, check_together, identity
-from mergekit_bert.composing.merging import Given, check_needs, measured, merge
+from mergekit_bert.composing.merging import Given, merge, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
@@ -192,7 +192,7 @@ def search(
     """
     _check(inputs, recipe, evaluations)
     axes = find_axes(recipe, inputs, over)
-    ready = _with_statistics(inputs, recipe, given)
+    ready = with_statistics(METHODS.get(recipe.method), inputs, given)
 
     def made(point: Sequence[float]) -> Merged:
         model = merge(ready, moved(recipe, inputs, axes, point), given)
@@ -239,14 +239,6 @@ def _check(inputs: Sequence[Ingredient], recipe: Recipe, evaluations: int) -> No
         found = "keeps all weights" if recipe.method == ENSEMBLE else "finds its weights itself"
         raise CompositionError("--search", f"{recipe.method}, which {found}", "a method that is given its weights",
                                "choose another --method or drop --search")  # fmt: skip
-
-
-def _with_statistics(inputs: Sequence[Ingredient], recipe: Recipe, given: Given | None) -> list[Ingredient]:
-    """The inputs with what the method measures on rows, so that it is measured once."""
-    method = METHODS.get(recipe.method)
-    check_needs(method, inputs, given)
-    found = measured(method, inputs, given)
-    return [dataclasses.replace(one, statistics={**one.statistics, **found[one.name]}) for one in inputs]
 
 
 def _unlabelled(recipe: Recipe, tasks: Tasks, given: Given | None) -> dict[str, str]:

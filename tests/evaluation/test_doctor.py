@@ -352,11 +352,21 @@ def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapt
     }
     for name, reason in found.left_out.items():
         assert set(METHODS.get(name).needs) - {"basis"}
-        assert "missing" in reason
+        assert ("missing" if METHODS.get(name).learn is None else "is fitted to rows") in reason
     other = try_promises(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
     assert other.broken == []
     assert "without an orthogonal basis" in other.left_out.pop("orthoada")
     assert other.left_out == {}
+
+
+def test_with_rows_only_methods_that_learn_are_left_out(bert: mb.Encoder, three: list[Adapter]) -> None:
+    found = try_promises(inputs(three[:2]), given=some_rows(bert))
+    assert found.broken == []
+    learn = {method.name for method in METHODS if method.learn is not None}
+    assert set(found.left_out) == learn
+    measuring = {method.name for method in METHODS if {"gram", "fisher"} & set(method.needs)}
+    assert measuring
+    assert measuring - learn <= {one.what for one in found.checks if one.promise == promises.RELOADED}
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, module: Any, adapters: list[Adapter], **changes: Any) -> dict[str, float]:
