@@ -23,8 +23,9 @@ from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
+from mergekit_bert.evaluation.cells import Cell, run_cells
 from mergekit_bert.evaluation.comparison import retention
-from mergekit_bert.evaluation.contest import Cell, run_cells, training_split
+from mergekit_bert.evaluation.held_out import training_split
 
 RESAMPLES = 1000
 CALIBRATED = 256

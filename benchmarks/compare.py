@@ -23,7 +23,8 @@ def main(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "all",
 ) -> None:
     import mergekit_bert as mb
-    from mergekit_bert.evaluation.contest import HELD_OUT, to_json
+    from mergekit_bert.evaluation.contest import to_json
+    from mergekit_bert.evaluation.held_out import HELD_OUT
     from mergekit_bert.evaluation.tables import as_text, contest_table
 
     files = [f"adapters/{task}.safetensors" for task in TASKS]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, check_enough, read_steps
+from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
@@ -23,40 +22,32 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for, with_method
-from mergekit_bert.composing.spaces import SPACES
-from mergekit_bert.data.invented import invent
-from mergekit_bert.data.rows import Rows, shuffled
-from mergekit_bert.data.source import INVENTED, has_rows, load_rows, unlabelled_rows
+from mergekit_bert.composing.recipe import Recipe, rows_for, with_method
+from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
-from mergekit_bert.encoder.words import whole_words
-from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
+from mergekit_bert.errors import CompositionError, OutputError
+from mergekit_bert.evaluation.cells import recipes_for, run_cells
 from mergekit_bert.evaluation.contest import (
-    DEV,
-    HELD_OUT,
     RESULTS,
     Contest,
     comparison_of,
     full_figures,
-    recipes_for,
     refuse_other,
-    run_cells,
     standings,
     to_json,
-    training_split,
 )
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
-from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders, refuse_seen
+from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
+from mergekit_bert.evaluation.held_out import DEV, Chosen, apart_from_training, tell_learned
 from mergekit_bert.evaluation.pictures import contest_picture
 from mergekit_bert.evaluation.promises import try_promises
 from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
-from mergekit_bert.evaluation.search import Chosen
-from mergekit_bert.evaluation.search import held_out as choose_held_out
 from mergekit_bert.evaluation.search import search as search_merge
+from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
 from mergekit_bert.files import SUFFIX, beside, refuse_existing, write_atomic, write_json
 from mergekit_bert.progress import progress_bar
@@ -71,6 +62,11 @@ Base = str | Path | Encoder
 
 def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
+
+
+def _later(base: Base | None, models: Sequence[Merged | Ingredient]) -> Callable[[], Encoder]:
+    """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
+    return functools.cache(lambda: _encoder(base or models[0].base.name))
 
 
 def _named(base: Base | None) -> str | Encoder | None:
@@ -251,8 +247,9 @@ def merge(
         if isinstance(method, Recipe)
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, private, seed)
     )
-    recipe, _ = with_method(recipe, [ingredient(one) for one in found], bool(data or texts))
-    given = _given(found, data, rows or rows_for(recipe), base, progress, texts) if data or texts else None
+    ingredients = [ingredient(one) for one in found]
+    recipe, _ = with_method(recipe, ingredients, bool(data or texts))
+    given = _given(ingredients, data, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
     model = merge_inputs(found, recipe, given, lazy)
@@ -288,88 +285,15 @@ def changed_inputs(
 
 
 def _given(
-    inputs: Sequence[Input],
+    ingredients: Sequence[Ingredient],
     data: str | Path | None,
+    texts: Mapping[str, str | Path] | None,
     rows: int,
     base: Base | None,
-    progress: bool,
-    texts: Mapping[str, str | Path] | None = None,
-) -> Given:
-    """The encoder and unlabelled rows for methods that need them."""
-    ingredients = [ingredient(one) for one in inputs]
-    tasks = {task.name: task for task in _tasks(ingredients)}
-    encoder = functools.cache(lambda: _encoder(base or ingredients[0].base.name))
-
-    @functools.cache
-    def of(name: str) -> Rows:
-        return _unlabelled(tasks[name], data, texts or {}, rows, encoder)
-
-    for name in _named_texts(texts, list(tasks)):
-        of(name)  # what is wrong with a file is told before any work
-    return Given(encoder, of, show=progress)
-
-
-def _unlabelled(
-    task: Task,
-    data: str | Path | None,
-    texts: Mapping[str, str | Path],
-    count: int,
-    encoder: Callable[[], Encoder],
-) -> Rows:
-    """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
-    if str(data) == INVENTED and task.name not in texts:
-        return invent(task, whole_words(encoder().tokenizer), count)
-    return _some(unlabelled_rows(task, data, texts), count)
-
-
-def _named_texts(texts: Mapping[str, str | Path] | None, tasks: list[str]) -> Mapping[str, str | Path]:
-    """``texts``, all of which must be of ``tasks``."""
-    for name in texts or {}:
-        if name not in tasks:
-            raise unknown("task of --texts", name, tasks)
-    return texts or {}
-
-
-def _tasks(models: Sequence[Merged | Ingredient]) -> list[Task]:
-    """The tasks of all inputs."""
-    return [Task.from_json(part["task"]) for one in models for part in one.parts.values()]
-
-
-def _some(found: Rows, count: int) -> Rows:
-    """At most ``count`` rows of the rows found, the same every time."""
-    return found.take(sorted(shuffled(len(found), 0)[:count]))
-
-
-def _apart_from_training(
-    task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int, share: float = 1.0
-) -> Chosen:
-    """At most ``count`` labelled rows, and at most ``share``, of ``train``: held out in training, where it can be.
-
-    They are apart from the dev rows, and from those whose labels the models have seen since.
-    """
-    train = load_rows(task, "train", data)
-    apart = set[str]()
-    if has_rows(task, "dev", data):
-        apart.update(load_rows(task, "dev", data, labelled=False).hashes())
-    training: Mapping[str, Any] = {}
-    for one in models:
-        training = one.parts[task.name].get("training", {}) if task.name in one.parts else training
-        model = one.model if isinstance(one, Ingredient) else one
-        for _, name, _, hashes in model.seen() if isinstance(model, Merged) else []:
-            apart.update(hashes if name == task.name else ())
-    return choose_held_out(train, min(count, int(share * len(train))), training, apart)
-
-
-def _tell_learned(step: str, chosen: Mapping[str, Chosen]) -> None:
-    """Warn of rows that an adapter may have learned: its features are better on them than on fresh ones."""
-    for name, one in chosen.items():
-        count = len(one.rows)
-        if one.held_out is None:
-            found = f"nothing tells whether the training of its adapter held out the {count} rows of {name}"
-        else:
-            found = f"the training of its adapter held out {one.held_out} of the {count} rows of {name} alone"
-        if one.held_out != count:
-            warnings.warn(f"{step}: {found}; figures on what it learned are too good", MbertWarning, stacklevel=3)
+    show: bool,
+) -> Given | None:
+    """What methods that need rows get, where the caller says from where."""
+    return given_rows(ingredients, data, texts, rows, _later(base, ingredients), show) if data or texts else None
 
 
 def search(
@@ -397,13 +321,13 @@ def search(
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
-    known = {task.name: task for task in _tasks(ingredients)}
-    chosen = {name: _apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
-    _tell_learned("--search", chosen)
+    known = tasks_of(ingredients)
+    chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
+    tell_learned("--search", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
     encoder = _encoder(base or ingredients[0].base.name)
     recipe = method if isinstance(method, Recipe) else Recipe(method)
-    given = _given(found, data, rows or rows_for(recipe), encoder, progress, texts) if data or texts else None
+    given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
     path = beside(_file(out), SEARCHED) if out is not None else None
     held = {name: one.held_out for name, one in chosen.items()}
     model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, held)
@@ -437,7 +361,7 @@ def calibrate(
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
-        _tell_learned("--calibrate heads", chosen["heads"])
+        tell_learned("--calibrate heads", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
         held = {name: one.held_out for name, one in chosen["heads"].items()}
         found = calibrate_heads(found, encoder, labelled, show=progress, held=held)
@@ -454,17 +378,7 @@ def rows_to_calibrate(
     base: Base | None = None,
 ) -> dict[str, dict[str, Chosen]]:
     """At most ``rows`` of each task to calibrate on, by step: only ``heads`` needs labels, and takes no ``texts``."""
-    tasks = {task.name: task for task in _tasks(models)}
-    named = _named_texts(texts, list(tasks))
-
-    def of(step: str, task: Task) -> Chosen:
-        if step == "heads":
-            chosen = _apart_from_training(task, models, data, rows)
-            check_enough(chosen.rows)
-            return chosen
-        return Chosen(_unlabelled(task, data, named, rows, lambda: _encoder(base or models[0].base.name)))
-
-    return {step: {name: of(step, task) for name, task in tasks.items()} for step in steps}
+    return calibration_rows(models, data, texts, steps, rows, _later(base, models))
 
 
 def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
@@ -539,16 +453,8 @@ def compare(
     folder, found, steps = Path(out), _read_all(inputs, base), read_steps(",".join(calibrate))
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
-    recipes = recipes_for(methods or METHODS.names(), seed, rank, private)
-    if spaces is not None:
-        for space in spaces:
-            if space not in SPACES:
-                raise unknown("space", space, list(SPACES))
-        recipes = [one for one in recipes if one.space in spaces or one.method == ENSEMBLE]
-    sources = _sources(ingredients, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
-    for one in ingredients:
-        if isinstance(one.model, Merged):
-            refuse_seen(f"input {one.name!r}", one.model, {name: scored for name, (_, scored) in sources.tasks.items()})
+    recipes = recipes_for(methods or METHODS.names(), spaces, seed, rank, private)
+    sources = find_sources(ingredients, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
     if "scales" in steps or any(reads_rows(one, ingredients) for one in recipes):
         for name in sources.tasks:
             sources.unlabelled(name)
@@ -557,8 +463,7 @@ def compare(
     encoder = _encoder(base or ingredients[0].base.name)
     comparison = comparison_of(ingredients, encoder, sources.tasks)
     refuse_other(folder, comparison, force)
-    scaling = {name: _some(sources.unlabelled(name), calibrate_rows) for name in sources.tasks if "scales" in steps}
-    calibration = {step: {"scales": scaling, "heads": sources.labelled}[step] for step in steps}
+    calibration = sources.calibration(steps, calibrate_rows)
     cells = []
     with progress_bar("compare", len(recipes), progress) as bar:
         for number, recipe in enumerate(recipes):
@@ -575,64 +480,6 @@ def compare(
     write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
     contest_picture(placed, picture)
     return contest
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sources:
-    """Where a comparison's rows come from.
-
-    ``tasks`` has those to score on, ``labelled`` those to refit heads on, ``unlabelled`` all that methods may use.
-    """
-
-    tasks: Mapping[str, tuple[Task, Rows]]
-    labelled: Mapping[str, Rows]
-    unlabelled: Callable[[str], Rows]
-
-    def given(self, count: int, encoder: Encoder, show: bool) -> Given:
-        """At most ``count`` rows of each task for a method that needs some."""
-        return Given(lambda: encoder, functools.cache(lambda name: _some(self.unlabelled(name), count)), show=show)
-
-
-def _sources(
-    ingredients: Sequence[Ingredient],
-    data: str | Path | None,
-    texts: Mapping[str, str | Path] | None,
-    on: str,
-    limit: int | None,
-    heads: int,
-) -> _Sources:
-    """The rows of a comparison scored ``on`` dev or held-out rows, with at most ``heads`` of each task for its head.
-
-    Of ``train`` nothing is learned from that is scored on, and it is read only where something needs it.
-    """
-    if on not in (DEV, HELD_OUT):
-        raise unknown("--on", on, [DEV, HELD_OUT])
-    known = {task.name: task for task in _tasks(ingredients)}
-    named = _named_texts(texts, list(known))
-    training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
-    scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
-    for name, task in known.items():
-        if on == HELD_OUT:
-            left, scored[name] = training_split(name, training[name], load_rows(task, "train", data))
-            rest[name] = dataclasses.replace(left, labels=None)
-        else:
-            scored[name] = load_rows(task, "dev", data)
-        if heads:  # held-out rows are the best for both, so each gets half at least
-            most = len(scored[name]) // 2 if on == HELD_OUT else heads
-            labelled[name] = _apart_from_training(task, ingredients, data, min(heads, most))
-            check_enough(labelled[name].rows)
-            taken = set(labelled[name].rows.hashes())
-            hashes = scored[name].hashes()
-            scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
-        scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
-    _tell_learned("--calibrate heads", labelled)
-
-    @functools.cache
-    def unlabelled(name: str) -> Rows:
-        return rest[name] if name in rest and name not in named else unlabelled_rows(known[name], data, named)
-
-    tasks = {name: (task, scored[name]) for name, task in known.items()}
-    return _Sources(tasks, {name: one.rows for name, one in labelled.items()}, unlabelled)
 
 
 def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
@@ -663,7 +510,7 @@ def doctor(
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
-    given = _given(found, data, rows, base, progress, texts) if data or texts else None
+    given = _given(ingredients, data, texts, rows, base, progress)
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
     report = numbers(ingredients, given, ledger)

@@ -147,6 +147,17 @@ def with_method(
     return dataclasses.replace(recipe, method=method), reason
 
 
+def settled(recipe: Recipe, ingredients: Sequence[Ingredient]) -> Recipe:
+    """``recipe`` with all that it leaves to defaults; raises an MbertError for one that these inputs do not allow."""
+    recipe.check(ingredients)
+    recipe = dataclasses.replace(recipe, inputs=())
+    if recipe.method == ENSEMBLE:
+        return recipe
+    method = METHODS.get(recipe.method)
+    options = dataclasses.asdict(make_options(method, recipe.options))
+    return dataclasses.replace(recipe, options=options, weights=chosen_weights(method, ingredients, recipe.weights))
+
+
 def rows_for(recipe: Recipe) -> int:
     """How many rows of each task do the recipe's method good."""
     return METHODS.get(recipe.method).rows if recipe.method in METHODS.names() else Method.rows

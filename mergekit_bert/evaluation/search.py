@@ -9,13 +9,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
-from mergekit_bert.data.rows import Rows, held_places, shuffled
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError, DataError
+from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import fingerprint, write_json
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
@@ -121,42 +121,6 @@ def moved(recipe: Recipe, ingredients: Sequence[Ingredient], axes: Sequence[Axis
     return dataclasses.replace(
         recipe, weights=weights, layers={**recipe.layers, **layers}, options={**recipe.options, **values["options"]}
     )
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Rows of a train split, and how many of them the adapter's training held out (None: nothing tells)."""
-
-    rows: Rows
-    held_out: int | None = None
-
-
-def held_out(train: Rows, count: int, training: Mapping[str, Any], apart: Collection[str] = ()) -> Chosen:
-    """At most ``count`` rows of ``train`` whose labels a step after training may read, the same every time.
-
-    First those that the adapter's training held out, which its record ``training`` tells, then others. None whose
-    texts' hash is in ``apart``: rows to score on, or to be read by another step. Raises DataError where none is left.
-    """
-    held, hashes = _held_in_training(train, training), train.hashes()
-    free = [place for place in shuffled(len(train), 0) if hashes[place] not in apart]
-    chosen = sorted(free, key=lambda place: place not in (held or ()))[:count]
-    if not chosen:
-        raise DataError(
-            train.where,
-            f"{len(train)} rows, none apart from those to score on or read by another step",
-            "rows apart from those",
-            "give more rows, or a train split apart from the dev split",
-        )
-    known = None if held is None else len(held.intersection(chosen))
-    return Chosen(train.take(sorted(chosen)), known)
-
-
-def _held_in_training(train: Rows, training: Mapping[str, Any]) -> set[int] | None:
-    """The places of the rows that training held out; None where it was on other rows, or no record tells."""
-    told = [training.get(key) for key in ("hold_out", "hold_out_limit", "seed")]
-    if None in told or training.get("data") != train.fingerprint():
-        return None
-    return set(held_places(len(train), *told))  # type: ignore[arg-type]
 
 
 def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:

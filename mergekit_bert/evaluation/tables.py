@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in_per_cent, retention
-from mergekit_bert.evaluation.contest import HELD_OUT, Contest, Standing
+from mergekit_bert.evaluation.contest import Contest, Standing
 from mergekit_bert.evaluation.doctor import MATRICES, Report, verdicts
+from mergekit_bert.evaluation.held_out import HELD_OUT
 from mergekit_bert.evaluation.promises import Promises
 
 MISSING = "–"

@@ -17,6 +17,7 @@ from mergekit_bert.data.rows import Rows, read_texts
 from mergekit_bert.data.source import INVENTED
 from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.errors import DataError
+from mergekit_bert.evaluation import sources
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert, unchanged
 from tests.corpus import write_corpus
@@ -71,7 +72,7 @@ def test_the_trace_keeps_their_fingerprints_and_the_method_its_number(
     expected = {task: rows.fingerprint() for task, rows in rows_of(bert, 12).items()}
     assert merged.trace["learned"]["fingerprints"] == expected
     counts = []
-    monkeypatch.setattr(api, "invent", lambda task, words, count: counts.append(count) or invent(task, words, 5))
+    monkeypatch.setattr(sources, "invent", lambda task, words, count: counts.append(count) or invent(task, words, 5))
     mb.merge(adapters, "regmean", data=INVENTED, base=bert)
     assert counts == [256, 256]
 

@@ -30,7 +30,7 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError
-from mergekit_bert.evaluation.contest import Cell
+from mergekit_bert.evaluation.cells import Cell
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.evaluation.tables import as_text
 from tests.adapters.helpers import edit_metadata, edit_tensors, random_adapter

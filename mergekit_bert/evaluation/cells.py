@@ -1,0 +1,254 @@
+"""Cells: one set of adapters merged by one recipe, the merge's answers to the rows of all tasks, and what it cost.
+
+A finished cell is one file, known by a fingerprint of everything that determines it, and never computed twice.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
+from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.composing.file import write_model
+from mergekit_bert.composing.ingredient import Ingredient, identity
+from mergekit_bert.composing.merging import Given, merge, reads_rows
+from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
+from mergekit_bert.composing.spaces import SPACES
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.errors import MbertError, ModelFileError, OutputError
+from mergekit_bert.evaluation.evaluate import refuse_seen
+from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.hardware import memory_meter
+from mergekit_bert.registry import unknown
+
+_FORMAT = 2
+_DECIDING = ("hardware.py", "data", "encoder", "adapters", "composing")
+"""Where the source lies that decides what a merge is and what it answers."""
+
+Calibration = Mapping[str, Mapping[str, Rows]]
+"""Rows of every task by step (``scales``, ``heads``), in the order in which the steps are taken; empty: none is."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One merge and what it gave: ``outputs`` of every task's rows, seconds and bytes of the merge, or why not.
+
+    ``learned`` is what a method that learns tells of it; ``steps`` are those of a calibration after the merge.
+    """
+
+    recipe: Recipe
+    outputs: Mapping[str, Float[np.ndarray, "rows out"]]
+    seconds: float
+    size: int
+    memory: int | None
+    refused: str = ""
+    learned: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The method, its space where that is not full, its rank, that of remainders, and the steps afterwards."""
+        space = "" if self.recipe.space == "full" else f" in {self.recipe.space}"
+        private = f" private {self.recipe.private}" if self.recipe.private else ""
+        merged = f"{self.recipe.method}{space}{f' rank {self.recipe.rank}' if self.recipe.rank else ''}{private}"
+        return " + ".join([merged, *self.steps])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the method needs beyond the Deltas, and what calibration does."""
+        own = () if self.recipe.method == ENSEMBLE else METHODS.get(self.recipe.method).needs
+        more = {"scales": "rows", "heads": "labels"}
+        return tuple(dict.fromkeys([*own, *(more[step] for step in self.steps)]))
+
+
+def recipes_for(
+    methods: Sequence[str],
+    spaces: Sequence[str] | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+    private: int | None = None,
+) -> list[Recipe]:
+    """The ensemble, then a recipe for every method in each of ``spaces`` (None: all) that makes a difference.
+
+    Raises UnknownNameError for a method or space that does not exist.
+    """
+    records = [METHODS.get(name) for name in methods]
+    for space in spaces or ():
+        if space not in SPACES:
+            raise unknown("space", space, list(SPACES))
+    found = [Recipe(ENSEMBLE)]
+    for method in records:
+        own = ("full",) if method.linear else method.spaces
+        chosen = [space for space in own if spaces is None or space in spaces]
+        found += [Recipe(method.name, space, seed=seed, rank=rank, private=private) for space in chosen]
+    return found
+
+
+def run_cells(
+    recipe: Recipe,
+    ingredients: Sequence[Ingredient],
+    encoder: Encoder,
+    tasks: Mapping[str, tuple[Task, Rows]],
+    given: Given | None,
+    folder: Path,
+    calibration: Calibration | None = None,
+) -> list[Cell]:
+    """The cell of ``recipe`` scored on ``tasks``, and with ``calibration`` that of the same merge calibrated.
+
+    Each is read where it was finished before, else computed and kept in ``folder``; what is merged is merged once. A
+    cell is known by the inputs, the base, the rows scored on and those learned or calibrated on, by the recipe with
+    every option and weight that it does not name, by the versions of torch and transformers, and by the source of
+    mbert's merging, adapters, encoder and data. So a changed default or method is a new cell, a changed table is not.
+    """
+    variants: list[Calibration] = [{}]
+    if calibration and recipe.method != ENSEMBLE:
+        variants.append(calibration)
+    reads = given is not None and recipe.method in METHODS.names() and reads_rows(recipe, ingredients)
+    unlabelled = {name: given.rows(name).fingerprint() for name in tasks} if given is not None and reads else {}
+    try:
+        known = settled(recipe, ingredients).to_json()
+    except MbertError as error:
+        return [Cell(recipe, {}, 0.0, 0, None, str(error), steps=tuple(steps)) for steps in variants]
+
+    common = {
+        "format": _FORMAT,
+        "code": code(),
+        "recipe": known,
+        "inputs": [identity(one) for one in ingredients],
+        "base": encoder.fingerprint,
+        "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
+        "unlabelled": unlabelled,
+    }
+
+    def path(steps: Calibration, ending: str = ".safetensors") -> Path:
+        read = {step: {name: rows.fingerprint() for name, rows in found.items()} for step, found in steps.items()}
+        return folder / f"{fingerprint({**common, 'calibration': read})[:32]}{ending}"
+
+    @functools.cache
+    def merged() -> _Made:
+        unfinished = dataclasses.replace(given, folder=path({}, ".run")) if given is not None else None
+        return _measured(lambda: merge(ingredients, recipe, unfinished), path({}, ".model.safetensors"))
+
+    cells: list[Cell] = []
+    for steps in variants:
+        cell = Cell(recipe, {}, 0.0, 0, None, steps=tuple(steps))
+        if cells and cells[0].refused:
+            cells.append(dataclasses.replace(cell, refused=cells[0].refused))
+            continue
+        kept = _read(path(steps), cell)
+        if kept is None:
+            scratch = path(steps, ".model.safetensors")
+            kept = _run(cell, merged, _calibrated(steps, ingredients, encoder), scratch, encoder, tasks)
+            if not kept.refused:
+                _write(path(steps), kept)
+        cells.append(kept)
+    return cells
+
+
+@functools.cache
+def code() -> dict[str, str]:
+    """What a finished merge owes to the code: a SHA-256 over the source that decides its answers, and versions."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    files = [file for name in _DECIDING for file in (sorted((root / name).rglob("*.py")) or [root / name])]
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()};".encode() + file.read_bytes())
+    return {"source": digest.hexdigest(), **{name: version(name) for name in ("torch", "transformers")}}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A model, the seconds and bytes of memory that it took, and the bytes of its file."""
+
+    model: Merged | Ensemble
+    seconds: float
+    memory: int | None
+    size: int
+
+
+def _measured(make: Callable[[], Merged | Ensemble], scratch: Path) -> _Made:
+    start = time.monotonic()
+    try:
+        with memory_meter() as meter:
+            model = make()
+            seconds = time.monotonic() - start
+            write_model(scratch, model)
+        return _Made(model, seconds, meter.above, scratch.stat().st_size)
+    finally:
+        remove(scratch)
+
+
+def _calibrated(
+    steps: Calibration, ingredients: Sequence[Ingredient], encoder: Encoder
+) -> Callable[[Merged | Ensemble], Merged] | None:
+    """What calibrates a merge; None for no steps."""
+
+    def change(model: Merged | Ensemble) -> Merged:
+        assert isinstance(model, Merged)
+        if "scales" in steps:
+            model = calibrate_scales(model, ingredients, encoder, steps["scales"])
+        return calibrate_heads(model, encoder, steps["heads"]) if "heads" in steps else model
+
+    return change if steps else None
+
+
+def _run(
+    cell: Cell,
+    merged: Callable[[], _Made],
+    calibrated: Callable[[Merged | Ensemble], Merged] | None,
+    scratch: Path,
+    encoder: Encoder,
+    tasks: Mapping[str, tuple[Task, Rows]],
+) -> Cell:
+    """``cell`` with what the merge gave; refused, where an error of the merge or of its calibration says so."""
+    try:
+        made = merged()
+        if calibrated is not None:
+            after = _measured(functools.partial(calibrated, made.model), scratch)
+            memory = None if made.memory is None or after.memory is None else max(made.memory, after.memory)
+            made = _Made(after.model, made.seconds + after.seconds, memory, after.size)
+        if isinstance(made.model, Merged):
+            refuse_seen(cell.name, made.model, {name: rows for name, (_, rows) in tasks.items()})
+        predictor = Predictor(made.model, encoder)
+        outputs = {name: predictor.outputs(name, rows) for name, (_, rows) in tasks.items()}
+        for name, found in outputs.items():
+            if not np.isfinite(found).all():
+                raise OutputError(cell.name, f"answers to {name} that are not finite", "numbers", "use smaller weights")
+    except MbertError as error:
+        return dataclasses.replace(cell, refused=str(error))
+    learned = dict(made.model.trace.get("learned", {})) if isinstance(made.model, Merged) else {}
+    return dataclasses.replace(
+        cell, outputs=outputs, seconds=made.seconds, size=made.size, memory=made.memory, learned=learned
+    )
+
+
+def _write(path: Path, cell: Cell) -> None:
+    told = {"seconds": cell.seconds, "size": cell.size, "memory": cell.memory, "learned": dict(cell.learned)}
+    write_tensors(path, {f"outputs.{name}": torch.from_numpy(values) for name, values in cell.outputs.items()}, told)
+
+
+def _read(path: Path, cell: Cell) -> Cell | None:
+    """``cell`` as it was finished before; None where it was not, or its file is broken."""
+    if not path.exists():
+        return None
+    try:
+        tensors, told = read_tensors(path)
+        outputs = {name.removeprefix("outputs."): tensor.numpy() for name, tensor in tensors.items()}
+        seconds, size, learned = float(told["seconds"]), int(told["size"]), told.get("learned", {})
+    except (ModelFileError, KeyError, TypeError, ValueError):
+        return None
+    found = {"outputs": outputs, "seconds": seconds, "size": size, "memory": told["memory"], "learned": learned}
+    return dataclasses.replace(cell, **found)

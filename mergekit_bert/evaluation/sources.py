@@ -1,0 +1,176 @@
+"""Where the rows of every task come from: those that methods may use, to calibrate on, and of a contest."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_bert.composing.calibration import check_enough
+from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merging import Given
+from mergekit_bert.data.invented import invent
+from mergekit_bert.data.rows import Rows, shuffled
+from mergekit_bert.data.source import INVENTED, load_rows, unlabelled_rows
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.words import whole_words
+from mergekit_bert.evaluation.evaluate import refuse_seen
+from mergekit_bert.evaluation.held_out import (
+    DEV,
+    HELD_OUT,
+    Chosen,
+    apart_from_training,
+    tell_learned,
+    training_split,
+)
+from mergekit_bert.registry import unknown
+
+Texts = Mapping[str, str | Path]
+"""Plain text files by task."""
+
+
+def tasks_of(models: Sequence[Merged | Ingredient]) -> dict[str, Task]:
+    """The tasks of all ``models`` by name."""
+    found = [Task.from_json(part["task"]) for one in models for part in one.parts.values()]
+    return {task.name: task for task in found}
+
+
+def given_rows(
+    ingredients: Sequence[Ingredient],
+    data: str | Path | None,
+    texts: Texts | None,
+    count: int,
+    encoder: Callable[[], Encoder],
+    show: bool,
+) -> Given:
+    """The encoder, and at most ``count`` rows of each task without labels, for methods that need them.
+
+    Raises UnknownNameError for ``texts`` of other tasks, DataError for what is wrong with a file of them.
+    """
+    known, named = tasks_of(ingredients), texts or {}
+    _check_named(named, known)
+
+    @functools.cache
+    def of(name: str) -> Rows:
+        return _unlabelled(known[name], data, named, count, encoder)
+
+    for name in named:
+        of(name)  # what is wrong with a file is told before any work
+    return Given(encoder, of, show=show)
+
+
+def calibration_rows(
+    models: Sequence[Merged | Ingredient],
+    data: str | Path | None,
+    texts: Texts | None,
+    steps: Sequence[str],
+    count: int,
+    encoder: Callable[[], Encoder],
+) -> dict[str, dict[str, Chosen]]:
+    """At most ``count`` rows of each task to calibrate ``models`` on, by step: ``heads`` needs labels, no ``texts``.
+
+    Raises UnknownNameError for ``texts`` of other tasks, DataError for rows that are missing or too few.
+    """
+    known, named = tasks_of(models), texts or {}
+    _check_named(named, known)
+
+    def of(step: str, task: Task) -> Chosen:
+        if step == "heads":
+            return _for_head(task, models, data, count)
+        return Chosen(_unlabelled(task, data, named, count, encoder))
+
+    return {step: {name: of(step, task) for name, task in known.items()} for step in steps}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a contest's rows come from.
+
+    ``tasks`` has those to score on, ``labelled`` those to refit heads on, ``unlabelled`` all that methods may use.
+    """
+
+    tasks: Mapping[str, tuple[Task, Rows]]
+    labelled: Mapping[str, Rows]
+    unlabelled: Callable[[str], Rows]
+
+    def given(self, count: int, encoder: Encoder, show: bool) -> Given:
+        """At most ``count`` rows of each task for a method that needs some."""
+        return Given(lambda: encoder, functools.cache(lambda name: _some(self.unlabelled(name), count)), show=show)
+
+    def calibration(self, steps: Sequence[str], count: int) -> dict[str, Mapping[str, Rows]]:
+        """The rows of each task to calibrate on, by step: at most ``count`` for ``scales``, ``labelled`` for heads."""
+        scaling = {name: _some(self.unlabelled(name), count) for name in self.tasks if "scales" in steps}
+        return {step: {"scales": scaling, "heads": self.labelled}[step] for step in steps}
+
+
+def find_sources(
+    ingredients: Sequence[Ingredient],
+    data: str | Path | None,
+    texts: Texts | None,
+    on: str,
+    limit: int | None,
+    heads: int,
+) -> Sources:
+    """The rows of a contest scored ``on`` dev or held-out rows, with at most ``heads`` of each task for its head.
+
+    Of ``train`` nothing is learned from that is scored on, and it is read only where something needs it. Raises
+    UnknownNameError for another ``on`` or ``texts`` of other tasks, CompositionError for rows to score on that an input
+    has learned from or may have, DataError for rows that are missing or too few.
+    """
+    if on not in (DEV, HELD_OUT):
+        raise unknown("--on", on, [DEV, HELD_OUT])
+    known, named = tasks_of(ingredients), texts or {}
+    _check_named(named, known)
+    training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
+    scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
+    for name, task in known.items():
+        if on == HELD_OUT:
+            left, scored[name] = training_split(name, training[name], load_rows(task, "train", data))
+            rest[name] = dataclasses.replace(left, labels=None)
+        else:
+            scored[name] = load_rows(task, "dev", data)
+        if heads:  # held-out rows are the best for both, so each gets half at least
+            most = len(scored[name]) // 2 if on == HELD_OUT else heads
+            labelled[name] = _for_head(task, ingredients, data, min(heads, most))
+            taken = set(labelled[name].rows.hashes())
+            hashes = scored[name].hashes()
+            scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
+        scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
+    tell_learned("--calibrate heads", labelled)
+    for one in ingredients:
+        if isinstance(one.model, Merged):
+            refuse_seen(f"input {one.name!r}", one.model, scored)
+
+    @functools.cache
+    def unlabelled(name: str) -> Rows:
+        return rest[name] if name in rest and name not in named else unlabelled_rows(known[name], data, named)
+
+    tasks = {name: (task, scored[name]) for name, task in known.items()}
+    return Sources(tasks, {name: one.rows for name, one in labelled.items()}, unlabelled)
+
+
+def _check_named(texts: Texts, tasks: Mapping[str, Task]) -> None:
+    for name in texts:
+        if name not in tasks:
+            raise unknown("task of --texts", name, list(tasks))
+
+
+def _unlabelled(task: Task, data: str | Path | None, texts: Texts, count: int, encoder: Callable[[], Encoder]) -> Rows:
+    """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
+    if str(data) == INVENTED and task.name not in texts:
+        return invent(task, whole_words(encoder().tokenizer), count)
+    return _some(unlabelled_rows(task, data, texts), count)
+
+
+def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int) -> Chosen:
+    """At most ``count`` labelled rows of ``task`` to refit its head on."""
+    chosen = apart_from_training(task, models, data, count)
+    check_enough(chosen.rows)
+    return chosen
+
+
+def _some(found: Rows, count: int) -> Rows:
+    """At most ``count`` rows of the rows found, the same every time."""
+    return found.take(sorted(shuffled(len(found), 0)[:count]))

@@ -1,0 +1,148 @@
+"""Cells: every one is the merge it says, scored as eval scores it, kept, and never computed twice."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mergekit_bert as mb
+from mergekit_bert import api
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.methods import ties
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.data.rows import Rows
+from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.task import get_task
+from mergekit_bert.evaluation import cells, contest
+from tests.evaluation.helpers import SOME, run
+
+pytestmark = pytest.mark.usefixtures("quick_intervals")
+
+
+def test_every_cell_is_the_merge_it_says_scored_as_eval_does(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
+) -> None:
+    found = run(three, bert, data, tmp_path / "c")
+    names = {one.cell.name for one in found.placed}
+    assert names == {"ensemble", "fedavg", "ties", "ties in core", "ties in knots", "regmean"}
+    assert [one.overall for one in found.placed] == sorted((one.overall for one in found.placed), reverse=True)
+    for one in found.placed:
+        rows = data if one.cell.recipe.method == "regmean" else None
+        model = mb.merge(three, one.cell.recipe, data=rows, rows=6, base=bert)
+        truth = {
+            s.task: s.value for s in mb.evaluate(model, data, base=bert).scores if s.metric == get_task(s.task).metric
+        }
+        assert one.values == pytest.approx(truth, abs=1e-6)
+        unit = [truth["sst"], truth["para"], (truth["sts"] + 1) / 2]
+        assert one.overall == pytest.approx(np.mean(unit), abs=1e-6)
+        assert one.cell.size > 1000
+        assert one.behind[0] <= one.behind[1]
+    best = next(one for one in found.placed if one.cell.name != "ensemble")
+    assert best.behind == (0.0, 0.0)
+
+
+def test_what_is_finished_is_never_computed_again_and_what_changed_is(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, merges: list[str]
+) -> None:
+    merges.append("stop")
+    with pytest.raises(KeyboardInterrupt):
+        run(three, bert, data, tmp_path / "c")
+    merges.remove("stop")
+    first = run(three, bert, data, tmp_path / "c")
+    assert len(merges) == 3 + 4, "two were finished when it was killed"
+    merges.clear()
+    again = run(three, bert, data, tmp_path / "c")
+    assert merges == []
+    assert json.dumps(contest.to_json(again)) == json.dumps(contest.to_json(first))
+    run(three, bert, data, tmp_path / "c", seed=1)
+    assert len(merges) == 5, "all but the ensemble, which draws nothing"
+    merges.clear()
+    other = [three[0], three[1], dataclasses.replace(three[2], scores={"other": 1.0})]
+    run(other, bert, data, tmp_path / "c", force=True)
+    assert len(merges) == 6
+    merges.clear()
+    run(three, bert, data, tmp_path / "c", limit=20, force=True)
+    assert len(merges) == 6
+    for path in (tmp_path / "c").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    merges.clear()
+    run(three, bert, data, tmp_path / "c", force=True)
+    assert len(merges) == 6, "a damaged cell is computed again"
+    merges.clear()
+    api.compare(three, SOME, data=data, rows=5, out=tmp_path / "c", base=bert)
+    assert merges == ["regmean"], "other rows matter to the method that reads them"
+
+
+def test_answers_that_are_not_finite_are_refused(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = cells.Predictor.outputs
+
+    def overflown(self: Any, task: str, rows: Rows) -> Any:
+        return np.full_like(really(self, task, rows), np.nan if isinstance(self.model, mb.Merged) else 0.0)
+
+    monkeypatch.setattr(cells.Predictor, "outputs", overflown)
+    found = api.compare(three, ["ties"], ["full"], data, out=tmp_path / "c", base=bert)
+    assert [one.cell.name for one in found.placed] == ["ensemble"]
+    assert "not finite" in found.refused["ties"]
+
+
+def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data)) for name in ("sst", "sts", "para")}
+
+    def files(recipe: Recipe) -> int:
+        (cell,) = cells.run_cells(recipe, [api.ingredient(one) for one in three], bert, tasks, None, tmp_path / "c")
+        assert not cell.refused
+        return len(list((tmp_path / "c").glob("*.safetensors")))
+
+    usual = ties.RECORD.options().density
+    assert files(Recipe("ties")) == 1
+    assert files(Recipe("ties", options={"density": usual}, weights=dict.fromkeys(("sst", "sts"), 1.0))) == 1
+    assert files(Recipe("ties", options={"density": usual / 2})) == 2
+    assert files(Recipe("ties", weights={"sst": 0.25})) == 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(ties.RECORD.options):  # type: ignore[misc, name-defined]
+        density: float = dataclasses.field(
+            default=usual / 3, metadata=ties.RECORD.options.__dataclass_fields__["density"].metadata
+        )
+
+    changed = dataclasses.replace(ties.RECORD, options=Other)
+    monkeypatch.setattr(cells.METHODS, "get", lambda name: changed)
+    assert files(Recipe("ties")) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(cells, "code", lambda: {"source": "of another version"})
+    assert files(Recipe("ties")) == 5
+
+
+@pytest.mark.filterwarnings("ignore:--calibrate heads")
+def test_a_calibrated_merge_has_a_line_of_its_own_and_is_kept(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, merges: list[str]
+) -> None:
+    more: dict[str, Any] = {"calibrate": ["heads", "scales"], "calibrate_rows": 40}
+    plain = {one.cell.name: one for one in run(three, bert, data, tmp_path / "c").placed}
+    merges.clear()
+    found = {one.cell.name: one for one in run(three, bert, data, tmp_path / "c", **more).placed}
+    assert len(merges) == 5, "every merge once more, and not the ensemble"
+    assert set(found) == set(plain) | {f"{name} + scales + heads" for name in plain if name != "ensemble"}
+    for name, one in plain.items():
+        assert found[name].values == one.values
+    model = mb.merge(three, "ties")
+    assert isinstance(model, mb.Merged)
+    model = api.calibrate(model, data, steps=["scales", "heads"], rows=40, inputs=three, base=bert)
+    scored = {(one.task, one.metric): one.value for one in mb.evaluate(model, data, base=bert).scores}
+    line = found["ties + scales + heads"]
+    truth = {task: scored[task, get_task(task).metric] for task in line.values}
+    assert line.values == pytest.approx(truth, abs=1e-6)
+    assert line.values != pytest.approx(found["ties"].values, abs=1e-6)
+    assert line.cell.needs == ("rows", "labels")
+    merges.clear()
+    run(three, bert, data, tmp_path / "c", **more)
+    assert merges == []
+    run(three, bert, data, tmp_path / "c", calibrate=["heads", "scales"], calibrate_rows=30)
+    assert len(merges) == 5
