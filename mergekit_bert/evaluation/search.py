@@ -2,7 +2,7 @@
 
 CMA-ES (Hansen 2016, arXiv 1604.00772) starts at the method's own weights; merging stays as quick as it is, and the
 score is the overall one of an evaluation. A finished evaluation is kept and never computed twice, so that a search that
-was killed, or is asked for more evaluations, goes on where it stood.
+was killed, or is asked for more evaluations, goes on where it stood. It is known by all that a finished cell is.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from statistics import fmean
 from typing import get_type_hints
 
 import numpy as np
-import torch
 from cmaes import CMA
 
 from mergekit_bert.composing.composition import Merged, Model
@@ -26,12 +25,13 @@ from mergekit_bert.composing.ingredient import Ingredient, check_together, ident
 from mergekit_bert.composing.merging import Given, merge, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.evaluation.cells import code
 from mergekit_bert.files import fingerprint, write_json
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
@@ -166,13 +166,14 @@ def search(
     key = fingerprint(
         {
             "format": _FORMAT,
-            "recipe": recipe.to_json(),
+            "code": code(),
+            "recipe": settled(recipe, inputs).to_json(),
             "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
             "inputs": [identity(one) for one in inputs],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
             "unlabelled": _unlabelled(recipe, tasks, given),
-            "versions": [torch.__version__, version("cmaes")],
+            "cmaes": version("cmaes"),
         }
     )
     tried = _Tried(lambda point: overall(made(point), encoder, tasks), path, key)

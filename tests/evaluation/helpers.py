@@ -1,11 +1,14 @@
 """What several tests of evaluations use."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing.method import Method
+from mergekit_bert.composing.methods import ties
 from mergekit_bert.evaluation import contest
 
 SOME = ["fedavg", "ties", "regmean"]
@@ -14,6 +17,19 @@ SOME = ["fedavg", "ties", "regmean"]
 def run(three: list[Adapter], bert: mb.Encoder, data: Path, out: Path, **options: Any) -> contest.Contest:
     """The contest of some methods."""
     return api.compare(three, SOME, data=data, rows=6, out=out, base=bert, **options)
+
+
+def other_ties() -> Method:
+    """TIES, had it another density where none is given."""
+    usual = ties.RECORD.options
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(usual):  # type: ignore[misc, valid-type]
+        density: float = dataclasses.field(
+            default=usual().density / 3, metadata=usual.__dataclass_fields__["density"].metadata
+        )
+
+    return dataclasses.replace(ties.RECORD, options=Other)
 
 
 def seen(model: mb.Merged) -> dict[tuple[str, str], frozenset[str]]:

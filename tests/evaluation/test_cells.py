@@ -17,7 +17,7 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.evaluation import cells, contest
-from tests.evaluation.helpers import SOME, run
+from tests.evaluation.helpers import SOME, other_ties, run
 
 pytestmark = pytest.mark.usefixtures("quick_intervals")
 
@@ -106,13 +106,7 @@ def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     assert files(Recipe("ties", options={"density": usual / 2})) == 2
     assert files(Recipe("ties", weights={"sst": 0.25})) == 3
 
-    @dataclasses.dataclass(frozen=True)
-    class Other(ties.RECORD.options):  # type: ignore[misc, name-defined]
-        density: float = dataclasses.field(
-            default=usual / 3, metadata=ties.RECORD.options.__dataclass_fields__["density"].metadata
-        )
-
-    changed = dataclasses.replace(ties.RECORD, options=Other)
+    changed = other_ties()
     monkeypatch.setattr(cells.METHODS, "get", lambda name: changed)
     assert files(Recipe("ties")) == 4
     monkeypatch.undo()

@@ -18,6 +18,8 @@ from mergekit_bert.composing import merging
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.methods import ties
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
@@ -32,7 +34,7 @@ from tests.adapters.helpers import random_adapter, same_tensors
 from tests.cli.command import mbert
 from tests.composing.helpers import given, merged, trio
 from tests.corpus import write_corpus
-from tests.evaluation.helpers import seen
+from tests.evaluation.helpers import other_ties, seen
 from tests.tiny import tiny_rows
 
 NAMES = ("sst", "sts", "para")
@@ -161,6 +163,34 @@ def test_evaluations_of_another_search_are_not_used(
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
     path.write_text('{"key": 1}')
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
+
+
+def test_evaluations_under_another_default_or_source_are_not_used_and_those_of_a_spelled_out_one_are(
+    bert: Encoder,
+    inputs: list[Ingredient],
+    tasks: dict[str, tuple[Task, Rows]],
+    tmp_path: Path,
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def computed(**told: Any) -> int:
+        counted[0] = 0
+        search(inputs, Recipe("ties", **told), tasks, bert, 3, path=tmp_path / "a.search.json")
+        return counted[0]
+
+    assert computed() == 3
+    density = ties.RECORD.options().density
+    assert computed(options={"density": density}, weights={"sst": 1.0}, inputs=["a", "b", "c"]) == 0
+    assert computed(options={"density": density / 2}) == 3
+    assert computed() == 3
+    changed = other_ties()
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS, "get", lambda name: changed)
+        assert computed() == 3
+    assert computed() == 3
+    monkeypatch.setattr(module, "code", lambda: {"source": "of another version"})
+    assert computed() == 3
+    assert computed() == 0
 
 
 @pytest.mark.parametrize(("start", "sign"), [("0.1", -1), ("1.0", 1)])
