@@ -189,7 +189,8 @@ def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws row
         true, predicted = rows.label_column(), predicted_column(task.kind, cell.outputs[name])
         value = metric(task.metric).value
         found.append([on_unit_scale(task.metric, value(true[draw], predicted[draw])) for draw in index[name]])
-    return np.mean(found, axis=0)  # type: ignore[no-any-return]
+    overall: Float[np.ndarray, "draws"] = np.mean(found, axis=0)
+    return overall
 
 
 def interval(percents: Float[np.ndarray, "sets draws"]) -> tuple[float, float]:

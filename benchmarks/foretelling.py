@@ -41,7 +41,8 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
                 for row, name in enumerate(names)
             },
         )
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+    found: dict[str, dict[str, float | None]] = json.loads(path.read_text())
+    return found
 
 
 def correlations(points: Sequence[Mapping[str, Any]], ranks: bool) -> dict[str, dict[str, list[float] | None]]:

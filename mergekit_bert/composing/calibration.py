@@ -295,9 +295,10 @@ def calibrate_scales(
 
 def _grams(one: Ingredient, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
     """The Gram matrix of what the expert sees at every site."""
-    known: Mapping[str, Any] | None = one.statistics.get("gram")
     parts = [one.model.part(task) for task in one.parts]
-    return known or collect("gram", encoder, parts, [rows[task] for task in one.parts])  # type: ignore[return-value]
+    known: Mapping[str, Any] | None = one.statistics.get("gram")
+    found: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in one.parts])
+    return found
 
 
 def _energy(delta: Delta, gram: Gram) -> float:
