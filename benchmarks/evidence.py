@@ -1,6 +1,6 @@
 """The evidence: which merge works, over seeds, bases and tasks; what its cost buys; what the doctor foretells.
 
-Usage: python -m benchmarks.evidence merges|curves|doctor|options --sets FOLDER --data DIR --out FOLDER
+Usage: python -m benchmarks.evidence merges|curves|tasks|doctor|options --sets FOLDER --data DIR --out FOLDER
 
 FOLDER of --sets is what benchmarks.adapters wrote. Scores are of the first rows of dev, per cents are of the ensemble
 of the same adapters: of a task's figure as it is, overall with correlations as (r + 1) / 2. Finished cells are kept in
@@ -193,10 +193,7 @@ def curves(
     chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
 ) -> None:
     """Distillation by rows, steps, rank and number of tasks, and private remainders by rank, on one set."""
-    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
-    one = next((one for one in found if one.name == chosen), None)
-    if one is None:
-        raise typer.BadParameter(f"{chosen} lacks some of {tasks}", param_hint="--set")
+    one = _chosen(sets, tasks, data, out, limit, chosen)
     points = list(_points(tuple(one.dev)))
     results = _run([(one, names, f"{curve} {at}", told, rows) for curve, at, names, told, rows in points])
     told = [{"curve": curve, "at": at, **result.to_json()}
@@ -205,6 +202,40 @@ def curves(
     print(_curve_table(told), end="")
     _draw(told, Path(__file__).parent / "results/evidence_curves.png", one.name)
     write_result("evidence_curves", {**provenance(), "limit": limit, "set": one.name, "points": told})
+
+
+@app.command("tasks")
+def by_tasks(
+    sets: Sets,
+    data: Data,
+    out: Out,
+    limit: Limit = 1000,
+    tasks: Tasks = f"{ALL},asks,polar",
+    chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
+) -> None:
+    """What a merge of two, three and more tasks keeps, as they are named one after the other."""
+    one = _chosen(sets, tasks, data, out, limit, chosen)
+    counts = range(2, len(one.dev) + 1)
+    labels = ("distill", "distill, rank 12", "regmean", "pico", "task_arithmetic, 0.5 each")
+    jobs = [(one, tuple(one.dev)[:count], label, MERGES[label], None) for label in labels for count in counts]
+    results = _run(jobs)
+    shown = {
+        (label, len(names)): f"{result.percent:.1f} ({result.worst[0]:.1f} {result.worst[1]})"
+        for (_, names, label, *_), result in zip(jobs, results, strict=True)
+    }
+    header = ("merge", *(f"{count}" for count in counts))
+    print("\n% of the ensemble (the worst task's), by number of tasks:\n")
+    print(markdown(header, [(label, *(shown[label, count] for count in counts)) for label in labels]), end="")
+    cells = [one.to_json() for one in results]
+    write_result("evidence_tasks", {**provenance(), "limit": limit, "set": one.name, "cells": cells})
+
+
+def _chosen(sets: Path, tasks: str, data: Path, out: Path, limit: int, name: str) -> Set:
+    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
+    one = next((one for one in found if one.name == name), None)
+    if one is None:
+        raise typer.BadParameter(f"{name} lacks some of {tasks}", param_hint="--set")
+    return one
 
 
 def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...], Mapping[str, Any], int | None]]:

@@ -11,6 +11,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
+from mergekit_bert.composing.budget import held_to
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
@@ -225,6 +226,7 @@ def merge(
     texts: Mapping[str, str | Path] | None = None,
     rows: int | None = None,
     base: Base | None = None,
+    size: float | None = None,
     keep_inputs: bool = False,
     lazy: bool = False,
     folder: str | Path | None = None,
@@ -236,8 +238,8 @@ def merge(
     given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
     (None: the method's own number), without labels; ``"invented"``: texts made up here, for where there are none.
     ``texts`` names by task plain text files that are read instead, one row a line, two texts a line with a tab between
-    them. ``keep_inputs`` keeps the adapters in the model, so that
-    its file can be changed.
+    them. ``size`` is the most MiB that the file may take: the rank is then the largest that fits. ``keep_inputs`` keeps
+    the adapters in the model, so that its file can be changed.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
@@ -248,6 +250,7 @@ def merge(
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, private, seed)
     )
     ingredients = [ingredient(one) for one in found]
+    recipe = recipe if size is None else held_to(size, recipe, ingredients, keep_inputs)
     recipe, _ = with_method(recipe, ingredients, bool(data or texts))
     given = _given(ingredients, data, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:

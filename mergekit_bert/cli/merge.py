@@ -113,7 +113,7 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
-    from mergekit_bert.composing.budget import rank_within
+    from mergekit_bert.composing.budget import held_to
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
@@ -150,8 +150,7 @@ def command(
         seed=seed,
     )
     if size is not None:
-        _refuse_beside_size(asked, keep_inputs)
-        asked = changed(asked, rank=rank_within(inputs, size))
+        asked = held_to(size, asked, inputs, keep_inputs)
     asked, reason = with_method(asked, inputs, bool(data or plain), bool(search))
     if not reads_rows(asked, inputs):
         if steps and calibrate_rows is None:  # then these alone can be meant
@@ -209,16 +208,6 @@ def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base:
     if out.resolve() in {path.resolve() for path in files or api.ADAPTERS.glob("*.safetensors")}:
         raise OutputError(str(out), "it is one of the inputs", "another file", "choose another --out")
     return inputs
-
-
-def _refuse_beside_size(recipe: "Recipe", keep_inputs: bool) -> None:
-    """Raise CompositionError for what no rank makes smaller, or sets another."""
-    from mergekit_bert.composing.recipe import ENSEMBLE
-
-    told = {"--rank": recipe.rank, "--private": recipe.private, "--keep-inputs": keep_inputs}
-    for name, given in (told | {f"--method {ENSEMBLE}": recipe.method == ENSEMBLE}).items():
-        if given:
-            raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
 
 
 def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], search: bool) -> None:

@@ -1,16 +1,26 @@
 """A budget of bytes as a rank: how many directions at every site a merged file may hold."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import merge
-from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.errors import CompositionError
 
 _RECORD, _RECORD_OF_A_SITE = 2**16, 2**8
 """Bytes left for what a file says beside its tensors."""
+
+
+def held_to(size: float, recipe: Recipe, ingredients: Sequence[Ingredient], keep_inputs: bool = False) -> Recipe:
+    """``recipe`` at the rank that :func:`rank_within` finds; raises CompositionError for what a rank cannot hold."""
+    told = {"--rank": recipe.rank, "--private": recipe.private, "--keep-inputs": keep_inputs}
+    for name, given in (told | {f"--method {ENSEMBLE}": recipe.method == ENSEMBLE}).items():
+        if given:
+            raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
+    return dataclasses.replace(recipe, rank=rank_within(ingredients, size))
 
 
 def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:

@@ -70,3 +70,14 @@ def test_the_ways_out_lead_out(home: Path) -> None:
     removed = mbert("merge", "pair.safetensors", "--remove", "sst", "--out", "left.safetensors", here=home)
     assert removed.code == 0, removed.err
     assert merged(*words("left other")) == instead
+
+
+def test_a_size_is_kept_to(home: Path) -> None:
+    files = ("sst.safetensors", "sts.safetensors", "para.safetensors")
+    done = mbert("merge", *files, "--method", "ties", "--size", "0.1", "--out", "m.safetensors", here=home)
+    assert done.code == 0, done.err
+    assert (home / "m.safetensors").stat().st_size <= 0.1 * 2**20
+    recipe = mb.load(home / "m.safetensors").recipe  # type: ignore[union-attr]
+    assert f"rank {recipe['rank']}" in done.out
+    refused = mbert("merge", *files, "--size", "0.1", "--rank", "1", "--out", "n.safetensors", here=home)
+    assert "--size: --rank as well; expected one of the two" in refused.err

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.budget import rank_within
+from mergekit_bert.composing.budget import held_to, rank_within
 from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.ingredient import of_adapter
 from mergekit_bert.composing.method import METHODS
+from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.errors import CompositionError
 from tests.composing.helpers import given, merged, trio
 
@@ -42,3 +43,22 @@ def test_what_no_rank_fits_into_is_told_with_what_would(bert: mb.Encoder) -> Non
     with pytest.raises(CompositionError, match=r"--size 0\.001: .* at least 0\.\d+, for rank 1") as error:
         rank_within(adapters, 0.001)
     assert rank_within(adapters, float(str(error.value).rsplit(" ", 1)[1])) >= 1
+
+
+def test_a_recipe_gets_the_rank_unless_something_else_decides_the_size(bert: mb.Encoder, tmp_path: Path) -> None:
+    adapters = trio(bert)
+    inputs = [of_adapter(one) for one in adapters]
+    rank = rank_within(inputs, 0.2)
+    assert held_to(0.2, Recipe("ties"), inputs) == Recipe("ties", rank=rank)
+    mb.save(mb.merge(adapters, "ties", size=0.2), tmp_path / "small.safetensors")
+    mb.save(mb.merge(adapters, "ties", rank=rank), tmp_path / "same.safetensors")
+    assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
+    for recipe, named in (
+        (Recipe(rank=2), "--rank"),
+        (Recipe(private=2), "--private"),
+        (Recipe("ensemble"), "--method"),
+    ):
+        with pytest.raises(CompositionError, match=f"--size: {named}"):
+            held_to(0.2, recipe, inputs)
+    with pytest.raises(CompositionError, match="--size: --keep-inputs"):
+        mb.merge(adapters, "ties", size=0.2, keep_inputs=True)
