@@ -30,6 +30,7 @@ from mergekit_bert.progress import progress_bar
 HALF = {"method": "task_arithmetic", "weight": 0.5}
 MERGES: Mapping[str, Mapping[str, Any]] = {
     "ensemble": {"method": "ensemble"},
+    "distill + heads": {"method": "distill", "calibrate": ("heads",)},
     "distill": {"method": "distill"},
     "distill, rank 12": {"method": "distill", "rank": 12},
     "distill, layer by layer": {"method": "distill", "options": {"local": True}},
@@ -51,33 +52,35 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
     "pico, rank 12": {"method": "pico", "rank": 12},
     "iso_c, rank 12": {"method": "iso_c", "rank": 12},
     "tsv, rank 12": {"method": "tsv", "rank": 12},
-    "distill + heads": {"method": "distill", "calibrate": ("heads",)},
     "regmean + heads": {"method": "regmean", "calibrate": ("heads",)},
-    "regmean + scales": {"method": "regmean", "calibrate": ("scales",)},
     "pico + heads": {"method": "pico", "calibrate": ("heads",)},
     "pico + scales": {"method": "pico", "calibrate": ("scales",)},
-    "pico + scales + heads": {"method": "pico", "calibrate": ("scales", "heads")},
     "task_arithmetic, 0.5 each + heads": {**HALF, "calibrate": ("heads",)},
 }
 """Arguments of each recipe, where its rows are from, and what is calibrated after it; orthoada is left out where the
 adapters share no basis."""
 
 ROWS = (50, 200, 1000, 4096)
-STEPS = (0, 25, 50, 100, 200)
+STEPS = (0, 40, 80, 160, 320)
 RANKS = {4: 4, 12: 12, 36: None}
 """Three adapters of rank 12 have 36 together: no bound."""
 PRIVATE = (0, 1, 2, 4, 8)
 PRIVATE_OF = ("task_arithmetic, 0.5 each", "pico")
 
+_TRIED = (
+    (100, 32, 2e-3),
+    (90, 32, 2e-3),
+    (90, 32, 3e-3),
+    (90, 32, 1.3e-3),
+    (120, 24, 2e-3),
+    (180, 16, 2e-3),
+    (160, 16, 2e-3),
+)
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "100 steps of 32 rows": {"steps": 100},
-    "90 steps": {"steps": 90},
-    "90 steps, lr 0.003": {"steps": 90, "lr": 3e-3},
-    "90 steps, lr 0.0013": {"steps": 90, "lr": 1.3e-3},
-    "120 steps of 24 rows": {"steps": 120, "batch_size": 24},
-    "180 steps of 16 rows": {"steps": 180, "batch_size": 16},
+    f"{steps} steps of {rows} rows, lr {lr}": {"steps": steps, "batch_size": rows, "lr": lr}
+    for steps, rows, lr in _TRIED
 }
-"""Distill's options that were tried last, at about the same cost; what is not named is the default."""
+"""Distill's options that were tried last, at about the same cost."""
 
 DOCTORED = ("task_arithmetic", "task_arithmetic, 0.5 each", "pico", "iso_c", "ties")
 THREE, ALL = ",".join(TASKS[:3]), ",".join(TASKS)
@@ -101,10 +104,13 @@ def merges(
     limit: Limit = 1000,
     tasks: Annotated[str, typer.Option(help="Lists of tasks, separated by semicolons.")] = BOTH,
     only: Annotated[str, typer.Option(help="Merges, separated by semicolons.")] = ";".join(MERGES),
+    chosen: Annotated[str, typer.Option("--set", help="Beginnings of the sets' names, separated by commas.")] = "",
+    record: Annotated[str, typer.Option(help="Name of the result, in benchmarks/results.")] = "evidence_merges",
 ) -> None:
     """Every merge of every set: a table for each kind of basis and each list of tasks."""
-    encoder, labels = mb.load_encoder("minilm"), only.split(";")
-    found = [one for names in tasks.split(";") for one in open_sets(sets, names.split(","), data, out, limit, encoder)]
+    encoder, labels, beginnings = mb.load_encoder("minilm"), only.split(";"), tuple(chosen.split(","))
+    every = [one for names in tasks.split(";") for one in open_sets(sets, names.split(","), data, out, limit, encoder)]
+    found = [one for one in every if one.name.startswith(beginnings)]
     if not found:
         raise typer.BadParameter(f"no set there has all of {tasks}", param_hint="--sets")
     groups: dict[tuple[str, tuple[str, ...]], list[Set]] = {}
@@ -122,7 +128,7 @@ def merges(
     for label, reason in refused.items():
         print(f"left out {label}: {reason}")
     cells = [one.to_json() for one in results if not one.cell.refused]
-    write_result("evidence_merges", {**provenance(), "limit": limit, "tables": tables, "cells": cells})
+    write_result(record, {**provenance(), "limit": limit, "tables": tables, "cells": cells})
 
 
 def _run(jobs: Sequence[tuple[Set, tuple[str, ...], str, Mapping[str, Any], int | None]]) -> list[Result]:

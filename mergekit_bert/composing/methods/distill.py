@@ -43,8 +43,8 @@ _KEPT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class _Options:
-    steps: int = option(100, "Steps of the optimizer.", low=0)
-    batch_size: int = option(32, "Rows of each task in a step.", low=1)
+    steps: int = option(160, "Steps of the optimizer.", low=0)
+    batch_size: int = option(16, "Rows of each task in a step.", low=1)
     lr: float = option(2e-3, "Peak learning rate of the merged factors.", low=0.0)
     layers: float = option(2.0, "Weight of the states after the layers in the loss, all layers together.", low=0.0)
     features: float = option(1.0, "Weight of the features that the head reads.", low=0.0)
