@@ -63,9 +63,9 @@ class Cell:
     def name(self) -> str:
         """The method, its space where that is not full, its rank, that of remainders, and the steps afterwards."""
         space = "" if self.recipe.space == "full" else f" in {self.recipe.space}"
-        private = f" private {self.recipe.private}" if self.recipe.private else ""
-        merged = f"{self.recipe.method}{space}{f' rank {self.recipe.rank}' if self.recipe.rank else ''}{private}"
-        return " + ".join([merged, *self.steps])
+        rank = f" rank {self.recipe.rank}" if self.recipe.rank else ""
+        private = [f"private {self.recipe.private}"] if self.recipe.private else []
+        return " + ".join([f"{self.recipe.method}{space}{rank}", *private, *self.steps])
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -19,7 +19,6 @@ from mergekit_bert.evaluation.records import read_record, record_path, role_of
 from mergekit_bert.evaluation.tables import MISSING
 from mergekit_bert.files import file_fingerprint
 
-V = TypeVar("V")
 _TRAINING = (
     "examples",
     "held_out",
@@ -61,23 +60,28 @@ def describe(path: Path) -> dict[str, Any]:
     elif isinstance(model, Merged):
         told |= {
             "method": model.method,
+            "space": model.recipe.get("space", "full"),
             "weights": dict(model.weights),
             "private": model.private,
             "parts": dict(model.parts),
-            "sites": _sites({**model.deltas, **_by_task({task: own.deltas for task, own in model.own.items()})}),
-            "shifts": _shifts({**model.shifts, **_by_task({task: own.shifts for task, own in model.own.items()})}),
+            "sites": _sites(model.deltas),
+            "shifts": _shifts(model.shifts),
+            "own": {
+                task: {"sites": _sites(own.deltas), "shifts": _shifts(own.shifts)} for task, own in model.own.items()
+            },
         }
     elif isinstance(model, Ensemble):
         told |= {"router": model.router, "parts": {name: _part(one) for name, one in model.experts.items()}}
-        told |= {"sites": _sites(_by_task({name: one.deltas() for name, one in model.experts.items()}))}
+        told |= {"own": {name: {"sites": _sites(one.deltas())} for name, one in model.experts.items()}}
     record = read_record(record_path(path))
     told["recorded"] = [vars(score) for score in record.scores] if record else []
     return told
 
 
-def _by_task(parts: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
-    """What each task has of its own, with the task in the name."""
-    return {f"{task}: {name}": value for task, part in parts.items() for name, value in part.items()}
+def _all_sites(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared sites and, with the task in the name, those that a task has of its own."""
+    own = {f"{task}: {site}": one for task, part in told.get("own", {}).items() for site, one in part["sites"].items()}
+    return {**told.get("sites", {}), **own}
 
 
 def _part(adapter: Adapter) -> dict[str, Any]:
@@ -106,8 +110,8 @@ def _shifts(shifts: Tensors) -> dict[str, Any]:
 def description_tables(told: Mapping[str, Any]) -> list[Table]:
     """The description as tables: the file, its tasks, their training, its sites, its recorded scores."""
     tables = [_file_table(told), _task_table(told["parts"]), _training_table(told["parts"])]
-    if told.get("sites"):
-        tables.append(_site_table(told["sites"]))
+    if sites := _all_sites(told):
+        tables.append(_site_table(sites))
     if told["recorded"]:
         table = Table("task", "metric", "value", "95 % interval", "rows", title="recorded scores", box=SIMPLE_HEAD)
         for score in told["recorded"]:
@@ -129,9 +133,12 @@ def _file_table(told: Mapping[str, Any]) -> Table:
         table.add_row("weights", ", ".join(f"{name} {weight:.4g}" for name, weight in told["weights"].items()))
     if "router" in told:
         table.add_row("router", told["router"])
-    if told.get("sites"):
-        ranks = _range([site["rank"] for site in told["sites"].values() if site["rank"] is not None], "d")
-        table.add_row("sites", f"{len(told['sites'])}, {f'rank {ranks}' if ranks else 'dense'}")
+    if told.get("space", "full") != "full":
+        table.add_row("space", told["space"])
+    for name, sites in (("sites", told.get("sites", {})), ("own sites", _all_sites({**told, "sites": {}}))):
+        if sites:
+            ranks = _range([site["rank"] for site in sites.values() if site["rank"] is not None], "d")
+            table.add_row(name, f"{len(sites)}, {f'rank {ranks}' if ranks else 'dense'}")
     if told.get("private"):
         rank, size = told["private"]["rank"], told["private"]["bytes"]
         table.add_row("private", f"remainders of rank {rank} at most beside the shared sites, {size / 2**20:.2f} MiB")

@@ -52,7 +52,7 @@ def test_remainders_and_calibration_are_lines_with_names_of_their_own(home: Path
     done = mbert("compare", *FEW, *options, here=home)
     assert done.code == 0, done.err
     names = {one["name"] for one in json.loads((home / "comparison/table.json").read_text())["standings"]}
-    merges = {"fedavg private 2", "ties private 2"}
+    merges = {"fedavg + private 2", "ties + private 2"}
     assert names == {"ensemble"} | merges | {f"{name} + heads" for name in merges}
     markdown = (home / "comparison/table.md").read_text()
     assert all(name in markdown for name in names)

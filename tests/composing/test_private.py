@@ -385,7 +385,7 @@ def test_a_recipe_says_it_in_yaml_and_a_cell_in_its_name(tmp_path: Path) -> None
     (tmp_path / "r.yml").write_text("method: iso_c\nprivate: 1.5\n")
     with pytest.raises(CompositionError, match=r"line 2, key 'private': 1\.5; expected a whole number or nothing"):
         read_recipe(tmp_path / "r.yml")
-    assert Cell(recipe, {}, 0.0, 0, None).name == "iso_c private 4"
+    assert Cell(recipe, {}, 0.0, 0, None).name == "iso_c + private 4"
 
 
 def test_the_command_says_what_each_task_keeps(three: list[Adapter], tmp_path: Path) -> None:

@@ -76,19 +76,18 @@ def test_norms_and_ranks_are_those_of_the_matrices(folder: Path) -> None:
         assert facts["norm"] == pytest.approx(float(torch.linalg.norm(adapter.shifts[name])), rel=1e-6)
     merged = describe(folder / "merged.safetensors")
     other = read_adapter(folder / "sts.safetensors")
-    own = {name: facts for name, facts in merged["sites"].items() if ": " in name}
+    assert merged["space"] == "full"
     for name, one in (("sst", adapter), ("sts", other)):
         exact = float(one.deltas()["pooler.dense"].dense().norm())
-        assert own.pop(f"{name}: pooler.dense")["norm"] == pytest.approx(exact, rel=1e-4)
-    assert not own
+        assert list(merged["own"][name]["sites"]) == ["pooler.dense"]
+        assert merged["own"][name]["sites"]["pooler.dense"]["norm"] == pytest.approx(exact, rel=1e-4)
     for site, facts in merged["sites"].items():
-        if ": " in site:
-            continue
         total = merged["weights"]["sst"] * adapter.deltas()[site].dense() - 0.5 * other.deltas()[site].dense()
         assert facts["norm"] == pytest.approx(float(total.norm()), rel=1e-4)
         assert facts["rank"] == 4
     routed = describe(folder / "routed.safetensors")
-    assert {name.split(": ")[0] for name in routed["sites"]} == {*TASKS}
+    assert set(routed["own"]) == {*TASKS}
+    assert routed["own"]["sst"]["sites"] == told["sites"]
 
 
 def text_of(told: dict[str, Any]) -> str:
