@@ -1,0 +1,50 @@
+"""Correlations of the doctor's numbers with losses: against scipy's, and within tasks by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.foretelling import POOLED, WITHIN, correlations, table_of
+
+TASKS = ("sst", "sts", "para")
+
+
+def points(seed: int) -> list[dict[str, object]]:
+    source = np.random.default_rng(seed)
+    return [
+        {
+            "subset": place // 3,
+            "task": TASKS[place % 3],
+            "numbers": {"answers": float(source.normal()), "basis": 0.0},
+            "losses": {"ties": float(source.normal()), "pico": float(source.normal())},
+        }
+        for place in range(12)
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "peer"), [(True, stats.spearmanr), (False, stats.pearsonr)])
+def test_they_are_those_of_scipy(ranks: bool, peer: object) -> None:
+    given = points(0)
+    told = correlations(given, ranks)
+    number = np.array([one["numbers"]["answers"] for one in given])  # type: ignore[index]
+    losses = {name: np.array([one["losses"][name] for one in given]) for name in ("ties", "pico")}  # type: ignore[index]
+    both = (losses["ties"] + losses["pico"]) / 2
+    tasks = np.array([one["task"] for one in given])
+    within = [values - [values[tasks == task].mean() for task in tasks] for values in (number.round(6), both)]
+    expected = {
+        "ties": peer(number, losses["ties"])[0],  # type: ignore[operator]
+        "pico": peer(number, losses["pico"])[0],  # type: ignore[operator]
+        POOLED: peer(number, both)[0],  # type: ignore[operator]
+        WITHIN: peer(*within)[0],  # type: ignore[operator]
+    }
+    for column, value in expected.items():
+        found = told["answers"][column]
+        assert found is not None
+        assert found[0] == pytest.approx(value, abs=1e-4), column
+        assert found[1] <= found[2]
+
+
+def test_a_number_that_never_changes_has_none() -> None:
+    told = correlations(points(1), True)
+    assert set(told["basis"].values()) == {None}
+    assert "| basis | – | – | – | – |" in table_of(told)
