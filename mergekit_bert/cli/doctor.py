@@ -25,6 +25,7 @@ def command(
         ),
     ] = None,
     texts: options.Texts = None,
+    keep: options.Keep = None,
     rows: Annotated[
         int | None, typer.Option(help="Rows of each task, of --data or --texts.", min=2, show_default=str(ROWS))
     ] = None,
@@ -63,7 +64,7 @@ def command(
         raise CompositionError("--rows", "neither --data nor --texts", "rows to take so many of", "add one, or drop it")
     for path in filter(None, (json, picture)):
         refuse_existing(path, force)
-    inputs = choose_inputs(files or [], [], api.ADAPTERS, base)
+    inputs = choose_inputs(files or [], keep or [], api.ADAPTERS, base)
     folder = files[0].parent if files else api.ADAPTERS
     found = api.doctor(
         inputs,

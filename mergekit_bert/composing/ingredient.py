@@ -124,6 +124,6 @@ def check_together(ingredients: Sequence[Ingredient]) -> None:
                     f"task {task!r}",
                     "two adapters of it",
                     "one adapter a task",
-                    "choose with --keep FILE, or leave one out",
+                    "leave one out, or --remove the task beside --add",
                 )
             seen.add(task)

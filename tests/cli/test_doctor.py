@@ -118,3 +118,15 @@ def test_what_it_cannot_do_is_told_in_one_line(home: Path, words: tuple[str, ...
     assert done.code == 1
     assert message in done.err
     assert done.err.count("error: ") == 1
+
+
+def test_of_two_adapters_of_a_task_one_is_kept(bert: mb.Encoder, home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    mb.save(random_adapter(bert, "sst", start=20, seed=9), other)
+    words = ("doctor", "adapters/sst.safetensors", "adapters/sts.safetensors", other, "--methods", "fedavg")
+    refused = mbert(*words, here=home)
+    assert refused.code == 1
+    assert f"--keep {other}" in refused.err
+    kept = mbert(*words, "--keep", other, here=home)
+    assert kept.code == 0, kept.err
+    assert [line.split()[:2] for line in kept.out.splitlines()].count(["sst", "sts"]) == 1
