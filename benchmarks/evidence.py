@@ -195,10 +195,10 @@ def curves(
     data: Data,
     out: Out,
     limit: Limit = 1000,
-    tasks: Tasks = ALL,
+    tasks: Tasks = THREE,
     chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
 ) -> None:
-    """Distillation by rows, steps, rank and number of tasks, and private remainders by rank, on one set."""
+    """Distillation by rows, steps and rank, and private remainders by rank, on one set."""
     one = _chosen(sets, tasks, data, out, limit, chosen)
     points = list(_points(tuple(one.dev)))
     results = _run([(one, names, f"{curve} {at}", told, rows) for curve, at, names, told, rows in points])
@@ -248,27 +248,24 @@ def _points(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...],
     """Curve, place on its axis, tasks, arguments of the recipe, rows; what is the default is not named."""
     usual, distill = make_options(METHODS.get("distill"), {}).steps, MERGES["distill"]
     for rows in ROWS:
-        yield "rows", rows, names[:3], distill, rows if rows < METHODS.get("distill").rows else None
+        yield "rows", rows, names, distill, rows if rows < METHODS.get("distill").rows else None
     for steps in STEPS:
-        yield "steps", steps, names[:3], distill if steps == usual else {**distill, "options": {"steps": steps}}, None
+        yield "steps", steps, names, distill if steps == usual else {**distill, "options": {"steps": steps}}, None
     for at, rank in RANKS.items():
-        yield "rank", at, names[:3], {**distill, "rank": rank}, None
-    for some in (*combinations(names[:3], 2), *(names[:count] for count in range(3, len(names) + 1))):
-        yield "tasks", len(some), some, distill, None
+        yield "rank", at, names, {**distill, "rank": rank}, None
     for label in PRIVATE_OF:
         for rank in PRIVATE:
-            yield f"private, {label}", rank, names[:3], {**MERGES[label], "private": rank or None}, None
+            yield f"private, {label}", rank, names, {**MERGES[label], "private": rank or None}, None
 
 
 def _curve_table(points: Sequence[Mapping[str, Any]]) -> str:
-    header = ("curve", "at", "tasks", "% of ensemble", "worst task, %", "seconds", "MiB")
+    header = ("curve", "at", "% of ensemble", "worst task, %", "seconds", "MiB")
     return markdown(
         header,
         [
             (
                 one["curve"],
                 str(one["at"]),
-                " + ".join(one["tasks"]),
                 f"{one['percent']['overall']:.1f}",
                 f"{one['percent']['worst task']:.1f} {min(one['tasks'], key=one['percent'].__getitem__)}",
                 f"{one['seconds']:.1f}",
@@ -280,22 +277,29 @@ def _curve_table(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
-    """A picture for each of what was varied: overall whole, the worst task dashed; means where there are several."""
+    """A picture for each of what was varied: overall whole, the worst task dashed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     labels = {"rows": "rows of each task", "steps": "steps", "rank": "rank of the merged Delta",
-              "tasks": "number of tasks", "private": "rank of the private remainders"}  # fmt: skip
+              "private": "rank of the private remainders"}  # fmt: skip
     picture = Figure(figsize=(16, 4), layout="constrained")
     for axes, (panel, label) in zip(picture.subplots(1, len(labels), sharey=True), labels.items(), strict=True):
         lines = [line for line in dict.fromkeys(one["curve"] for one in points) if line.split(",")[0] == panel]
         for number, line in enumerate(lines):
             here = [one for one in points if one["curve"] == line]
-            places = sorted({one["at"] for one in here})
+            places = [one["at"] for one in here]
             for style, key in (("-", "overall"), ("--", "worst task")):
-                means = [fmean(one["percent"][key] for one in here if one["at"] == at) for at in places]
                 title = f"{line.partition(', ')[2] or 'distill'}, {key}"
-                axes.plot(places, means, style, marker="o", markersize=4, color=f"C{number}", label=title)
+                axes.plot(
+                    places,
+                    [one["percent"][key] for one in here],
+                    style,
+                    marker="o",
+                    markersize=4,
+                    color=f"C{number}",
+                    label=title,
+                )
         if panel in ("rows", "rank"):
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, list(map(str, places)), fontsize=8)
