@@ -222,7 +222,7 @@ def by_tasks(
     """What a merge of two, three and more tasks keeps, as they are named one after the other."""
     one = _chosen(sets, tasks, data, out, limit, chosen)
     counts = range(2, len(one.dev) + 1)
-    labels = ("distill", "distill, rank 12", "pico")
+    labels = ("distill", "pico")
     jobs = [(one, tuple(one.dev)[:count], label, MERGES[label], None) for label in labels for count in counts]
     results = _run(jobs)
     shown = {
