@@ -82,13 +82,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Distill's options that were tried last, at about the same cost."""
 
-DOCTORED = ("task_arithmetic", "task_arithmetic, 0.5 each", "pico", "iso_c", "ties")
+DOCTORED = ("task_arithmetic, 0.5 each", "pico", "regmean", "ties")
 THREE, ALL = ",".join(TASKS[:3]), ",".join(TASKS)
 BOTH = f"{THREE};{ALL}"
 Sets = Annotated[Path, typer.Option(help="Folder with the sets.")]
 Data = Annotated[Path, typer.Option(help="Folder with <task>/{train,dev}.tsv.")]
 Out = Annotated[Path, typer.Option(help="Where finished cells are kept.")]
 Limit = Annotated[int, typer.Option(help="The most dev rows of a task.")]
+Begin = Annotated[str, typer.Option("--set", help="Beginnings of the sets' names, separated by commas.")]
 Tasks = Annotated[str, typer.Option(help="Tasks, separated by commas.")]
 app = typer.Typer(help=__doc__, add_completion=False)
 
@@ -104,15 +105,13 @@ def merges(
     limit: Limit = 1000,
     tasks: Annotated[str, typer.Option(help="Lists of tasks, separated by semicolons.")] = BOTH,
     only: Annotated[str, typer.Option(help="Merges, separated by semicolons.")] = ";".join(MERGES),
-    chosen: Annotated[str, typer.Option("--set", help="Beginnings of the sets' names, separated by commas.")] = "",
+    chosen: Begin = "",
     record: Annotated[str, typer.Option(help="Name of the result, in benchmarks/results.")] = "evidence_merges",
 ) -> None:
     """Every merge of every set: a table for each kind of basis and each list of tasks."""
-    encoder, labels, beginnings = mb.load_encoder("minilm"), only.split(";"), tuple(chosen.split(","))
+    encoder, labels = mb.load_encoder("minilm"), only.split(";")
     every = [one for names in tasks.split(";") for one in open_sets(sets, names.split(","), data, out, limit, encoder)]
-    found = [one for one in every if one.name.startswith(beginnings)]
-    if not found:
-        raise typer.BadParameter(f"no set there has all of {tasks}", param_hint="--sets")
+    found = _begin(every, chosen)
     groups: dict[tuple[str, tuple[str, ...]], list[Set]] = {}
     for one in found:
         groups.setdefault((one.basis, tuple(one.dev)), []).append(one)
@@ -129,6 +128,13 @@ def merges(
         print(f"left out {label}: {reason}")
     cells = [one.to_json() for one in results if not one.cell.refused]
     write_result(record, {**provenance(), "limit": limit, "tables": tables, "cells": cells})
+
+
+def _begin(found: Sequence[Set], beginnings: str) -> list[Set]:
+    chosen = [one for one in found if one.name.startswith(tuple(beginnings.split(",")))]
+    if not chosen:
+        raise typer.BadParameter("no such set has all the tasks", param_hint="--sets")
+    return chosen
 
 
 def _run(jobs: Sequence[tuple[Set, tuple[str, ...], str, Mapping[str, Any], int | None]]) -> list[Result]:
@@ -320,14 +326,13 @@ def doctor(
     sets: Sets,
     data: Data,
     out: Out,
-    limit: Limit = 400,
-    tasks: Tasks = ALL,
-    most: Annotated[int, typer.Option(help="The most cells; pairs and triples are drawn, evenly from the sets.")] = 150,
+    limit: Limit = 300,
+    tasks: Tasks = THREE,
+    chosen: Begin = "",
+    most: Annotated[int, typer.Option(help="The most cells; pairs and triples are drawn, evenly from the sets.")] = 160,
 ) -> None:
     """How each of the doctor's numbers goes with what a task loses in a merge of two or three."""
-    found = open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm"))
-    if not found:
-        raise typer.BadParameter(f"no set there has all of {tasks}", param_hint="--sets")
+    found = _begin(open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm")), chosen)
     subsets = _subsets(found, most // len(DOCTORED))
     results = _run([(one, names, label, MERGES[label], None) for one, names in subsets for label in DOCTORED])
     points = []

@@ -46,7 +46,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
 
 
 def correlations(points: Sequence[Mapping[str, Any]], ranks: bool) -> dict[str, dict[str, list[float] | None]]:
-    """Of every number with every merge's loss: the value and its 95 % interval over the subsets; None: undefined.
+    """Of every number with every merge's loss: the value and its 95 % interval over the sets; None: undefined.
 
     Then with the mean of the merges' losses, as it is and with each task's mean taken from number and loss.
     """
@@ -54,7 +54,7 @@ def correlations(points: Sequence[Mapping[str, Any]], ranks: bool) -> dict[str, 
     lost = np.array([list(one["losses"].values()) for one in points])
     lost = np.column_stack([lost, lost.mean(1)])
     both = np.column_stack([given, lost])
-    within, tasks, subsets = both.copy(), *(np.array([one[key] for one in points]) for key in ("task", "subset"))
+    within, tasks, sets = both.copy(), *(np.array([one[key] for one in points]) for key in ("task", "set"))
     for task in set(tasks.tolist()):
         within[tasks == task] -= within[tasks == task].mean(0)
     width = given.shape[1]
@@ -67,7 +67,7 @@ def correlations(points: Sequence[Mapping[str, Any]], ranks: bool) -> dict[str, 
                 blocks.append(np.corrcoef(columns, rowvar=False)[:width, width:])
         return np.column_stack([blocks[0], blocks[1][:, -1]])
 
-    members = [np.flatnonzero(subsets == place) for place in range(subsets.max() + 1)]
+    members = [np.flatnonzero(sets == name) for name in dict.fromkeys(sets.tolist())]
     source = np.random.default_rng(0)
     drawn = [
         against(np.concatenate([members[place] for place in source.integers(0, len(members), len(members))]))

@@ -13,7 +13,7 @@ def points(seed: int) -> list[dict[str, object]]:
     source = np.random.default_rng(seed)
     return [
         {
-            "subset": place // 3,
+            "set": f"orthogonal_{place // 3}",
             "task": TASKS[place % 3],
             "numbers": {"answers": float(source.normal()), "basis": 0.0},
             "losses": {"ties": float(source.normal()), "pico": float(source.normal())},
