@@ -143,8 +143,10 @@ class Set:
         return run_cells(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
 
     def _rows_of(self, step: str, name: str) -> Rows:
-        """What a calibration takes of a task: for heads, rows with labels that the training held out."""
-        return _some(self.train[name] if step == "scales" else _split(self, name)[1], CALIBRATED)
+        """What a calibration takes of a task, apart from dev: for heads, rows with labels that training held out."""
+        rows, scored = self.train[name] if step == "scales" else _split(self, name)[1], self.dev[name][1]
+        apart = set(scored.hashes())
+        return _some(rows.take([place for place, one in enumerate(rows.hashes()) if one not in apart]), CALIBRATED)
 
     def result(self, names: Sequence[str], label: str, told: Mapping[str, Any], rows: int | None = None) -> Result:
         """The cell and its figures: none where it was refused."""

@@ -30,7 +30,6 @@ from mergekit_bert.progress import progress_bar
 HALF = {"method": "task_arithmetic", "weight": 0.5}
 MERGES: Mapping[str, Mapping[str, Any]] = {
     "ensemble": {"method": "ensemble"},
-    "distill + heads": {"method": "distill", "calibrate": ("heads",)},
     "distill": {"method": "distill"},
     "distill, rank 12": {"method": "distill", "rank": 12},
     "distill, layer by layer": {"method": "distill", "options": {"local": True}},

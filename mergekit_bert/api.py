@@ -11,7 +11,6 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.budget import held_to
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
@@ -23,8 +22,8 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import Recipe, rows_for, with_method
-from mergekit_bert.data.source import load_rows
+from mergekit_bert.composing.recipe import Recipe, refuse_beside_size, rows_for, with_method
+from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
@@ -250,8 +249,9 @@ def merge(
         else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, private, seed)
     )
     ingredients = [ingredient(one) for one in found]
-    recipe = recipe if size is None else held_to(size, recipe, ingredients, keep_inputs)
-    recipe, _ = with_method(recipe, ingredients, bool(data or texts))
+    refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
+    made_up = str(data) == INVENTED and not texts
+    recipe, _ = with_method(recipe, ingredients, bool(data or texts), invented=made_up, size=size)
     given = _given(ingredients, data, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))

@@ -113,11 +113,11 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
-    from mergekit_bert.composing.budget import held_to
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import changed, read_recipe, with_method
+    from mergekit_bert.composing.recipe import changed, read_recipe, refuse_beside_size, with_method
+    from mergekit_bert.data.source import INVENTED
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
@@ -149,9 +149,16 @@ def command(
         private=private,
         seed=seed,
     )
-    if size is not None:
-        asked = held_to(size, asked, inputs, keep_inputs)
-    asked, reason = with_method(asked, inputs, bool(data or plain), bool(search))
+    refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
+    asked, reason = with_method(
+        asked,
+        inputs,
+        bool(data or plain),
+        invented=data == INVENTED and not plain,
+        searched=bool(search),
+        calibrated=bool(steps),
+        size=size,
+    )
     if not reads_rows(asked, inputs):
         if steps and calibrate_rows is None:  # then these alone can be meant
             rows, calibrate_rows = None, rows

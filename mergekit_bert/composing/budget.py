@@ -1,26 +1,15 @@
-"""A budget of bytes as a rank: how many directions at every site a merged file may hold."""
+"""A budget of bytes: how many directions a merged file may hold at every site, and what all inputs take as they are."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
-from mergekit_bert.composing.composition import Merged
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.file import pack
 from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.merging import merge
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.errors import CompositionError
 
 _RECORD, _RECORD_OF_A_SITE = 2**16, 2**8
 """Bytes left for what a file says beside its tensors."""
-
-
-def held_to(size: float, recipe: Recipe, ingredients: Sequence[Ingredient], keep_inputs: bool = False) -> Recipe:
-    """``recipe`` at the rank that :func:`rank_within` finds; raises CompositionError for what a rank cannot hold."""
-    told = {"--rank": recipe.rank, "--private": recipe.private, "--keep-inputs": keep_inputs}
-    for name, given in (told | {f"--method {ENSEMBLE}": recipe.method == ENSEMBLE}).items():
-        if given:
-            raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
-    return dataclasses.replace(recipe, rank=rank_within(ingredients, size))
 
 
 def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
@@ -28,17 +17,25 @@ def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
 
     Heads and shifts, which no rank makes smaller, come first. Raises CompositionError where not even rank 1 fits.
     """
-    model = merge(ingredients, Recipe("task_arithmetic"), lazy=True)
-    assert isinstance(model, Merged)
-    shapes = [delta.shape for delta in model.deltas.values()]
-    fixed = sum(tensor.nbytes for tensor in model.shifts.values()) + _RECORD + _RECORD_OF_A_SITE * len(shapes)
-    for own in (one.read() for one in model.own.values()):
+    shapes = {site: delta.shape for one in ingredients for site, delta in one.deltas.items()}
+    shifts = {name: shift.numel() for one in ingredients for name, shift in one.shifts.items()}
+    fixed = 4 * sum(shifts.values()) + _RECORD + _RECORD_OF_A_SITE * len(shapes)
+    for own in (own.read() for one in ingredients for own in one.own.values()):
         fixed += sum(one.nbytes for one in (*own.head.values(), *own.deltas.values(), *own.shifts.values()))
-    each = 4 * sum(out + in_ for out, in_ in shapes)
+    each = 4 * sum(out + in_ for out, in_ in shapes.values())
     rank = int((size * 2**20 - fixed) // each) if each else 0
     if rank < 1:
         least = math.ceil((fixed + each) / 2**20 * 100) / 100
         raise CompositionError(
             f"--size {size:g}", "too few MiB for these heads", f"at least {least}, for rank 1", f"give --size {least}"
         )
-    return min(rank, *(min(shape) for shape in shapes))
+    return min(rank, *(min(shape) for shape in shapes.values()))
+
+
+def ensemble_size(ingredients: Sequence[Ingredient]) -> float:
+    """MiB of all inputs side by side in one file; infinite where some are no adapters, which an ensemble needs."""
+    models = [one.model for one in ingredients]
+    if not all(isinstance(model, Adapter) for model in models):
+        return math.inf
+    tensors = [tensor for model in models for tensor in pack(model)[0].values()]
+    return (sum(tensor.nbytes for tensor in tensors) + _RECORD + _RECORD_OF_A_SITE * len(tensors)) / 2**20

@@ -96,7 +96,7 @@ RECOMMENDED: dict[str, tuple[tuple[str, ...], str]] = {
     "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since there are rows without labels"),
     "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since there are rows without labels"),
     "search": (("--search", "1", "--data", "data"), "chosen: pico, since a search is for methods that do not learn"),
-    "nothing": ((), "chosen: pico, since neither rows nor statistics were given"),
+    "nothing": ((), "chosen: pico, since no rows were given"),
 }
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.budget import held_to, rank_within
+from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.ingredient import of_adapter, of_merged
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.composing.recipe import Recipe, with_method
 from mergekit_bert.errors import CompositionError
 from tests.composing.helpers import given, merged, trio
 
@@ -49,16 +49,35 @@ def test_a_recipe_gets_the_rank_unless_something_else_decides_the_size(bert: mb.
     adapters = trio(bert)
     inputs = [of_adapter(one) for one in adapters]
     rank = rank_within(inputs, 0.2)
-    assert held_to(0.2, Recipe("ties"), inputs) == Recipe("ties", rank=rank)
+    assert with_method(Recipe("ties"), inputs, rows=False, size=0.2) == (Recipe("ties", rank=rank), "")
     mb.save(mb.merge(adapters, "ties", size=0.2), tmp_path / "small.safetensors")
     mb.save(mb.merge(adapters, "ties", rank=rank), tmp_path / "same.safetensors")
     assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
-    for recipe, named in (
-        (Recipe(rank=2), "--rank"),
-        (Recipe(private=2), "--private"),
-        (Recipe("ensemble"), "--method"),
-    ):
+    refused = {"--rank": Recipe(rank=2), "--private": Recipe(private=2), "--method": Recipe("ensemble")}
+    for named, recipe in refused.items():
         with pytest.raises(CompositionError, match=f"--size: {named}"):
-            held_to(0.2, recipe, inputs)
+            with_method(recipe, inputs, rows=False, size=0.2)
     with pytest.raises(CompositionError, match="--size: --keep-inputs"):
         mb.merge(adapters, "ties", size=0.2, keep_inputs=True)
+
+
+def test_where_all_fit_side_by_side_nothing_is_merged_unless_a_merge_is_asked_for(
+    bert: mb.Encoder, tmp_path: Path
+) -> None:
+    adapters = trio(bert)
+    inputs, size = [of_adapter(one) for one in adapters], ensemble_size([of_adapter(one) for one in adapters])
+    ensemble, reason = with_method(Recipe(), inputs, rows=True, size=size)
+    assert (ensemble.method, ensemble.rank) == ("ensemble", None)
+    assert "fit side by side" in reason
+    model = mb.merge(adapters, size=size)
+    mb.save(model, tmp_path / "all.safetensors")
+    assert (tmp_path / "all.safetensors").stat().st_size <= size * MIB
+    for recipe, more in (
+        (Recipe(), {"searched": True}),
+        (Recipe(), {"calibrated": True}),
+        (Recipe(weights={"sst": 2.0}), {}),
+    ):
+        found, _ = with_method(recipe, inputs, rows=False, size=size, **more)
+        assert (found.method, found.rank) == ("pico", rank_within(inputs, size))
+    assert with_method(Recipe(), inputs, rows=True, size=0.2)[0] == Recipe("distill", rank=rank_within(inputs, 0.2))
+    assert ensemble_size([of_merged(merged(adapters, "ties"))]) == float("inf")
