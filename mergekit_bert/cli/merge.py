@@ -159,7 +159,15 @@ def command(
         calibrated=bool(steps),
         size=size,
     )
-    if not reads_rows(asked, inputs):
+    if reads_rows(asked, inputs):
+        if steps and rows is not None and calibrate_rows is None:
+            raise CompositionError(
+                "--rows",
+                f"with --calibrate it could mean those that {asked.method} reads, or those to calibrate on",
+                "--rows together with --calibrate-rows",
+                "add --calibrate-rows N",
+            )
+    else:
         if steps and calibrate_rows is None:  # then these alone can be meant
             rows, calibrate_rows = None, rows
         _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))

@@ -121,6 +121,15 @@ def test_rows_are_those_of_a_calibration_where_the_method_reads_none(home: Path,
     assert one == two != other
 
 
+def test_a_method_and_a_calibration_take_as_many_rows_as_each_is_told(home: Path) -> None:
+    done = merge(home, *DISTILL, "--data", "data", "--rows", "9", "--calibrate", "heads", "--calibrate-rows", "12")
+    assert done.code == 0, done.err
+    model = mb.load(home / "m.safetensors")
+    assert isinstance(model, Merged)
+    assert model.trace["learned"]["rows"] == {"sst": 9, "sts": 9}
+    assert {one["count"] for one in model.trace["calibrated"]["heads"]["rows"].values()} == {12}
+
+
 def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     files = [f"adapters/{task}.safetensors" for task in TASKS]
@@ -241,6 +250,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "rows twice for a calibration": (
         ("--method", "ties", "--calibrate", "scales", "--data", "data", "--rows", "9", "--calibrate-rows", "9"),
         r"--rows: ties takes nothing from rows here; ",
+    ),
+    "rows for a method or a calibration": (
+        (*DISTILL, "--calibrate", "heads", "--data", "data", "--rows", "9"),
+        r"--rows: .* those that distill reads, or .*; expected --rows together with --calibrate-rows; "
+        r"add --calibrate-rows N",
+    ),
+    "rows for a method or a calibration of a search": (
+        ("--method", "regmean", "--search", "2", "--calibrate", "scales", *TEXTS, "--rows", "9"),
+        r"--rows: .* those that regmean reads, or .*; add --calibrate-rows N",
     ),
     "rows for a search": (
         ("--method", "ties", "--search", "2", "--data", "data", "--rows", "9"),
