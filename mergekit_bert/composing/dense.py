@@ -86,9 +86,14 @@ def _check(path: Path, task: Task, model: Composition, expected: Predictor) -> N
 
 
 def _record(model: Composition, task: Task) -> dict[str, Any]:
-    """The folder's record: how its weights came about, the base, and where texts are cut."""
+    """The folder's record: how its weights came about and which rows' labels they saw, the base, the cut of texts."""
     if isinstance(model, Merged):
-        origin = {**model.parts[task.name], "method": model.method, "weights": dict(model.weights)}
+        seen = [
+            {"step": step, "fingerprint": fingerprint, "texts": sorted(hashes)}
+            for step, name, fingerprint, hashes in model.seen()
+            if name == task.name
+        ]
+        origin = {**model.parts[task.name], "method": model.method, "weights": dict(model.weights), "seen": seen}
     else:
         expert = model.experts[task.name] if isinstance(model, Ensemble) else model
         origin = {**provenance(expert), "method": type(model).__name__.lower()}

@@ -41,6 +41,13 @@ class FullModel:
         """The one task it answers."""
         return (self.task,)
 
+    def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
+        """The rows whose labels its merge has seen, as a merged model tells of them; older folders tell of none."""
+        return [
+            (str(rows["step"]), self.task.name, str(rows["fingerprint"]), frozenset(map(str, rows["texts"])))
+            for rows in self.record.get("seen", ())
+        ]
+
 
 def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
     """Write ``model`` whole, its weights in float32.
@@ -115,7 +122,9 @@ def read_folder(path: Path) -> FullModel:
         if record["format"] != _FORMAT:
             raise ValueError(f"format version {record['format']!r}")
         base = {key: str(record["base"][key]) for key in ("name", "fingerprint", "tokenizer_fingerprint")}
-        return FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
+        model = FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
+        model.seen()
+        return model
     except OSError as error:
         raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MbertError) as error:

@@ -9,6 +9,7 @@ from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
 from mergekit_bert.evaluation.comparison import Comparison, compare
 from mergekit_bert.evaluation.records import find_records, write_record
@@ -53,7 +54,7 @@ def evaluate_model(
     model = predictor.model
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
     rows = {task.name: rows_of(task) for task in chosen}
-    if isinstance(model, Merged):
+    if isinstance(model, Merged | FullModel):
         refuse_seen(predictor.where, model, rows)
     results = []
     for task in chosen:
@@ -69,7 +70,7 @@ def evaluate_model(
     return Evaluation(tuple(results), compare(model, scores, records, data, spelled))
 
 
-def refuse_seen(where: str, model: Merged, rows: Mapping[str, Rows]) -> None:
+def refuse_seen(where: str, model: Merged | FullModel, rows: Mapping[str, Rows]) -> None:
     """Raise CompositionError for rows whose labels the model was searched or calibrated on."""
     for step, task, fingerprint, hashes in model.seen():
         if task not in rows:

@@ -15,7 +15,7 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
-from mergekit_bert.encoder.folder import folder_in_parts, write_folder
+from mergekit_bert.encoder.folder import folder_in_parts, read_folder, write_folder
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
@@ -24,7 +24,7 @@ from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter, same_tensors
-from tests.composing.helpers import trio
+from tests.composing.helpers import merged, trio
 from tests.tiny import tiny_rows, write_tiny
 
 
@@ -98,6 +98,18 @@ def test_stored_and_loaded_encoders_give_the_same_files(bert: mb.Encoder, tmp_pa
     for one, two in zip(loaded, stored, strict=True):
         assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
         assert (one / "mbert.json").read_text() == (two / "mbert.json").read_text()
+
+
+def test_a_folder_tells_of_the_rows_that_its_task_has_seen(bert: mb.Encoder, tmp_path: Path) -> None:
+    rows = {name: tiny_rows(mb.get_task(name), 7, seed=place) for place, name in enumerate(("sst", "sts"))}
+    told = {name: one.record() for name, one in rows.items()}
+    trace = {"search": {"rows": told}, "calibrated": {"heads": {"rows": {"sst": told["sst"]}}}}
+    model = dataclasses.replace(merged(trio(bert), "fedavg"), trace=trace)
+    found = {path.name: read_folder(path).seen() for path in write_dense(tmp_path, model, open_encoder(bert.name))}
+    assert found == {name: [one for one in model.seen() if one[1] == name] for name in ("sst", "sts", "para")}
+    assert [step for step, *_ in found["sst"]] == ["search", "heads"]
+    assert found["sts"] == [("search", "sts", rows["sts"].fingerprint(), frozenset(rows["sts"].hashes()))]
+    assert found["para"] == []
 
 
 def test_one_task_may_be_written_alone(bert: mb.Encoder, tmp_path: Path) -> None:

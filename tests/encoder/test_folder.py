@@ -65,6 +65,7 @@ def test_the_record_comes_back(bert: mb.Encoder, written: Path, sts: mb.Task) ->
     assert model.task == dataclasses.replace(sts, hub=None)
     assert (model.max_length, model.tasks) == (33, (model.task,))
     assert model.base == dataclasses.asdict(Base.of(bert))
+    assert model.seen() == [], "a folder that tells of no rows has seen none since its training"
 
 
 def _edit(**changes: object) -> Callable[[Path], None]:
@@ -91,6 +92,8 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_edit(base=None), "broken"),
         (_edit(max_length="long"), "broken"),
         (_edit(max_length=float("inf")), "broken"),
+        (_edit(seen=[{"step": "search", "texts": []}]), "broken .'fingerprint'"),
+        (_edit(seen=7), "broken"),
     ],
 )
 def test_a_broken_record_is_one_line(folder: Path, change: Callable[[Path], object], message: str) -> None:

@@ -340,6 +340,29 @@ def test_the_rows_of_the_search_are_refused_for_evaluation(
     refused(train.take([fresh, fresh]), "")
 
 
+@pytest.mark.parametrize("how", ["export", "convert"])
+def test_a_dense_folder_refuses_what_its_model_refuses(
+    home: Path, tiny_folders: dict[str, Path], tmp_path: Path, how: str
+) -> None:
+    files, base = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")], tiny_folders["bert"]
+    with pytest.warns(MbertWarning, match="nothing tells"):
+        model = mb.search(files, "ties", 1, home / "data", held_out=10, base=base)
+    write_corpus(tmp_path / "other", ("sst",), dev=12)
+    train = mb.load_rows(get_task("sst"), "train", home / "data")
+    place = next(place for place, one in enumerate(train.hashes()) if one in seen(model)["search", "sst"])
+    if how == "export":
+        folder, _ = mb.export(model, tmp_path / "dense", base=base)
+    else:
+        mb.save(model, tmp_path / "m.safetensors")
+        folder, _ = mb.convert(tmp_path / "m.safetensors", "hf", tmp_path / "dense", base=base)
+    assert mb.evaluate(folder, tmp_path / "other").scores
+    with (tmp_path / "other/sst/dev.tsv").open("a") as file:
+        file.write(f"{train.texts[place][0]}\t0\n")
+    told = r"dense/sst, task 'sst': 1 of 13 rows are among those whose labels the model has seen \(search\)"
+    with pytest.raises(CompositionError, match=told):
+        mb.evaluate(folder, tmp_path / "other")
+
+
 def test_files_of_before_there_were_hashes_are_known_by_their_fingerprint(bert: Encoder) -> None:
     rows = {name: tiny_rows(get_task(name), 12) for name in NAMES}
     told = {name: {"fingerprint": one.fingerprint(), "count": 12} for name, one in rows.items()}
