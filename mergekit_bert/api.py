@@ -301,7 +301,7 @@ def _given(
 
 def search(
     inputs: Sequence[Input | str | Path],
-    method: str | Recipe = "task_arithmetic",
+    method: str | Recipe = "",
     evaluations: int = 64,
     data: str | Path | None = None,
     *,
@@ -316,10 +316,11 @@ def search(
 ) -> Merged:
     """The merge of ``inputs`` that scores best overall, of at most ``evaluations``, on rows held out from ``train``.
 
-    ``over`` names what is searched: ``weights``, ``layers`` (a factor for each third of them) and ``options`` of the
-    method. ``held_out`` is the most rows of a task to score on, whose labels are read. ``texts`` and ``rows`` are as in
-    :func:`merge`, for methods that need unlabelled rows. With ``out``, the name of the file to come, finished
-    evaluations are kept beside it.
+    ``method`` is as in :func:`merge`, but the recommended one does not learn by itself. ``over`` names what is
+    searched: ``weights``, ``layers`` (a factor for each third of them) and ``options`` of the method. ``held_out`` is
+    the most rows of a task to score on, whose labels are read. ``texts`` and ``rows`` are as in :func:`merge`, for
+    methods that need unlabelled rows. With ``out``, the name of the file to come, finished evaluations are kept beside
+    it.
     """
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
@@ -330,6 +331,7 @@ def search(
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
     encoder = _encoder(base or ingredients[0].base.name)
     recipe = method if isinstance(method, Recipe) else Recipe(method)
+    recipe, _ = with_method(recipe, ingredients, bool(data or texts), searched=True)
     given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
     path = beside(_file(out), SEARCHED) if out is not None else None
     held = {name: one.held_out for name, one in chosen.items()}

@@ -363,6 +363,16 @@ def test_a_dense_folder_refuses_what_its_model_refuses(
         mb.evaluate(folder, tmp_path / "other")
 
 
+@pytest.mark.parametrize("method", ["", Recipe(weights={"sst": 0.5})], ids=["no method", "a recipe without one"])
+def test_python_searches_the_recommended_method_too(
+    home: Path, tiny_folders: dict[str, Path], method: str | Recipe
+) -> None:
+    files = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")]
+    with pytest.warns(MbertWarning, match="nothing tells"):
+        model = mb.search(files, method, 1, home / "data", base=tiny_folders["bert"])
+    assert model.method == "pico", "one that does not learn by itself, though there are rows"
+
+
 def test_files_of_before_there_were_hashes_are_known_by_their_fingerprint(bert: Encoder) -> None:
     rows = {name: tiny_rows(get_task(name), 12) for name in NAMES}
     told = {name: {"fingerprint": one.fingerprint(), "count": 12} for name, one in rows.items()}
