@@ -3,7 +3,7 @@
 Merges are tried at one site of each kind, spread over the layers, or at every site; the linear sum and the spaces
 always at every site. Errors are Frobenius norms beside the largest input's (or the result's, where it is larger).
 Statistics that the files do not have are measured on rows where some are given, else methods that need them are left
-out; so are those that learn, whose merges are fitted and promise nothing.
+out. Methods that learn need rows too, and are tried before their first step: what is fitted promises nothing.
 """
 
 import math
@@ -91,7 +91,7 @@ def try_promises(
     show: bool = False,
     given: Given | None = None,
 ) -> Promises:
-    """Try every method (or ``methods``) that does not learn in every space; ``given`` has rows to measure on.
+    """Try every method (or ``methods``) in every space; ``given`` has the rows that some of them need.
 
     Raises CompositionError for what can never be merged, UnknownNameError for an unknown method.
     """
@@ -104,20 +104,19 @@ def try_promises(
         for number, name in enumerate(names):
             bar(number, name)
             method = METHODS.get(name)
-            if method.learn is not None:
-                left_out[name] = f"method {name}: it is fitted to rows, and promises nothing that could be tried here"
-                continue
             try:
                 Recipe(name, weights=_weights(ingredients)).check(ingredients)
                 known = with_statistics(method, ingredients, given)
+                tried = known if every_site else [_at(one, chosen) for one in known]
+                if method.learn is not None:  # it tells what it refuses only when it starts
+                    _merged(tried, _unlearned(method, "full"), given)
             except MbertError as error:
                 left_out[name] = str(error)
                 continue
-            if method.linear:
+            if method.linear and method.learn is None:
                 checks.append(_linear(known, method))
-            tried = known if every_site else [_at(one, chosen) for one in known]
             for space in ("full",) if method.linear else method.spaces:
-                checks += _of_method(tried, method, space)
+                checks += _of_method(tried, method, space, given)
     return Promises(checks, left_out)
 
 
@@ -126,28 +125,35 @@ def _at(one: Ingredient, sites: set[str]) -> Ingredient:
     return replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in sites})
 
 
-def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str) -> list[Check]:
+def _unlearned(method: Method, space: str) -> Recipe:
+    """The method with its defaults; one that learns with the options under which it takes no step."""
+    return Recipe(method.name, space, (method.one_stays or {}) if method.learn is not None else {})
+
+
+def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str, given: Given | None) -> list[Check]:
     what = method.name if space == "full" else f"{method.name} in {space}"
     try:
-        return list(_tried(ingredients, method, space, what))
+        return list(_tried(ingredients, method, space, what, given))
     except MbertError as error:
         return [Check(MERGED, what, math.inf, str(error))]
 
 
-def _tried(ingredients: Sequence[Ingredient], method: Method, space: str, what: str) -> Iterator[Check]:
+def _tried(
+    ingredients: Sequence[Ingredient], method: Method, space: str, what: str, given: Given | None
+) -> Iterator[Check]:
     if method.one_stays is not None:
         recipe = Recipe(method.name, space, method.one_stays)
         yield Check(
             ALONE,
             what,
-            *max(_apart(_dense(_merged([one], recipe)), _dense(one), _sizes([one])) for one in ingredients),
+            *max(_apart(_dense(_merged([one], recipe, given)), _dense(one), _sizes([one])) for one in ingredients),
         )
-    recipe = Recipe(method.name, space)
-    model = _merged(ingredients, recipe)
+    recipe = _unlearned(method, space)
+    model = _merged(ingredients, recipe, given)
     if not method.order_matters and len(ingredients) > 1:
         exact, sizes, places = _dense(model), _sizes(ingredients), range(len(ingredients))
         orders = sorted({(*places[1:], 0), tuple(reversed(places))})
-        again = (_dense(_merged([ingredients[place] for place in order], recipe)) for order in orders)
+        again = (_dense(_merged([ingredients[place] for place in order], recipe, given)) for order in orders)
         yield Check(ORDER, what, *max(_apart(other, exact, sizes) for other in again))
     yield Check(RELOADED, what, *_reloaded(model), tolerance=0.0)
 
@@ -157,9 +163,11 @@ def _weights(ingredients: Sequence[Ingredient]) -> dict[str, float]:
     return {name: 1 / place for place, name in enumerate(sorted(one.name for one in ingredients), 1)}
 
 
-def _merged(ingredients: Sequence[Ingredient], recipe: Recipe, lazy: bool = False) -> Merged:
+def _merged(
+    ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | None = None, lazy: bool = False
+) -> Merged:
     weights = _weights(ingredients)
-    model = merge(ingredients, replace(recipe, weights=weights), lazy=lazy)
+    model = merge(ingredients, replace(recipe, weights=weights), given, lazy)
     assert isinstance(model, Merged)
     return model
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.adapters.ledger import Ledger
-from mergekit_bert.composing import spaces
+from mergekit_bert.composing import spaces, weighting
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient, of_adapter
 from mergekit_bert.composing.merging import ingredient
-from mergekit_bert.composing.method import METHODS, Site
-from mergekit_bert.composing.methods import orthoada, ties
+from mergekit_bert.composing.method import METHODS, Learned, Lesson, Site
+from mergekit_bert.composing.methods import distill, orthoada, ties
 from mergekit_bert.errors import CompositionError, DataError, ModelFileError
 from mergekit_bert.evaluation import promises
 from mergekit_bert.evaluation.doctor import (
@@ -352,21 +353,52 @@ def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapt
     }
     for name, reason in found.left_out.items():
         assert set(METHODS.get(name).needs) - {"basis"}
-        assert ("missing" if METHODS.get(name).learn is None else "is fitted to rows") in reason
+        assert re.search("missing; expected .*--data or --texts", reason)
     other = try_promises(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
     assert other.broken == []
     assert "without an orthogonal basis" in other.left_out.pop("orthoada")
     assert other.left_out == {}
 
 
-def test_with_rows_only_methods_that_learn_are_left_out(bert: mb.Encoder, three: list[Adapter]) -> None:
+def test_with_rows_every_method_is_tried_and_none_takes_a_step(
+    bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (distill, weighting):
+        monkeypatch.setattr(module, "descend", lambda *_: pytest.fail("it learns"))
     found = try_promises(inputs(three[:2]), given=some_rows(bert))
     assert found.broken == []
+    assert found.left_out == {}
+    needy = {method.name for method in METHODS if {"gram", "fisher", "rows"} & set(method.needs)}
     learn = {method.name for method in METHODS if method.learn is not None}
-    assert set(found.left_out) == learn
-    measuring = {method.name for method in METHODS if {"gram", "fisher"} & set(method.needs)}
-    assert measuring
-    assert measuring - learn <= {one.what for one in found.checks if one.promise == promises.RELOADED}
+    assert learn < needy
+    for promise in (promises.ALONE, promises.ORDER, promises.RELOADED):
+        tried = {one.what for one in found.checks if one.promise == promise}
+        assert (learn if promise == promises.ALONE else needy) <= tried
+
+
+def test_a_method_that_learns_is_held_to_its_word(
+    bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = distill._learn
+
+    def learn(lesson: Lesson) -> Learned:
+        found = really(lesson)
+        return dataclasses.replace(
+            found, deltas={site: one.scaled(1.001) for site, one in (found.deltas or {}).items()}
+        )
+
+    monkeypatch.setattr(distill, "RECORD", dataclasses.replace(distill.RECORD, learn=learn))
+    found = try_promises(inputs(three[:2]), ["distill"], given=some_rows(bert))
+    assert [one.promise for one in found.broken] == [promises.ALONE]
+
+
+def test_a_method_that_learns_is_left_out_where_it_refuses_the_inputs(bert: mb.Encoder, three: list[Adapter]) -> None:
+    one, two = inputs(three[:2])
+    dense = dataclasses.replace(one, deltas={site: Dense(delta.dense()) for site, delta in one.deltas.items()})
+    found = try_promises([dense, two], ["distill", "adamerging"], given=some_rows(bert))
+    assert found.broken == []
+    assert set(found.left_out) == {"distill"}
+    assert "a dense start; expected factors to learn; give --rank" in found.left_out["distill"]
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, module: Any, adapters: list[Adapter], **changes: Any) -> dict[str, float]:
