@@ -1,4 +1,4 @@
-"""Learning on rows without labels: the teachers' answers, computed once, and the descent that methods share."""
+"""Learning on rows without labels: what models answer to them, and the descent that methods share."""
 
 import contextlib
 import math
