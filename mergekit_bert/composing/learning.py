@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.composing.source import code
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
@@ -114,12 +115,13 @@ def descend(
 
     ``loss(step)`` gives terms that are added up, each computed, and its graph freed, before the next. It must be a
     function of the step alone: then a run that was killed goes on from its checkpoint in ``folder`` to the same bits.
-    ``key`` is everything that determines the run. Returns the loss of every step; raises CompositionError where it is
-    not finite.
+    ``key`` is everything that determines the run but the source code: under another source it begins anew. Returns
+    the loss of every step; raises CompositionError where it is not finite.
     """
     optimizer = torch.optim.Adam(parameters.values(), fused=True)
     path = folder / CHECKPOINT if folder is not None else None
-    losses = _resume(path, fingerprint(key), parameters, optimizer)
+    known = fingerprint({"run": key, "code": code()})
+    losses = _resume(path, known, parameters, optimizer)
     warmup, saved = max(1, round(0.1 * steps)), time.monotonic()
     with progress_bar(title, steps, show) as bar:
         for step in range(len(losses), steps):
@@ -141,7 +143,7 @@ def descend(
             losses.append(value)
             bar(step + 1, f"loss {value:.4f}")
             if path is not None and time.monotonic() - saved > _SAVE_SECONDS:
-                _save(path, fingerprint(key), parameters, optimizer, losses)
+                _save(path, known, parameters, optimizer, losses)
                 saved = time.monotonic()
     if path is not None:
         remove(path)

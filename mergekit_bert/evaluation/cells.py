@@ -5,11 +5,9 @@ A finished cell is one file, known by a fingerprint of everything that determine
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from mergekit_bert.composing.merging import Given, merge, reads_rows
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
+from mergekit_bert.composing.source import code
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -36,8 +35,6 @@ from mergekit_bert.hardware import memory_meter
 from mergekit_bert.registry import unknown
 
 _FORMAT = 2
-_DECIDING = ("hardware.py", "data", "encoder", "adapters", "composing")
-"""Where the source lies that decides what a merge is and what it answers."""
 
 Calibration = Mapping[str, Mapping[str, Rows]]
 """Rows of every task by step (``scales``, ``heads``), in the order in which the steps are taken; empty: none is."""
@@ -157,16 +154,6 @@ def run_cells(
                 _write(path(steps), kept)
         cells.append(kept)
     return cells
-
-
-@functools.cache
-def code() -> dict[str, str]:
-    """What a finished merge owes to the code: a SHA-256 over the source that decides its answers, and versions."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    files = [file for name in _DECIDING for file in (sorted((root / name).rglob("*.py")) or [root / name])]
-    for file in files:
-        digest.update(f"{file.relative_to(root).as_posix()};".encode() + file.read_bytes())
-    return {"source": digest.hexdigest(), **{name: version(name) for name in ("torch", "transformers")}}
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from mergekit_bert.composing.merging import Given, merge, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
+from mergekit_bert.composing.source import code
 from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.evaluation.cells import code
 from mergekit_bert.files import fingerprint, write_json
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown

@@ -1,0 +1,36 @@
+"""What a merge owes to the code: the source that decides its answers, and no other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergekit_bert.composing import source
+from mergekit_bert.composing.source import code
+
+
+def test_it_names_versions_and_is_the_same_again() -> None:
+    assert code() == code.__wrapped__()
+    assert set(code()) == {"source", "torch", "transformers"}
+    assert code()["torch"] == torch.__version__
+
+
+def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "composing/source.py"))
+    for name in (
+        "hardware.py",
+        "data/a.py",
+        "encoder/a.py",
+        "adapters/a.py",
+        "composing/methods/a.py",
+        "evaluation/a.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    before = code.__wrapped__()
+    (tmp_path / "evaluation/a.py").write_text("two")
+    assert code.__wrapped__() == before
+    for name in ("hardware.py", "composing/methods/a.py"):
+        (tmp_path / name).write_text("two")
+        assert code.__wrapped__() != before
+        before = code.__wrapped__()
