@@ -31,7 +31,10 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
     if "search" in model.trace:
         told = model.trace["search"]
         scores = [one["score"] for one in told["evaluations"]]
-        print(f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges")
+        print(
+            f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges "
+            "(on the rows searched, where the best is too good; eval tells what it is worth elsewhere)"
+        )
     for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
         kept = "" if told["strength"] else " (the old head is kept)"
         figures = f"{told['before']:.3f} to {told['after']:.3f}"
