@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from mergekit_bert.composing.ingredient import Ingredient, of_adapter
 from mergekit_bert.composing.merging import Given
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.data.invented import invent
-from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
-from mergekit_bert.data.rows import Rows, shuffled
+from mergekit_bert.data.metrics import metric, overall_score, predicted_column
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
@@ -26,6 +25,7 @@ from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.evaluation.cells import Cell, run_cells
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.held_out import training_split
+from mergekit_bert.evaluation.sources import at_most
 
 RESAMPLES = 1000
 CALIBRATED = 256
@@ -48,7 +48,7 @@ class Result:
 
     @property
     def overall(self) -> float:
-        """Mean of the tasks, a correlation counting as (r + 1) / 2."""
+        """The overall score."""
         return _overall(self.own)
 
     @property
@@ -124,7 +124,7 @@ class Set:
         if invented:
             words = whole_words(self.encoder.tokenizer)
             return Given(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
-        return Given(lambda: self.encoder, lambda task: _some(self.train[task], rows), show=True)
+        return Given(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
 
     def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
@@ -146,7 +146,7 @@ class Set:
         """What a calibration takes of a task, apart from dev: for heads, rows with labels that training held out."""
         rows, scored = self.train[name] if step == "scales" else _split(self, name)[1], self.dev[name][1]
         apart = set(scored.hashes())
-        return _some(rows.take([place for place, one in enumerate(rows.hashes()) if one not in apart]), CALIBRATED)
+        return at_most(rows.take([place for place, one in enumerate(rows.hashes()) if one not in apart]), CALIBRATED)
 
     def result(self, names: Sequence[str], label: str, told: Mapping[str, Any], rows: int | None = None) -> Result:
         """The cell and its figures: none where it was refused."""
@@ -186,13 +186,12 @@ def draws(dev: Dev) -> dict[str, Int[np.ndarray, "draws rows"]]:
 
 def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws rows"]]) -> Float[np.ndarray, "draws"]:
     """The overall score of ``cell`` on each draw of the rows."""
-    found = []
+    figures = []
     for name, (task, rows) in dev.items():
         true, predicted = rows.label_column(), predicted_column(task.kind, cell.outputs[name])
         value = metric(task.metric).value
-        found.append([on_unit_scale(task.metric, value(true[draw], predicted[draw])) for draw in index[name]])
-    overall: Float[np.ndarray, "draws"] = np.mean(found, axis=0)
-    return overall
+        figures.append([(task.metric, value(true[draw], predicted[draw])) for draw in index[name]])
+    return np.array([overall_score(draw) for draw in zip(*figures, strict=True)])
 
 
 def interval(percents: Float[np.ndarray, "sets draws"]) -> tuple[float, float]:
@@ -209,7 +208,7 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _overall(figures: Mapping[str, float]) -> float:
-    return fmean(on_unit_scale(task_of(task).metric, value) for task, value in figures.items())
+    return overall_score((task_of(task).metric, value) for task, value in figures.items())
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
@@ -224,8 +223,3 @@ def _split(one: Set, name: str) -> tuple[Rows, Rows]:
 
 def _first(rows: Rows, count: int) -> Rows:
     return rows.take(range(min(count, len(rows))))
-
-
-def _some(rows: Rows, count: int) -> Rows:
-    """At most ``count``, the same every time."""
-    return rows.take(sorted(shuffled(len(rows), 0)[:count]))

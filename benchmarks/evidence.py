@@ -7,7 +7,6 @@ of the same adapters: of a task's figure as it is, overall with correlations as 
 --out and not computed again.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +23,7 @@ from benchmarks.foretelling import correlations, foretell, table_of
 from benchmarks.machine import provenance, write_result
 from mergekit_bert.composing.method import METHODS, make_options
 from mergekit_bert.evaluation.doctor import ANSWERS, DISTURBED
-from mergekit_bert.files import write_atomic
+from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.progress import progress_bar
 
 HALF = {"method": "task_arithmetic", "weight": 0.5}
@@ -283,7 +282,6 @@ def _curve_table(points: Sequence[Mapping[str, Any]]) -> str:
 
 def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
     """A picture for each of what was varied: overall whole, the worst task dashed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     labels = {"rows": "rows of each task", "steps": "steps", "rank": "rank of the merged Delta",
@@ -312,9 +310,7 @@ def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
         axes.legend(fontsize=7, loc="lower right", handlelength=3)
         axes.grid(alpha=0.3)
     picture.axes[0].set_ylabel(f"per cent of the ensemble ({name})")
-    image = io.BytesIO()
-    FigureCanvasAgg(picture).print_png(image)
-    write_atomic(path, image.getvalue())
+    write_picture(picture, path)
 
 
 # --- what the doctor foretells ----------------------------------------------------------------------------------------

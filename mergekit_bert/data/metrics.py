@@ -3,8 +3,9 @@
 Outputs are ``(rows, labels)`` logits of a classification, or ``(rows, 1)`` values of a regression.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -88,3 +89,11 @@ def predicted_column(kind: str, outputs: Float[np.ndarray, "rows out"]) -> Colum
 def on_unit_scale(name: str, value: float) -> float:
     """A figure on the scale of an accuracy: a correlation ``r`` counts as ``(r + 1) / 2``, all else as it is."""
     return (value + 1) / 2 if metric(name).correlation else value
+
+
+def overall_score(figures: Iterable[tuple[str, float]]) -> float:
+    """The mean of the figures of several tasks, each with the name of its metric, on the scale of an accuracy.
+
+    For sst, para and sts it is the overall score of the field, (sst + para + (sts + 1) / 2) / 3.
+    """
+    return fmean(on_unit_scale(name, value) for name, value in figures)

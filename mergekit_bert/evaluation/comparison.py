@@ -4,13 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
-from mergekit_bert.data.metrics import on_unit_scale
+from mergekit_bert.data.metrics import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM
@@ -34,14 +33,11 @@ class Grid:
     values: Mapping[tuple[str, str], float | None]
 
     def overall(self, model: str) -> float | None:
-        """Mean over the tasks, a correlation counting as (r + 1) / 2; None unless every task was measured.
-
-        For sst, para and sts it is the overall score of the field, (sst + para + (sts + 1) / 2) / 3.
-        """
+        """The overall score (a correlation counts as (r + 1) / 2); None unless every task was measured."""
         found = [(metric, self.values.get((task, model))) for task, metric in self.tasks]
         if any(value is None for _, value in found):
             return None
-        return fmean(on_unit_scale(metric, value) for metric, value in found if value is not None)
+        return overall_score((metric, value) for metric, value in found if value is not None)
 
 
 def retention(value: float | None, reference: float | None) -> float | None:

@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.recipe import ENSEMBLE
-from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
+from mergekit_bert.data.metrics import metric, overall_score, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
@@ -69,7 +68,7 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
         return found
 
     def overall(found: Mapping[str, float]) -> float:
-        return fmean(on_unit_scale(columns[name][0].metric, value) for name, value in found.items())
+        return overall_score((columns[name][0].metric, value) for name, value in found.items())
 
     figures = {id(cell): values(cell) for cell in finished}
     whole = next((figures[id(cell)] for cell in finished if cell.recipe.method == ENSEMBLE), None)
@@ -141,7 +140,7 @@ def full_figures(
         if match is None:
             return None
         found[name] = match
-    return found | {"overall": fmean(on_unit_scale(tasks[name][0].metric, value) for name, value in found.items())}
+    return found | {"overall": overall_score((tasks[name][0].metric, value) for name, value in found.items())}
 
 
 def to_json(contest: Contest) -> dict[str, Any]:

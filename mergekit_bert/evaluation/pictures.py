@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +13,21 @@ from mergekit_bert.evaluation.doctor import Report
 from mergekit_bert.evaluation.tables import figure
 from mergekit_bert.files import write_atomic
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_picture(picture: "Figure", path: Path) -> None:
+    """Write ``picture`` as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    data = io.BytesIO()
+    FigureCanvasAgg(picture).print_png(data)
+    write_atomic(path, data.getvalue())
+
 
 def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
     """Write a PNG: tasks (and overall) × models, the figure in each cell, its colour the share of ``reference``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [*(task for task, _ in grid.tasks), "overall"]
@@ -39,14 +51,11 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
         for column, value in enumerate(values):
             axes.text(column, row, figure(value), ha="center", va="center")
     picture.colorbar(image, ax=axes, label=f"per cent of {reference}")
-    data = io.BytesIO()
-    FigureCanvasAgg(picture).print_png(data)
-    write_atomic(path, data.getvalue())
+    write_picture(picture, path)
 
 
 def contest_picture(placed: Sequence[Standing], path: Path) -> None:
     """Write a PNG: what every merge keeps of the ensemble by task, and its score against bytes and seconds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [one.cell.name for one in placed]
@@ -72,9 +81,7 @@ def contest_picture(placed: Sequence[Standing], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("overall score")
-    data = io.BytesIO()
-    FigureCanvasAgg(picture).print_png(data)
-    write_atomic(path, data.getvalue())
+    write_picture(picture, path)
 
 
 _SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "answers": (0.0, 2.0)}
@@ -83,7 +90,6 @@ _SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0
 
 def doctor_picture(report: Report, path: Path) -> None:
     """Write a PNG: each matrix of ``report`` as a heatmap, i by row and j by column."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns, count = 4, len(report.names)
@@ -104,6 +110,4 @@ def doctor_picture(report: Report, path: Path) -> None:
                 axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
     for axes in grid[len(report.matrices) :]:
         axes.set_axis_off()
-    data = io.BytesIO()
-    FigureCanvasAgg(picture).print_png(data)
-    write_atomic(path, data.getvalue())
+    write_picture(picture, path)

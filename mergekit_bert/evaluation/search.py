@@ -27,7 +27,7 @@ from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import code
-from mergekit_bert.data.metrics import metric, on_unit_scale, predicted_column
+from mergekit_bert.data.metrics import metric, overall_score, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
@@ -124,7 +124,7 @@ def moved(recipe: Recipe, ingredients: Sequence[Ingredient], axes: Sequence[Axis
 
 
 def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
-    """The mean of the tasks' main figures, a correlation as ``(r + 1) / 2``; 0 where an output is not finite."""
+    """The overall score of the tasks' main figures; 0 where an output is not finite."""
     predictor = Predictor(model, encoder)
     found = []
     for name, (task, rows) in tasks.items():
@@ -132,8 +132,8 @@ def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
         if not np.isfinite(outputs).all():
             return 0.0
         value = metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
-        found.append(on_unit_scale(task.metric, value))
-    return fmean(found)
+        found.append((task.metric, value))
+    return overall_score(found)
 
 
 def search(

@@ -97,11 +97,11 @@ class Sources:
 
     def given(self, count: int, encoder: Encoder, show: bool) -> Given:
         """At most ``count`` rows of each task for a method that needs some."""
-        return Given(lambda: encoder, functools.cache(lambda name: _some(self.unlabelled(name), count)), show=show)
+        return Given(lambda: encoder, functools.cache(lambda name: at_most(self.unlabelled(name), count)), show=show)
 
     def calibration(self, steps: Sequence[str], count: int) -> dict[str, Mapping[str, Rows]]:
         """The rows of each task to calibrate on, by step: at most ``count`` for ``scales``, ``labelled`` for heads."""
-        scaling = {name: _some(self.unlabelled(name), count) for name in self.tasks if "scales" in steps}
+        scaling = {name: at_most(self.unlabelled(name), count) for name in self.tasks if "scales" in steps}
         return {step: {"scales": scaling, "heads": self.labelled}[step] for step in steps}
 
 
@@ -161,7 +161,7 @@ def _unlabelled(task: Task, data: str | Path | None, texts: Texts, count: int, e
     """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
     if str(data) == INVENTED and task.name not in texts:
         return invent(task, whole_words(encoder().tokenizer), count)
-    return _some(unlabelled_rows(task, data, texts), count)
+    return at_most(unlabelled_rows(task, data, texts), count)
 
 
 def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int) -> Chosen:
@@ -171,6 +171,6 @@ def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: str | Pat
     return chosen
 
 
-def _some(found: Rows, count: int) -> Rows:
+def at_most(found: Rows, count: int) -> Rows:
     """At most ``count`` rows of the rows found, the same every time."""
     return found.take(sorted(shuffled(len(found), 0)[:count]))

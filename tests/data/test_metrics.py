@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mergekit_bert.data.metrics import METRICS, metric, on_unit_scale, predicted_column
+from mergekit_bert.data.metrics import METRICS, metric, on_unit_scale, overall_score, predicted_column
 from mergekit_bert.errors import UnknownNameError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -148,6 +148,10 @@ def test_a_prediction_is_the_best_label_or_the_value() -> None:
 )
 def test_a_correlation_counts_on_the_scale_of_an_accuracy(name: str, figure: float, unit: float) -> None:
     assert on_unit_scale(name, figure) == unit
+
+
+def test_the_overall_score_is_the_mean_on_that_scale() -> None:
+    assert overall_score([("accuracy", 0.4), ("f1", 0.9), ("pearson", -0.5)]) == pytest.approx((0.4 + 0.9 + 0.25) / 3)
 
 
 def test_an_unknown_metric_suggests_the_near_one() -> None:
