@@ -25,6 +25,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def processor() -> str:
+    """What computes: the first GPU's name, or the vector instructions of the CPU; the gain of bf16 hangs on it."""
+    if default_device().type == "cuda":
+        return f"cuda {torch.cuda.get_device_name()}"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
 def set_threads(count: int | None) -> None:
     """Use ``count`` CPU threads; ``None`` leaves torch's choice. Sums depend on it, so runs record it."""
     if count is not None:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from mergekit_bert import hardware
 from mergekit_bert.errors import UnknownNameError
-from mergekit_bert.hardware import GpuMeter, autocast, generator, gpu_meter, pick_precision, set_threads, threads
+from mergekit_bert.hardware import (
+    GpuMeter,
+    autocast,
+    generator,
+    gpu_meter,
+    pick_precision,
+    processor,
+    set_threads,
+    threads,
+)
 
 CPU = torch.device("cpu")
 
@@ -38,6 +47,14 @@ def test_a_generator_leaves_the_global_one_alone() -> None:
 
 def test_order_and_number_of_seeds_matter() -> None:
     assert len({tuple(numbers(*seeds)) for seeds in ((0,), (0, 0), (0, 1), (1, 0), (1,), (0, 0, 0))}) == 6
+
+
+def test_the_processor_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processor() == f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert processor() == "cuda NVIDIA H100"
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

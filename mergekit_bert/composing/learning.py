@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.composing.source import code
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
@@ -120,7 +120,7 @@ def descend(
     """
     optimizer = torch.optim.Adam(parameters.values(), fused=True)
     path = folder / CHECKPOINT if folder is not None else None
-    known = fingerprint({"run": key, "code": code()})
+    known = fingerprint({"run": key, "made_by": made_by()})
     losses = _resume(path, known, parameters, optimizer)
     warmup, saved = max(1, round(0.1 * steps)), time.monotonic()
     with progress_bar(title, steps, show) as bar:

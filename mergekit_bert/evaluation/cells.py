@@ -23,7 +23,7 @@ from mergekit_bert.composing.merging import Given, merge, reads_rows
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
-from mergekit_bert.composing.source import code
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -108,8 +108,9 @@ def run_cells(
 
     Each is read where it was finished before, else computed and kept in ``folder``; what is merged is merged once. A
     cell is known by the inputs, the base, the rows scored on and those learned or calibrated on, by the recipe with
-    every option and weight that it does not name, by the versions of torch and transformers, and by the source of
-    mbert's merging, adapters, encoder and data. So a changed default or method is a new cell, a changed table is not.
+    every option and weight that it does not name, by the processor and the versions of torch and transformers, and by
+    the source of mbert's merging, adapters, encoder and data. So a changed default or method is a new cell, a changed
+    table is not.
     """
     variants: list[Calibration] = [{}]
     if calibration and recipe.method != ENSEMBLE:
@@ -123,7 +124,7 @@ def run_cells(
 
     common = {
         "format": _FORMAT,
-        "code": code(),
+        "made_by": made_by(),
         "recipe": known,
         "inputs": [identity(one) for one in ingredients],
         "base": encoder.fingerprint,

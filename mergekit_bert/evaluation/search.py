@@ -26,7 +26,7 @@ from mergekit_bert.composing.merging import Given, merge, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
-from mergekit_bert.composing.source import code
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.metrics import metric, overall_score, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -166,7 +166,7 @@ def search(
     key = fingerprint(
         {
             "format": _FORMAT,
-            "code": code(),
+            "made_by": made_by(),
             "recipe": settled(recipe, inputs).to_json(),
             "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
             "inputs": [identity(one) for one in inputs],

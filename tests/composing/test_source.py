@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mergekit_bert.composing import source
-from mergekit_bert.composing.source import code
+from mergekit_bert.composing.source import made_by
 
 
 def test_it_names_versions_and_is_the_same_again() -> None:
-    assert code() == code.__wrapped__()
-    assert set(code()) == {"source", "torch", "transformers"}
-    assert code()["torch"] == torch.__version__
+    assert made_by() == made_by.__wrapped__()
+    assert set(made_by()) == {"source", "torch", "transformers", "processor"}
+    assert made_by()["torch"] == torch.__version__
 
 
 def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

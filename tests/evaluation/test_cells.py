@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.composing.methods import ties
+from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.methods import distill, ties
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
@@ -19,6 +21,7 @@ from mergekit_bert.data.task import get_task
 from mergekit_bert.evaluation import cells, contest
 from tests.evaluation.helpers import SOME, other_ties, run
 
+TASKS = ("sst", "sts", "para")
 pytestmark = pytest.mark.usefixtures("quick_intervals")
 
 
@@ -93,7 +96,7 @@ def test_answers_that_are_not_finite_are_refused(
 def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data)) for name in ("sst", "sts", "para")}
+    tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data)) for name in TASKS}
 
     def files(recipe: Recipe) -> int:
         (cell,) = cells.run_cells(recipe, [api.ingredient(one) for one in three], bert, tasks, None, tmp_path / "c")
@@ -110,8 +113,24 @@ def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     monkeypatch.setattr(cells.METHODS, "get", lambda name: changed)
     assert files(Recipe("ties")) == 4
     monkeypatch.undo()
-    monkeypatch.setattr(cells, "code", lambda: {"source": "of another version"})
+    monkeypatch.setattr(cells, "made_by", lambda: {"source": "of another version"})
     assert files(Recipe("ties")) == 5
+
+
+def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_is_told(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = cells.made_by()
+    monkeypatch.setattr(cells, "processor", lambda: "cuda of another kind")
+    there = cells.made_by.__wrapped__()
+    assert {name for name in here if here[name] != there[name]} == {"processor"}
+    monkeypatch.setattr(distill, "pick_precision", lambda asked, device: torch.bfloat16)
+    ingredients = [api.ingredient(one) for one in three]
+    tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data).take(range(4))) for name in TASKS}
+    given = Given(lambda: bert, lambda name: dataclasses.replace(tasks[name][1], labels=None))
+    recipe = Recipe("distill", options={"steps": 1, "batch_size": 2})
+    (cell,) = cells.run_cells(recipe, ingredients, bert, tasks, given, tmp_path / "c")
+    assert cell.learned["precision"] == "bfloat16"
 
 
 @pytest.mark.filterwarnings("ignore:--calibrate heads")

@@ -188,7 +188,7 @@ def test_evaluations_under_another_default_or_source_are_not_used_and_those_of_a
         patch.setattr(METHODS, "get", lambda name: changed)
         assert computed() == 3
     assert computed() == 3
-    monkeypatch.setattr(module, "code", lambda: {"source": "of another version"})
+    monkeypatch.setattr(module, "made_by", lambda: {"source": "of another version"})
     assert computed() == 3
     assert computed() == 0
 
