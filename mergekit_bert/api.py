@@ -29,7 +29,7 @@ from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.cells import recipes_for, run_cells
+from mergekit_bert.evaluation.cells import made_by, recipes_for, run_cells
 from mergekit_bert.evaluation.contest import (
     RESULTS,
     Contest,
@@ -38,6 +38,7 @@ from mergekit_bert.evaluation.contest import (
     refuse_other,
     standings,
     to_json,
+    with_earlier,
 )
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
@@ -452,8 +453,9 @@ def compare(
     :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
     :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. Finished
     cells are kept in the folder ``out`` and never computed twice; ``table.md``, ``table.json`` and ``picture.png`` are
-    written there, over those of other inputs or rows only with ``force``. ``references`` are more files around which
-    the figures of full fine-tuning may lie. Raises a :class:`~mergekit_bert.errors.MbertError` before any long work.
+    written there, with the lines of earlier calls, and over those of other inputs or rows only with ``force``.
+    ``references`` are more files around which the figures of full fine-tuning may lie. Raises a
+    :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
     folder, found, steps = Path(out), _read_all(inputs, base), read_steps(",".join(calibrate))
     ingredients = [ingredient(one) for one in found]
@@ -475,13 +477,13 @@ def compare(
             bar(number, recipe.method)
             given = sources.given(rows or rows_for(recipe), encoder, progress)
             cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
-    placed = standings(cells, sources.tasks)
+    placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
     records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
     full = full_figures(records, encoder.fingerprint, sources.tasks)
     refused = {cell.name: cell.refused for cell in cells if cell.refused}
     contest = Contest(placed, full, refused, on, {name: len(scored) for name, (_, scored) in sources.tasks.items()})
     table, markdown, picture = (folder / name for name in RESULTS)
-    write_json(table, {**to_json(contest), "comparison": comparison})
+    write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
     write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
     contest_picture(placed, picture)
     return contest

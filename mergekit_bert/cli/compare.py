@@ -51,8 +51,9 @@ def command(
     All methods run with their defaults, on texts whose labels are not read but for --calibrate heads. Who then picks a
     line has chosen on the rows scored: choose on --on held-out, and report on dev. Per cents are of the ensemble of the
     same adapters (none of merged files) and of full fine-tuning where it is recorded. A finished cell is kept in the
-    folder and never computed twice; a run that was killed goes on where it was. The last columns say how far a merge is
-    behind the best one (paired bootstrap over rows), what it needed, and what it cost.
+    folder and never computed twice: a run that was killed goes on where it was, and a later one with other methods adds
+    its lines. The last columns say how far a merge is behind the best one (paired bootstrap over rows), what it needed,
+    and what it cost.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs

@@ -44,7 +44,8 @@ Calibration = Mapping[str, Mapping[str, Rows]]
 class Cell:
     """One merge and what it gave: ``outputs`` of every task's rows, seconds and bytes of the merge, or why not.
 
-    ``learned`` is what a method that learns tells of it; ``steps`` are those of a calibration after the merge.
+    ``learned`` is what a method that learns tells of it; ``steps`` are those of a calibration after the merge; ``key``
+    is what its file is known by.
     """
 
     recipe: Recipe
@@ -55,14 +56,16 @@ class Cell:
     refused: str = ""
     learned: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    key: str = ""
 
     @property
     def name(self) -> str:
-        """The method, its space where that is not full, its rank, that of remainders, and the steps afterwards."""
+        """The method, space, rank, seed and rank of remainders where not the default ones, and the steps afterwards."""
         space = "" if self.recipe.space == "full" else f" in {self.recipe.space}"
         rank = f" rank {self.recipe.rank}" if self.recipe.rank else ""
+        seed = f" seed {self.recipe.seed}" if self.recipe.seed else ""
         private = [f"private {self.recipe.private}"] if self.recipe.private else []
-        return " + ".join([f"{self.recipe.method}{space}{rank}", *private, *self.steps])
+        return " + ".join([f"{self.recipe.method}{space}{rank}{seed}", *private, *self.steps])
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -81,7 +84,8 @@ def recipes_for(
 ) -> list[Recipe]:
     """The ensemble, then a recipe for every method in each of ``spaces`` (None: all) that makes a difference.
 
-    Raises UnknownNameError for a method or space that does not exist.
+    The seed is for those that draw from it: the others would make the same merge again. Raises UnknownNameError for a
+    method or space that does not exist.
     """
     records = [METHODS.get(name) for name in methods]
     for space in spaces or ():
@@ -91,7 +95,8 @@ def recipes_for(
     for method in records:
         own = ("full",) if method.linear else method.spaces
         chosen = [space for space in own if spaces is None or space in spaces]
-        found += [Recipe(method.name, space, seed=seed, rank=rank, private=private) for space in chosen]
+        drawn = seed if method.random else 0
+        found += [Recipe(method.name, space, seed=drawn, rank=rank, private=private) for space in chosen]
     return found
 
 
@@ -132,27 +137,27 @@ def run_cells(
         "unlabelled": unlabelled,
     }
 
-    def path(steps: Calibration, ending: str = ".safetensors") -> Path:
+    def key(steps: Calibration) -> str:
         read = {step: {name: rows.fingerprint() for name, rows in found.items()} for step, found in steps.items()}
-        return folder / f"{fingerprint({**common, 'calibration': read})[:32]}{ending}"
+        return fingerprint({**common, "calibration": read})[:32]
 
     @functools.cache
     def merged() -> _Made:
-        unfinished = dataclasses.replace(given, folder=path({}, ".run")) if given is not None else None
-        return _measured(lambda: merge(ingredients, recipe, unfinished), path({}, ".model.safetensors"))
+        unfinished = dataclasses.replace(given, folder=folder / f"{key({})}.run") if given is not None else None
+        return _measured(lambda: merge(ingredients, recipe, unfinished), folder / f"{key({})}.model.safetensors")
 
     cells: list[Cell] = []
     for steps in variants:
-        cell = Cell(recipe, {}, 0.0, 0, None, steps=tuple(steps))
+        cell = Cell(recipe, {}, 0.0, 0, None, steps=tuple(steps), key=key(steps))
         if cells and cells[0].refused:
             cells.append(dataclasses.replace(cell, refused=cells[0].refused))
             continue
-        kept = _read(path(steps), cell)
+        kept = read_cell(folder, cell)
         if kept is None:
-            scratch = path(steps, ".model.safetensors")
+            scratch = folder / f"{cell.key}.model.safetensors"
             kept = _run(cell, merged, _calibrated(steps, ingredients, encoder), scratch, encoder, tasks)
             if not kept.refused:
-                _write(path(steps), kept)
+                _write(folder, kept)
         cells.append(kept)
     return cells
 
@@ -223,13 +228,15 @@ def _run(
     )
 
 
-def _write(path: Path, cell: Cell) -> None:
+def _write(folder: Path, cell: Cell) -> None:
     told = {"seconds": cell.seconds, "size": cell.size, "memory": cell.memory, "learned": dict(cell.learned)}
-    write_tensors(path, {f"outputs.{name}": torch.from_numpy(values) for name, values in cell.outputs.items()}, told)
+    outputs = {f"outputs.{name}": torch.from_numpy(values) for name, values in cell.outputs.items()}
+    write_tensors(folder / f"{cell.key}.safetensors", outputs, told)
 
 
-def _read(path: Path, cell: Cell) -> Cell | None:
+def read_cell(folder: Path, cell: Cell) -> Cell | None:
     """``cell`` as it was finished before; None where it was not, or its file is broken."""
+    path = folder / f"{cell.key}.safetensors"
     if not path.exists():
         return None
     try:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from mergekit_bert.composing.ingredient import Ingredient, identity
-from mergekit_bert.composing.recipe import ENSEMBLE
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.data.metrics import metric, overall_score, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.cells import Cell
+from mergekit_bert.evaluation.cells import Cell, made_by, read_cell
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.records import Record
 from mergekit_bert.files import fingerprint
@@ -114,10 +114,7 @@ def comparison_of(ingredients: Sequence[Ingredient], encoder: Encoder, tasks: Ma
 
 def refuse_other(folder: Path, comparison: str, force: bool) -> None:
     """Raise OutputError where ``folder`` has results of another comparison, or of anything else, unless ``force``."""
-    try:
-        known = json.loads((folder / RESULTS[0]).read_text(encoding="utf-8"))["comparison"]
-    except (OSError, ValueError, LookupError, TypeError):
-        known = None
+    known = _told(folder).get("comparison")
     for path in (folder / name for name in RESULTS):
         if known != comparison and path.exists() and not force:
             raise OutputError(
@@ -126,6 +123,30 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
                 "a folder of its own",
                 "choose another --out or give --force",
             )
+
+
+def with_earlier(cells: Sequence[Cell], folder: Path, comparison: str) -> list[Cell]:
+    """``cells``, and the others of the table in ``folder``, where the same ``comparison``, program and machine made it.
+
+    They are read from their files; one whose file is gone is left out, and nothing is computed.
+    """
+    told, names = _told(folder), {cell.name for cell in cells}
+    same = told.get("comparison") == comparison and told.get("made_by") == made_by()
+    earlier = [
+        Cell(Recipe.from_json(one["recipe"]), {}, 0.0, 0, None, steps=tuple(one["calibrated"]), key=one["cell"])
+        for one in (told["standings"] if same else [])
+    ]
+    kept = [read_cell(folder, one) for one in earlier if one.name not in names]
+    return [*cells, *(one for one in kept if one is not None)]
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What table.json says; nothing where there is none, or something else."""
+    try:
+        told = json.loads((folder / RESULTS[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def full_figures(
@@ -158,6 +179,7 @@ def to_json(contest: Contest) -> dict[str, Any]:
         "standings": [
             {
                 "name": one.cell.name,
+                "cell": one.cell.key,
                 "recipe": one.cell.recipe.to_json(),
                 "calibrated": list(one.cell.steps),
                 "values": dict(one.values),

@@ -197,3 +197,59 @@ def test_the_table_of_other_inputs_or_rows_is_not_written_over(
     (tmp_path / "mine/table.md").write_text("mine")
     with pytest.raises(OutputError, match=r"table\.md"):
         api.compare(three, ["fedavg"], data=data, out=tmp_path / "mine", base=bert)
+
+
+@pytest.mark.filterwarnings("ignore:--calibrate heads")
+def test_a_later_call_adds_its_lines_and_computes_no_earlier_one(
+    three: list[Adapter],
+    bert: mb.Encoder,
+    data: Path,
+    tmp_path: Path,
+    merges: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "c"
+
+    def lines(method: str, **options: Any) -> dict[str, Any]:
+        found = api.compare(three, [method], ["full"], data, out=out, base=bert, **options)
+        told = json.loads((out / "table.json").read_text())["standings"]
+        assert [one["name"] for one in told] == [one.cell.name for one in found.placed]
+        assert all(one["name"] in (out / "table.md").read_text() for one in told)
+        return {one["name"]: one["values"] for one in told}
+
+    calls: list[tuple[str, dict[str, Any], set[str]]] = [
+        ("dare", {}, {"ensemble", "dare"}),
+        ("dare", {"seed": 1}, {"dare seed 1"}),
+        ("ties", {"seed": 1}, {"ties"}),
+        ("ties", {"rank": 2}, {"ties rank 2"}),
+        ("ties", {"private": 2}, {"ties + private 2"}),
+        ("fedavg", {"calibrate": ["heads"], "calibrate_rows": 20}, {"fedavg", "fedavg + heads"}),
+        ("ties", {}, set()),
+    ]
+    before: dict[str, Any] = {}
+    for method, options, new in calls:
+        found = lines(method, **options)
+        assert set(found) == set(before) | new
+        assert {name: found[name] for name in before} == before
+        before = found
+    assert merges == ["ensemble", "dare", "dare", "ties", "ties", "ties", "fedavg"]
+    assert before["dare"] != before["dare seed 1"]
+
+    merges.clear()
+    gone = next(one for one in json.loads((out / "table.json").read_text())["standings"] if one["name"] == "dare")
+    (out / f"{gone['cell']}.safetensors").unlink()
+    assert set(lines("ties")) == set(before) - {"dare"}
+    monkeypatch.setattr(contest, "made_by", lambda: {"source": "of another version"})
+    assert set(lines("ties")) == {"ensemble", "ties"}
+    assert merges == []
+
+
+def test_the_same_merge_learned_on_other_rows_takes_the_place_of_its_line(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
+) -> None:
+    tables = [api.compare(three, ["regmean"], data=data, rows=rows, out=tmp_path / "c", base=bert) for rows in (6, 5)]
+    found = [{one.cell.name: one.cell for one in table.placed} for table in tables]
+    assert set(found[0]) == set(found[1]) == {"ensemble", "regmean"}
+    assert found[0]["regmean"].key != found[1]["regmean"].key
+    told = json.loads((tmp_path / "c/table.json").read_text())["standings"]
+    assert {one["name"]: one["cell"] for one in told} == {name: cell.key for name, cell in found[1].items()}
