@@ -30,6 +30,7 @@ from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.cells import made_by, recipes_for, run_cells
+from mergekit_bert.evaluation.comparison import command_for
 from mergekit_bert.evaluation.contest import (
     RESULTS,
     Contest,
@@ -479,9 +480,13 @@ def compare(
             cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
     placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
     records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-    full = full_figures(records, encoder.fingerprint, sources.tasks)
+    figures = full_figures(records, encoder.fingerprint, sources.tasks)
+    full = figures if "overall" in figures else None
+    absent = [name for name in sources.tasks if name not in figures and sources.whole]
+    missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
     refused = {cell.name: cell.refused for cell in cells if cell.refused}
-    contest = Contest(placed, full, refused, on, {name: len(scored) for name, (_, scored) in sources.tasks.items()})
+    counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
+    contest = Contest(placed, full, refused, on, counts, missing)
     table, markdown, picture = (folder / name for name in RESULTS)
     write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
     write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
@@ -490,9 +495,10 @@ def compare(
 
 
 def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
-    """Where the records of the references may lie: around the inputs' files."""
+    """Where the records of the references may lie: around the inputs' files, as of eval, and around their folders."""
     files = [Path(one) for one in inputs if isinstance(one, str | Path)]
-    return list(dict.fromkeys(folder for path in files for folder in reference_folders(path.parent)))
+    around = [place for path in files for place in (path, path.parent)]
+    return list(dict.fromkeys(folder for place in around for folder in reference_folders(place)))
 
 
 def doctor(

@@ -57,7 +57,7 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
-    from mergekit_bert.evaluation.tables import as_text, contest_rows, contest_table
+    from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_rows, contest_table
     from mergekit_bert.hardware import set_threads
 
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
@@ -84,6 +84,8 @@ def command(
     )
     print(as_text(contest_table(contest.placed, contest.full)), end="")
     print(contest_rows(contest))
+    if missing := contest_missing(contest):
+        print(missing)
     for name, reason in contest.refused.items():
         print(f"left out {name}: {reason}")
     print(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

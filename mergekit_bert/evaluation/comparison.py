@@ -115,22 +115,26 @@ def compare(
     """
     lines, missing = [], []
     tasks = {task.name: task for task in model.tasks}
-    name = model.base["name"] if isinstance(model, FullModel) else model.base.name
-    rest = "" if data is None else f" --data {shlex.quote(str(data))}"
-    rest += "" if name == MINILM else f" --base {shlex.quote(name)}"
+    base = model.base["name"] if isinstance(model, FullModel) else model.base.name
     for score in scores:
         found = {name: _reference(name, model, score, records) for name in REFERENCES}
         lines.append(Line(score, found))
         if score.metric == tasks[score.task].metric:
-            task = (spelled or {}).get(score.task, score.task if score.task in TASKS.names() else f"{score.task}.yml")
-            task = shlex.quote(task)
             missing += [
-                _COMMANDS[name].format(name=score.task, task=task) + rest
-                for name, value in found.items()
-                if value is None
+                command_for(name, score.task, base, data, spelled) for name, value in found.items() if value is None
             ]
     main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
     return Comparison(role_of(model), tuple(lines), main, tuple(missing))
+
+
+def command_for(
+    role: str, task: str, base: str, data: str | Path | None = None, spelled: Mapping[str, str] | None = None
+) -> str:
+    """The command that records the figures of a reference on the dev rows of ``task``; see :func:`compare`."""
+    told = (spelled or {}).get(task, task if task in TASKS.names() else f"{task}.yml")
+    rest = "" if data is None else f" --data {shlex.quote(str(data))}"
+    rest += "" if base == MINILM else f" --base {shlex.quote(base)}"
+    return _COMMANDS[role].format(name=task, task=shlex.quote(told)) + rest
 
 
 def _reference(role: str, model: Model, score: Score, records: Sequence[Record]) -> float | None:

@@ -96,7 +96,8 @@ class Contest:
     """The standings, the best first, full fine-tuning's figures where they are recorded, and what was left out.
 
     ``on`` says which rows were scored (``DEV`` or ``HELD_OUT`` of :mod:`~mergekit_bert.evaluation.held_out`), ``rows``
-    how many of each task.
+    how many of each task. ``missing`` are commands that record full fine-tuning's figures on these rows: none where
+    they are all recorded, or cannot be.
     """
 
     placed: Sequence[Standing]
@@ -104,6 +105,7 @@ class Contest:
     refused: Mapping[str, str]
     on: str
     rows: Mapping[str, int]
+    missing: Sequence[str] = ()
 
 
 def comparison_of(ingredients: Sequence[Ingredient], encoder: Encoder, tasks: Mapping[str, tuple[Task, Rows]]) -> str:
@@ -149,19 +151,18 @@ def _told(folder: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def full_figures(
-    records: Sequence[Record], base: str, tasks: Mapping[str, tuple[Task, Rows]]
-) -> dict[str, float] | None:
-    """Full fine-tuning's figures on these rows, and ``overall``; None unless all are recorded."""
+def full_figures(records: Sequence[Record], base: str, tasks: Mapping[str, tuple[Task, Rows]]) -> dict[str, float]:
+    """Full fine-tuning's figures on these rows, by task where they are recorded, and ``overall`` if they all are."""
     found: dict[str, float] = {}
     for name, (task, rows) in tasks.items():
         wanted = (name, task.metric, rows.fingerprint())
         scores = [score for one in records if one.role == "full" and one.base == base for score in one.scores]
         match = next((one.value for one in scores if (one.task, one.metric, one.data) == wanted), None)
-        if match is None:
-            return None
-        found[name] = match
-    return found | {"overall": overall_score((tasks[name][0].metric, value) for name, value in found.items())}
+        if match is not None:
+            found[name] = match
+    if len(found) == len(tasks):
+        found["overall"] = overall_score((task.metric, found[name]) for name, (task, _) in tasks.items())
+    return found
 
 
 def to_json(contest: Contest) -> dict[str, Any]:
@@ -176,6 +177,7 @@ def to_json(contest: Contest) -> dict[str, Any]:
         "on": contest.on,
         "rows": dict(contest.rows),
         "full": None if contest.full is None else dict(contest.full),
+        "missing": list(contest.missing),
         "standings": [
             {
                 "name": one.cell.name,

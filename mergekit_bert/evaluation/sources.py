@@ -89,11 +89,13 @@ class Sources:
     """Where a contest's rows come from.
 
     ``tasks`` has those to score on, ``labelled`` those to refit heads on, ``unlabelled`` all that methods may use.
+    ``whole``: those to score on are all dev rows, on which single models are scored too.
     """
 
     tasks: Mapping[str, tuple[Task, Rows]]
     labelled: Mapping[str, Rows]
     unlabelled: Callable[[str], Rows]
+    whole: bool
 
     def given(self, count: int, encoder: Encoder, show: bool) -> Given:
         """At most ``count`` rows of each task for a method that needs some."""
@@ -124,13 +126,13 @@ def find_sources(
     known, named = tasks_of(ingredients), texts or {}
     _check_named(named, known)
     training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
-    scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
+    dev, scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
     for name, task in known.items():
         if on == HELD_OUT:
             left, scored[name] = training_split(name, training[name], load_rows(task, "train", data))
             rest[name] = dataclasses.replace(left, labels=None)
         else:
-            scored[name] = load_rows(task, "dev", data)
+            dev[name] = scored[name] = load_rows(task, "dev", data)
         if heads:  # held-out rows are the best for both, so each gets half at least
             most = len(scored[name]) // 2 if on == HELD_OUT else heads
             labelled[name] = _for_head(task, ingredients, data, min(heads, most))
@@ -148,7 +150,8 @@ def find_sources(
         return rest[name] if name in rest and name not in named else unlabelled_rows(known[name], data, named)
 
     tasks = {name: (task, scored[name]) for name, task in known.items()}
-    return Sources(tasks, {name: one.rows for name, one in labelled.items()}, unlabelled)
+    whole = on == DEV and all(len(scored[name]) == len(rows) for name, rows in dev.items())
+    return Sources(tasks, {name: one.rows for name, one in labelled.items()}, unlabelled, whole)
 
 
 def _check_named(texts: Texts, tasks: Mapping[str, Task]) -> None:

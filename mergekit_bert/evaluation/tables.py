@@ -124,6 +124,15 @@ def contest_rows(contest: Contest) -> str:
     return f"scored on {where}: {', '.join(f'{count} of {name}' for name, count in contest.rows.items())}"
 
 
+def contest_missing(contest: Contest) -> str:
+    """One line that says why no share of full fine-tuning is shown; empty where it is."""
+    if contest.full is not None:
+        return ""
+    if contest.missing:
+        return f"missing: full fine-tuning's figures on these rows, recorded by: {'; '.join(contest.missing)}"
+    return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (--limit, --on)"
+
+
 def promise_table(promises: Promises) -> Table:
     """One line per promise, its worst case; then one for every case in which it was broken."""
     table = Table("promise", "tried", "worst error", "at", "tolerance", "", box=SIMPLE_HEAD)

@@ -22,7 +22,7 @@ from mergekit_bert.evaluation.cells import Cell
 from mergekit_bert.evaluation.pictures import contest_picture
 from mergekit_bert.evaluation.records import write_record
 from mergekit_bert.evaluation.scores import Score
-from mergekit_bert.evaluation.tables import as_text, contest_table
+from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_table
 from tests.evaluation.helpers import run
 
 pytestmark = pytest.mark.usefixtures("quick_intervals")
@@ -43,26 +43,65 @@ def test_the_results_are_written_and_the_table_tells_what_it_cost(
     assert (tmp_path / "c/table.md").read_text().count("|") > 50
 
 
+FULL = {"sst": 0.5, "para": 0.8, "sts": 0.6}
+
+
+def record_full(name: str, folder: Path, bert: mb.Encoder, data: Path) -> None:
+    """A figure of full fine-tuning on all dev rows of a task, recorded for ``folder/<task>``."""
+    task, value = get_task(name), FULL[name]
+    (folder / name).mkdir(parents=True)
+    rows = load_rows(task, "dev", data)
+    score = Score(name, task.metric, value, value, value, len(rows), rows.fingerprint())
+    full = mb.FullModel(folder / name, task, 40, {"fingerprint": bert.fingerprint}, {"kind": "full"})
+    write_record(folder / name, full, [score])
+
+
 def test_full_fine_tuning_is_a_column_where_it_is_recorded(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, value in (("sst", 0.5), ("para", 0.8), ("sts", 0.6)):
-        task = get_task(name)
-        folder = tmp_path / "models" / name
-        folder.mkdir(parents=True)
-        rows = load_rows(task, "dev", data)
-        score = Score(name, task.metric, value, value, value, len(rows), rows.fingerprint())
-        full = mb.FullModel(folder, task, 40, {"fingerprint": bert.fingerprint}, {"kind": "full"})
-        write_record(folder, full, [score])
+    for name in FULL:
+        record_full(name, tmp_path / "models", bert, data)
     found = run(three, bert, data, Path("c"))
-    assert found.full == pytest.approx({"sst": 0.5, "para": 0.8, "sts": 0.6, "overall": (0.5 + 0.8 + 0.8) / 3})
+    assert found.full == pytest.approx({**FULL, "overall": (0.5 + 0.8 + 0.8) / 3})
+    assert contest_missing(found) == ""
     text = as_text(contest_table(found.placed, found.full))
     assert "% of full" in text
     for one, told in zip(found.placed, json.loads(Path("c/table.json").read_text())["standings"], strict=True):
         assert told["retention_full"]["sts"] == pytest.approx(one.values["sts"] / 0.6)
         assert told["retention_full"]["overall"] == pytest.approx(one.overall / 0.7)
         assert f"{100 * one.overall / 0.7:.1f}" in text
+
+
+def test_what_would_record_full_fine_tuning_is_said_where_it_can_be(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
+) -> None:
+    record_full("para", tmp_path / "c/models", bert, data)
+    base = three[0].base.name
+
+    def said(**options: Any) -> str:
+        found = api.compare(three, ["fedavg"], data=data, out=tmp_path / "c", base=bert, force=True, **options)
+        assert found.full is None
+        return contest_missing(found)
+
+    commands = [f"mbert finetune --task {name} --data {data} --base {base}" for name in ("sst", "sts")]
+    assert said() == f"missing: full fine-tuning's figures on these rows, recorded by: {'; '.join(commands)}"
+    assert said(limit=30) == said(), "all rows"
+    assert said(limit=20).startswith("no % of full")
+    assert json.loads((tmp_path / "c/table.json").read_text())["missing"] == []
+
+
+@pytest.mark.parametrize("place", ["in", "in/models", "models", "in/adapters"])
+def test_full_fine_tuning_is_looked_up_around_the_inputs(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, place: str
+) -> None:
+    files = [tmp_path / "in" / f"{one.task.name}.safetensors" for one in three]
+    for one, file in zip(three, files, strict=True):
+        mb.save(one, file)
+    for name in FULL:
+        record_full(name, tmp_path / place, bert, data)
+    found = api.compare(files, ["fedavg"], data=data, out=tmp_path / "elsewhere/c", base=bert)
+    assert found.full is not None
 
 
 def test_what_cannot_be_merged_is_left_out_with_the_reason(
