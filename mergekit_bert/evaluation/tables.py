@@ -93,13 +93,14 @@ def _render(table: Table) -> str:
 def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None = None) -> Table:
     """One line per merge, the best first; ``full`` are full fine-tuning's figures by task and ``overall``.
 
-    The worst task is the one that keeps least of the ensemble's figure.
+    The worst task is the one that keeps least of the ensemble's figure. The last column is how far the merge raised the
+    memory of a process that other merges may have warmed.
     """
     table = Table(box=SIMPLE_HEAD)
     table.add_column("merge")
     tasks = list(placed[0].values)
     headers = (*tasks, "overall", "% of ensemble", "worst task", *(["% of full"] if full else []), "behind best (95 %)")
-    for header in (*headers, "needs", "seconds", "MiB", "memory MiB"):
+    for header in (*headers, "needs", "seconds", "MiB", "memory rise, MiB"):
         table.add_column(header, justify="left" if header == "needs" else "right")
     for one in placed:
         table.add_row(
