@@ -23,13 +23,14 @@ from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe, refuse_beside_size, rows_for, with_method
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.cells import made_by, recipes_for, run_cells
+from mergekit_bert.evaluation.cells import recipes_for, run_cells
 from mergekit_bert.evaluation.comparison import command_for
 from mergekit_bert.evaluation.contest import (
     RESULTS,

@@ -10,12 +10,13 @@ import numpy as np
 
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.metrics import metric, overall_score, predicted_column
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, OutputError
-from mergekit_bert.evaluation.cells import Cell, made_by, read_cell
+from mergekit_bert.evaluation.cells import Cell, read_cell
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.records import Record
 from mergekit_bert.files import fingerprint

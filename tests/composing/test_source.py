@@ -27,10 +27,10 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")
-    before = code.__wrapped__()
+    before = made_by.__wrapped__()
     (tmp_path / "evaluation/a.py").write_text("two")
-    assert code.__wrapped__() == before
+    assert made_by.__wrapped__() == before
     for name in ("hardware.py", "composing/methods/a.py"):
         (tmp_path / name).write_text("two")
-        assert code.__wrapped__() != before
-        before = code.__wrapped__()
+        assert made_by.__wrapped__() != before
+        before = made_by.__wrapped__()

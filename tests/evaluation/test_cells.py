@@ -12,6 +12,7 @@ import torch
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.composing import source
 from mergekit_bert.composing.merging import Given
 from mergekit_bert.composing.methods import distill, ties
 from mergekit_bert.composing.recipe import Recipe
@@ -120,7 +121,7 @@ def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_i
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = cells.made_by()
-    monkeypatch.setattr(cells, "processor", lambda: "cuda of another kind")
+    monkeypatch.setattr(source, "processor", lambda: "cuda of another kind")
     there = cells.made_by.__wrapped__()
     assert {name for name in here if here[name] != there[name]} == {"processor"}
     monkeypatch.setattr(distill, "pick_precision", lambda asked, device: torch.bfloat16)
