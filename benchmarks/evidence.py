@@ -22,7 +22,7 @@ from benchmarks.cells import Result, Set, draws, held_out, interval, markdown, o
 from benchmarks.foretelling import correlations, foretell, table_of
 from benchmarks.machine import provenance, write_result
 from mergekit_bert.composing.method import METHODS, make_options
-from mergekit_bert.evaluation.doctor import ANSWERS, DISTURBED
+from mergekit_bert.evaluation.doctor import word_for
 from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.progress import progress_bar
 
@@ -349,19 +349,21 @@ def doctor(
     told: dict[str, Any] = {kind: correlations(points, kind == "spearman") for kind in ("spearman", "pearson")}
     for kind, table in told.items():
         print(f"\n{kind.title()}, {len(points)} losses in {len(subsets)} subsets:\n\n{table_of(table)}", end="")
-    told["bar"] = [_side(points, True), _side(points, False)]
-    for side in told["bar"]:
-        print("\nanswers {where}: {count} losses, {loss:.1%} on average".format(**side), end="")
+    told["words"] = _by_word(points)
+    for word, (count, loss) in told["words"].items():
+        print(f"\n{word}: {count} losses, {loss:.1%} on average", end="")
     print()
     cells = [one.to_json() for one in results]
     write_result("evidence_doctor", {**provenance(), "limit": limit, "points": points, **told, "cells": cells})
 
 
-def _side(points: Sequence[Mapping[str, Any]], above: bool) -> dict[str, Any]:
-    """How many losses lie on one side of the doctor's bar, and their mean, of which the merges each give one."""
-    here = [fmean(one["losses"].values()) for one in points if (one["numbers"][ANSWERS] > DISTURBED) == above]
-    where = f"above {DISTURBED}" if above else f"up to {DISTURBED}"
-    return {"where": where, "count": len(here), "loss": fmean(here) if here else float("nan")}
+def _by_word(points: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
+    """How many losses lie under each word of the doctor's verdict, and their mean; the merges of one task give one."""
+    found: dict[str, list[float]] = {}
+    for one in points:
+        word = word_for(one["numbers"]["expected among all"])
+        found.setdefault(word, []).append(fmean(one["losses"].values()))
+    return {word: (len(losses), fmean(losses)) for word, losses in found.items()}
 
 
 # --- what distill's options are chosen by -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mergekit_bert.evaluation.doctor import numbers
 from mergekit_bert.files import fingerprint, write_json
 
 ROWS = 64
-"""Of each task's train, for interference and answers."""
+"""Of each task's train, for what only rows tell."""
 POOLED, WITHIN = "mean of the merges", "the same within a task"
 
 
@@ -36,6 +36,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
             {
                 name: {
                     **{key: float(mean[row]) if np.isfinite(mean[row]) else None for key, mean in means.items()},
+                    "expected among all": report.expected[name],
                     "others": len(names) - 1,
                 }
                 for row, name in enumerate(names)

@@ -507,7 +507,7 @@ def doctor(
     data: str | Path | None = None,
     *,
     methods: Sequence[str] | None = None,
-    rows: int = 32,
+    rows: int = 64,
     every_site: bool = False,
     texts: Mapping[str, str | Path] | None = None,
     base: Base | None = None,
@@ -527,5 +527,5 @@ def doctor(
     given = _given(ingredients, data, texts, rows, base, progress)
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
-    report = numbers(ingredients, given, ledger)
+    report = numbers(ingredients, given, ledger, str(data) == INVENTED)
     return Diagnosis(try_promises(ingredients, names, every_site, progress, given), report)

@@ -6,7 +6,7 @@ also where the Deltas of the others look.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -25,10 +25,14 @@ from mergekit_bert.composing.learning import Answers, expert_answers
 from mergekit_bert.composing.merging import Given, finite_delta, merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.metrics import metric
 from mergekit_bert.errors import DataError
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
 from mergekit_bert.progress import progress_bar
 
+EXPECTED = "expected"
+TRIAL = 0.5
+"""The weight of every input in the sum whose loss is foretold."""
 MATRICES = {
     "basis": "share of the basis rows of the smaller that both hold",
     "inputs": "overlap of the input spaces, weighted by energy: ‖Δi Δjᵀ‖ / √(‖Δi Δiᵀ‖ ‖Δj Δjᵀ‖)",
@@ -40,18 +44,12 @@ MATRICES = {
     "signs": "share of the energy, each adapter's as 1, in entries where the signs differ (0.5 by chance)",
     "interference": "how far j moves the features of i's rows: ‖f(x; Δi + Δj) − f(x; Δi)‖² / var f(x; Δi)",
     "answers": "the same of the outputs of i's head",
+    EXPECTED: f"share of i's score to be lost in the sum with j at {TRIAL} each, as i itself sees it",
 }
 """What each matrix tells: i by row, j by column; not a number where there is nothing to tell."""
 
-OVERLAP, ANSWERS = "overlap", "answers"
-DISTURBED = 0.2
-"""Answers above this go with losses three times those below, on average, among those that docs/evidence.md counts."""
-_WORDS = {
-    OVERLAP: ((0.1, "apart"), (0.3, "in part in the same place"), (np.inf, "in the same place")),
-    ANSWERS: ((DISTURBED, "gets along"), (np.inf, "is disturbed")),
-}
-"""Up to which number a word holds. Overlap: two unrelated adapters of rank 12 at 384 features have about 0.03, the
-same Delta has 1."""
+_WORDS = ((0.05, "gets along"), (0.2, "is disturbed"), (np.inf, "is moved far"))
+"""Up to which expected loss a word holds."""
 UNBALANCED = 2.0
 """A ratio of norms from which the larger adapter is worth a smaller weight."""
 
@@ -60,15 +58,18 @@ Matrix = Float[np.ndarray, "inputs inputs"]
 
 @dataclass(frozen=True)
 class Report:
-    """``matrices`` by the names of :data:`MATRICES`; interference and answers only where there were rows.
+    """``matrices`` by the names of :data:`MATRICES`; the last three only where there were rows.
 
+    ``expected`` is the loss to be expected of each input in the sum of all at 0.5 each, by name.
     ``capacity`` is how many more adapters of the largest rank have room in the basis that these share (None: they
-    share none).
+    share none). ``invented`` says that the rows were made up.
     """
 
     names: Sequence[str]
     matrices: Mapping[str, Matrix]
     capacity: int | None = None
+    expected: Mapping[str, float] = field(default_factory=dict)
+    invented: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,26 @@ class Diagnosis:
     report: Report
 
 
-def numbers(ingredients: Sequence[Ingredient], given: Given | None = None, ledger: Ledger | None = None) -> Report:
+def numbers(
+    ingredients: Sequence[Ingredient],
+    given: Given | None = None,
+    ledger: Ledger | None = None,
+    invented: bool = False,
+) -> Report:
     """Measure every pair of inputs; raises MbertError for inputs that cannot meet.
 
-    ``given`` adds what rows tell; ``ledger`` knows of rows of the basis that other adapters hold.
+    ``given`` adds what rows tell, ``invented`` ones or real; ``ledger`` knows of rows of the basis that other adapters
+    hold.
     """
     check_together(ingredients)
     overlaps, angles, signs = _geometry(ingredients), _angles(ingredients), _signs(ingredients)
     found = {"basis": _basis(ingredients), **overlaps, **angles, "signs": signs}
     matrices = {name: found[name] for name in MATRICES if name in found}
+    expected: dict[str, float] = {}
     if given is not None:
-        matrices |= _moved(ingredients, given)
-    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger))
+        moved, expected = _moved(ingredients, given)
+        matrices |= moved
+    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger), expected, invented)
 
 
 def _basis(ingredients: Sequence[Ingredient]) -> Matrix:
@@ -221,14 +230,15 @@ def _signs(ingredients: Sequence[Ingredient]) -> Matrix:
     return (shares + shares.T) / 2
 
 
-def _moved(ingredients: Sequence[Ingredient], given: Given) -> dict[str, Matrix]:
-    """Interference and answers of every ordered pair."""
+def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, Matrix], dict[str, float]]:
+    """Interference, answers and expected loss of every ordered pair, and the loss expected of each among all."""
     encoder, count = given.encoder(), len(ingredients)
     check_base("doctor", ingredients[0].base, encoder)
-    features, outputs = np.zeros((count, count)), np.zeros((count, count))
+    matrices = {name: np.zeros((count, count)) for name in ("interference", "answers", EXPECTED)}
+    among_all = dict.fromkeys((one.name for one in ingredients), 0.0)
 
-    def answers(task: str, parts: Sequence[Ingredient]) -> Answers:
-        model = merge(parts, Recipe("task_arithmetic", weights={one.name: 1.0 for one in parts}))
+    def answers(task: str, parts: Sequence[Ingredient], weight: float = 1.0) -> Answers:
+        model = merge(parts, Recipe("task_arithmetic", weights={one.name: weight for one in parts}))
         assert isinstance(model, Merged)
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
@@ -241,13 +251,21 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> dict[str, Matrix]
         for i, one in enumerate(ingredients):
             bar(i, one.name)
             for task in one.parts:
-                alone = answers(task, [one])
+                kind, alone = one.parts[task]["task"]["kind"], answers(task, [one])
                 for j, two in enumerate(ingredients):
                     if two is not one:
-                        beside = answers(task, [one, two])
-                        features[i, j] += _distance(alone.features, beside.features) / len(one.parts)
-                        outputs[i, j] += _distance(alone.outputs, beside.outputs) / len(one.parts)
-    return {"interference": features, "answers": outputs}
+                        beside, sum_of_two = answers(task, [one, two]), answers(task, [one, two], TRIAL)
+                        found = (
+                            _distance(alone.features, beside.features),
+                            _distance(alone.outputs, beside.outputs),
+                            expected_loss(kind, alone.outputs, sum_of_two.outputs),
+                        )
+                        for matrix, value in zip(matrices.values(), found, strict=True):
+                            matrix[i, j] += value / len(one.parts)
+                if count > 1:
+                    sum_of_all = answers(task, ingredients, TRIAL)
+                    among_all[one.name] += expected_loss(kind, alone.outputs, sum_of_all.outputs) / len(one.parts)
+    return matrices, among_all
 
 
 def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows width"]) -> float:
@@ -257,26 +275,39 @@ def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows wi
     return apart / max(spread, torch.finfo(torch.float32).tiny) if apart else 0.0
 
 
-def verdicts(report: Report) -> list[Verdict]:
-    """One for each input, and the worst for all.
+def expected_loss(kind: str, alone: Float[Tensor, "rows out"], beside: Float[Tensor, "rows out"]) -> float:
+    """The share of its score that a task loses when ``alone`` becomes ``beside``, had the expert's outputs the truth.
 
-    With rows all rest on the answers, the mean over the others, which of all numbers goes best with the loss that
-    follows (docs/evidence.md); without, on the largest overlap of inputs × outputs.
+    Classes: the accuracy that the expert expects of the other's choices, by its own probabilities, beside what it
+    expects of its own. Values: ``1 − r``, the correlation of both.
     """
-    rests_on = ANSWERS if ANSWERS in report.matrices else OVERLAP
-    matrix = report.matrices.get(ANSWERS, report.matrices["inputs"] * report.matrices["outputs"])
+    if kind == "classify":
+        chances = alone.double().softmax(-1)
+        own, other = chances.max(-1).values, chances.gather(-1, beside.argmax(-1, keepdim=True))
+        return float(1 - other.mean() / own.mean())
+    return 1 - metric("pearson").value(alone.double().numpy()[:, 0], beside.double().numpy()[:, 0])
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """One for each input, and the worst for all; none without real rows.
+
+    They rest on the expected loss, which of all numbers goes best with the loss that follows (docs/evidence.md). What
+    the Deltas alone tell does not foretell it, and made-up rows are moved by other amounts.
+    """
+    if not report.expected or report.invented:
+        return []
     found = []
     for place, name in enumerate(report.names):
-        row = np.delete(matrix[place], place)
-        value = float((row.mean() if rests_on == ANSWERS else row.max()) if len(row) else 0.0)
+        row = np.delete(report.matrices[EXPECTED][place], place)
         by = np.delete(np.array(report.names), place)[row.argmax()] if len(row) and row.max() > 0 else ""
-        found.append(Verdict(name, value, _word(rests_on, value), rests_on, str(by)))
-    worst_of_all = max(found, key=lambda one: one.value)
-    return [*found, Verdict("in all", worst_of_all.value, worst_of_all.word, rests_on, worst_of_all.name)]
+        found.append(Verdict(name, report.expected[name], word_for(report.expected[name]), EXPECTED, str(by)))
+    worst = max(found, key=lambda one: one.value)
+    return [*found, Verdict("in all", worst.value, worst.word, EXPECTED, worst.name)]
 
 
-def _word(rests_on: str, value: float) -> str:
-    return next(word for bar, word in _WORDS[rests_on] if not value > bar)
+def word_for(value: float) -> str:
+    """An expected loss in words."""
+    return next(word for bar, word in _WORDS if not value > bar)
 
 
 def hints(report: Report) -> list[str]:
@@ -285,16 +316,14 @@ def hints(report: Report) -> list[str]:
     if not off.any():
         return []
     found = []
-    *_, in_all = verdicts(report)
-    if in_all.rests_on == ANSWERS and in_all.word != _WORDS[ANSWERS][0][1]:
-        half = ",".join(f"{name}=0.5" for name in report.names)
+    found_out = verdicts(report)
+    if not found_out:
+        found.append("for a verdict give real rows, --data DIR: only they tell how far one disturbs another's task")
+    elif found_out[-1].word != _WORDS[0][1]:
         found += [
-            f"smaller weights disturb less: mbert merge --method task_arithmetic --weights {half}",
             "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
             "lose nothing and keep all adapters: mbert merge --method ensemble",
         ]
-    if in_all.rests_on == OVERLAP:
-        found.append("the Deltas alone do not tell how far one disturbs another's task: add rows with --data DIR")
     if not (report.matrices["basis"][off] == 0).all():
         found.append("train all of them in one folder on rows of one basis (the default of mbert train-adapter): "
                      "then no input direction is shared")  # fmt: skip
@@ -327,6 +356,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             name: [[_finite(value) for value in row] for row in matrix.tolist()]
             for name, matrix in report.matrices.items()
         },
+        "expected": dict(report.expected),
         "capacity": report.capacity,
         "verdicts": [vars(one) for one in verdicts(report)],
         "hints": hints(report),

@@ -35,6 +35,7 @@ from mergekit_bert.evaluation.doctor import (
     MATRICES,
     Diagnosis,
     Report,
+    expected_loss,
     hints,
     numbers,
     to_json,
@@ -271,7 +272,7 @@ def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: l
     assert report.matrices["interference"][1, 0] > 0
     assert report.matrices["inputs"][0, 1] == report.matrices["cosine"][0, 1] == 0
     assert math.isnan(report.matrices["norms"][0, 1])
-    assert verdicts(report)[0].word == "gets along"
+    assert report.matrices["answers"][0, 1] < 1e-9
     assert json.dumps(to_json(Diagnosis(Promises([], {}), report)), allow_nan=False)
 
 
@@ -297,43 +298,72 @@ def test_rows_that_are_too_few_and_another_base_are_told(
         numbers(inputs([three[0], three[0]]))
 
 
-def report_of(value: float, with_rows: bool, norms: float = 1.0) -> Report:
-    """Two inputs, ``value`` being what the verdicts rest on."""
-    square = np.array([[1.0, value], [value, 1.0]])
+def report_of(value: float, norms: float = 1.0, rows: bool = True, invented: bool = False) -> Report:
+    """Two inputs, of which the first is expected to lose ``value`` and the second half of it."""
+    square = np.eye(2)
     matrices = {"basis": np.zeros((2, 2)), "inputs": square, "outputs": np.ones((2, 2))}
     matrices |= {"norms": np.array([[1.0, norms], [1 / norms, 1.0]])}
-    if with_rows:
-        matrices["answers"] = np.array([[0.0, value], [value / 2, 0.0]])
-    return Report(["a", "b"], matrices, 1)
+    if not rows:
+        return Report(["a", "b"], matrices, 1)
+    matrices["expected"] = np.array([[0.0, value], [value / 2, 0.0]])
+    return Report(["a", "b"], matrices, 1, {"a": value, "b": value / 2}, invented)
 
 
 @pytest.mark.parametrize(
-    ("value", "with_rows", "word"),
-    [
-        (0.2, True, "gets along"),
-        (0.21, True, "is disturbed"),
-        (math.inf, True, "is disturbed"),
-        (0.1, False, "apart"),
-        (0.2, False, "in part in the same place"),
-        (0.9, False, "in the same place"),
-    ],
+    ("value", "word"),
+    [(0.05, "gets along"), (0.051, "is disturbed"), (0.2, "is disturbed"), (0.21, "is moved far")],
 )
-def test_one_number_gives_the_verdict(value: float, with_rows: bool, word: str) -> None:
-    first, second, in_all = verdicts(report_of(value, with_rows))
-    assert (first.word, first.value, first.by) == (word, value, "b")
-    assert first.rests_on == ("answers" if with_rows else "overlap")
-    assert second.value == (value / 2 if with_rows else value)
+def test_one_number_gives_the_verdict(value: float, word: str) -> None:
+    first, second, in_all = verdicts(report_of(value))
+    assert (first.word, first.value, first.by, first.rests_on) == (word, value, "b", "expected")
+    assert second.value == value / 2
     assert (in_all.name, in_all.word, in_all.by) == ("in all", word, "a")
 
 
+def test_without_real_rows_there_is_none() -> None:
+    for report in (report_of(0.5, rows=False), report_of(0.5, invented=True)):
+        assert verdicts(report) == []
+        assert any("real rows" in hint for hint in hints(report))
+
+
 def test_hints_are_to_the_point() -> None:
-    assert hints(report_of(0.1, True)) == []
-    assert any("ensemble" in hint for hint in hints(report_of(2.0, True)))
-    assert any("--data" in hint for hint in hints(report_of(0.0, False)))
-    assert any("a is 4.0 times as large as b" in hint and "a=0.25" in hint for hint in hints(report_of(0.1, True, 4.0)))
-    shared = dataclasses.replace(report_of(0.1, True))
+    assert hints(report_of(0.01)) == []
+    assert any("ensemble" in hint for hint in hints(report_of(0.5)))
+    assert any("a is 4.0 times as large as b" in hint and "a=0.25" in hint for hint in hints(report_of(0.01, 4.0)))
+    shared = report_of(0.01)
     shared.matrices["basis"][0, 1] = math.nan  # type: ignore[index]
     assert any("rows of one basis" in hint for hint in hints(shared))
+
+
+def test_the_expected_loss_is_that_by_the_experts_own_account() -> None:
+    source = np.random.default_rng(0)
+    alone, beside = (torch.from_numpy(source.normal(size=(40, 3))) for _ in range(2))
+    chances = np.exp(alone.numpy()) / np.exp(alone.numpy()).sum(1, keepdims=True)
+    own = sum(max(row) for row in chances)
+    other = sum(row[list(choice).index(max(choice))] for row, choice in zip(chances, beside.numpy(), strict=True))
+    assert expected_loss("classify", alone, beside) == pytest.approx(1 - other / own)
+    assert expected_loss("classify", alone, 3 * alone + 1) == pytest.approx(0)
+    values, others = alone[:, :1], beside[:, :1]
+    r = np.corrcoef(values[:, 0], others[:, 0])[0, 1]
+    assert expected_loss("regress", values, others) == pytest.approx(1 - r)
+    assert expected_loss("regress", values, 0 * others) == 1
+    assert expected_loss("regress", values, 2 * values + 3) == pytest.approx(0)
+
+
+def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three: list[Adapter]) -> None:
+    report = numbers(inputs(three), some_rows(bert))
+
+    def expected(own: Adapter, parts: Sequence[Adapter]) -> float:
+        rows = tiny_rows(own.task, 6)
+        model = merged(parts, "task_arithmetic", dict.fromkeys((one.name for one in parts), 0.5))
+        alone, beside = (torch.from_numpy(mb.Predictor(one, bert).outputs(own.name, rows)) for one in (own, model))
+        return expected_loss(own.task.kind, alone, beside)
+
+    for i, one in enumerate(three):
+        assert report.expected[one.name] == pytest.approx(expected(one, three), abs=1e-4)
+        for j, two in enumerate(three):
+            if i != j:
+                assert report.matrices["expected"][i, j] == pytest.approx(expected(one, [one, two]), abs=1e-4)
 
 
 def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapter]) -> None:
@@ -503,7 +533,7 @@ def test_every_site_is_tried_where_asked(monkeypatch: pytest.MonkeyPatch, three:
 def test_one_adapter_alone_is_a_diagnosis_too(bert: mb.Encoder, three: list[Adapter]) -> None:
     for rows in (None, some_rows(bert)):
         report = numbers(inputs(three[:1]), rows)
-        assert [one.value for one in verdicts(report)] == [0, 0]
+        assert [one.value for one in verdicts(report)] == ([0, 0] if rows else [])
         assert hints(report) == []
     assert promises.ORDER not in {one.promise for one in try_promises(inputs(three[:1]), ["ties"]).checks}
 
@@ -525,7 +555,7 @@ def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Ad
         [one.name, two.name] for one in many for two in many if one is not two
     ]
     assert "-0.000" not in text
-    assert "in all" in as_text(verdict_table(report))
+    assert "in all" in as_text(verdict_table(report_of(0.1)))
     doctor_picture(report, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
