@@ -223,9 +223,9 @@ def by_tasks(
     tasks: Tasks = f"{ALL},asks,polar",
     chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
 ) -> None:
-    """What a merge of two, three and more tasks keeps, as they are named one after the other."""
+    """What a merge of two, four and more tasks keeps, as they are named one after the other."""
     one = _chosen(sets, tasks, data, out, limit, chosen)
-    counts = range(2, len(one.dev) + 1)
+    counts = range(2, len(one.dev) + 1, 2)
     labels = ("distill", "pico")
     jobs = [(one, tuple(one.dev)[:count], label, MERGES[label], None) for label in labels for count in counts]
     results = _run(jobs)
