@@ -60,8 +60,8 @@ def main(
             if path.exists():
                 continue
             cut: dict[str, Any] = {"max_length": CUT[name]} if name in CUT else {}
-            before = [path.parent / f"{other}.safetensors" for other in TASKS[: TASKS.index(name)]]
-            avoided = before if options.get("avoid") else []
+            before = TASKS[: TASKS.index(name)] if options.get("avoid") else ()
+            avoided = [path.parent / f"{other}.safetensors" for other in before]
             basis = {"basis": "avoid"} if avoided else {}
             mb.train_adapter(
                 task_of(name),
