@@ -93,7 +93,7 @@ def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeyp
     done = mbert("doctor", *FEW, here=home)
     assert done.code == 1
     assert "BROKEN" in done.out
-    assert "in all" in done.out
+    assert "hint: for a verdict" in done.out
     assert "error" not in done.err
 
 
