@@ -29,9 +29,7 @@ def main(
 
     files = [f"adapters/{task}.safetensors" for task in TASKS]
     chosen = None if methods == "all" else methods.split(",")
-    contest = mb.compare(
-        files, chosen, None, data, on=HELD_OUT, limit=HELD, out=out, force=True, progress=True
-    )
+    contest = mb.compare(files, chosen, None, data, on=HELD_OUT, limit=HELD, out=out, force=True, progress=True)
     print(as_text(contest_table(contest.placed)), end="")
     for name, reason in contest.refused.items():
         print(f"left out {name}: {reason}")

@@ -1,10 +1,13 @@
 """A budget of bytes: how many directions a merged file may hold at every site, and what all inputs take as they are."""
 
 import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.file import pack
+from mergekit_bert.composing.composition import Ensemble
+from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.errors import CompositionError
 
@@ -34,8 +37,10 @@ def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
 
 def ensemble_size(ingredients: Sequence[Ingredient]) -> float:
     """MiB of all inputs side by side in one file; infinite where some are no adapters, which an ensemble needs."""
-    models = [one.model for one in ingredients]
-    if not all(isinstance(model, Adapter) for model in models):
+    models = {one.name: one.model for one in ingredients}
+    if not all(isinstance(model, Adapter) for model in models.values()):
         return math.inf
-    tensors = [tensor for model in models for tensor in pack(model)[0].values()]
-    return (sum(tensor.nbytes for tensor in tensors) + _RECORD + _RECORD_OF_A_SITE * len(tensors)) / 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ensemble.safetensors"
+        write_model(path, Ensemble(models))
+        return path.stat().st_size / 2**20
