@@ -41,5 +41,5 @@ def test_a_checkpoint_of_another_source_is_passed_over(
     monkeypatch.setattr(learning, "_SAVE_SECONDS", -1.0)
     assert steps_done(tmp_path, last=4) == [0, 1, 2, 3]
     if changed:
-        monkeypatch.setattr(learning, "code", lambda: {"source": "of another version"})
+        monkeypatch.setattr(learning, "made_by", lambda: {"source": "of another version"})
     assert steps_done(tmp_path) == list(range(0 if changed else 4, STEPS))

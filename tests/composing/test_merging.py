@@ -220,7 +220,7 @@ def test_orthoada_names_colliding_adapters(three: list[Adapter], bert: mb.Encode
 
 
 def test_two_adapters_of_one_task_are_refused(three: list[Adapter], bert: mb.Encoder) -> None:
-    with pytest.raises(CompositionError, match=r"task 'sst': two adapters of it.*--keep"):
+    with pytest.raises(CompositionError, match=r"task 'sst': two adapters of it.*leave one out"):
         merge([three[0], random_adapter(bert, "sst", start=20)], "fedavg")
 
 
