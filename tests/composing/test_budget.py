@@ -17,7 +17,8 @@ MIB = 2**20
 
 
 def size_at(path: Path, encoder: mb.Encoder, method: str, rank: int) -> int:
-    write_model(path, merged(trio(encoder), method, rank=rank, given=given(encoder)))
+    short = {"steps": 2} if METHODS.get(method).learn is not None else {}
+    write_model(path, merged(trio(encoder), method, rank=rank, options=short, given=given(encoder)))
     return path.stat().st_size
 
 
