@@ -74,12 +74,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One input (or all: the worst) in words; ``rests_on`` names the number, ``by`` who has the largest part in it."""
+    """One input (or all: the worst) in words, its expected loss, and ``by`` whom it would lose most."""
 
     name: str
     value: float
     word: str
-    rests_on: str
     by: str = ""
 
 
@@ -300,9 +299,9 @@ def verdicts(report: Report) -> list[Verdict]:
     for place, name in enumerate(report.names):
         row = np.delete(report.matrices[EXPECTED][place], place)
         by = np.delete(np.array(report.names), place)[row.argmax()] if len(row) and row.max() > 0 else ""
-        found.append(Verdict(name, report.expected[name], word_for(report.expected[name]), EXPECTED, str(by)))
+        found.append(Verdict(name, report.expected[name], word_for(report.expected[name]), str(by)))
     worst = max(found, key=lambda one: one.value)
-    return [*found, Verdict("in all", worst.value, worst.word, EXPECTED, worst.name)]
+    return [*found, Verdict("in all", worst.value, worst.word, worst.name)]
 
 
 def word_for(value: float) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in_per_cent, retention
 from mergekit_bert.evaluation.contest import Contest, Standing
-from mergekit_bert.evaluation.doctor import MATRICES, Report, verdicts
+from mergekit_bert.evaluation.doctor import EXPECTED, MATRICES, Report, verdicts
 from mergekit_bert.evaluation.held_out import HELD_OUT
 from mergekit_bert.evaluation.promises import Promises
 
@@ -168,7 +168,7 @@ def matrix_legend(report: Report) -> list[str]:
 
 def verdict_table(report: Report) -> Table:
     """One line per input and one for all: the number that the verdict rests on, and the words."""
-    table = Table("input", verdicts(report)[0].rests_on, "verdict", "most by", box=SIMPLE_HEAD)
+    table = Table("input", EXPECTED, "verdict", "most by", box=SIMPLE_HEAD)
     for one in verdicts(report):
         if one.name == "in all":
             table.add_section()

@@ -1,5 +1,8 @@
 """Correlations of the doctor's numbers with losses: against scipy's, and within tasks by hand."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,7 +12,7 @@ from benchmarks.foretelling import POOLED, WITHIN, correlations, table_of
 TASKS = ("sst", "sts", "para")
 
 
-def points(seed: int) -> list[dict[str, object]]:
+def points(seed: int) -> list[dict[str, Any]]:
     source = np.random.default_rng(seed)
     return [
         {
@@ -23,19 +26,19 @@ def points(seed: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(("ranks", "peer"), [(True, stats.spearmanr), (False, stats.pearsonr)])
-def test_they_are_those_of_scipy(ranks: bool, peer: object) -> None:
+def test_they_are_those_of_scipy(ranks: bool, peer: Callable[..., Any]) -> None:
     given = points(0)
     told = correlations(given, ranks)
-    number = np.array([one["numbers"]["answers"] for one in given])  # type: ignore[index]
-    losses = {name: np.array([one["losses"][name] for one in given]) for name in ("ties", "pico")}  # type: ignore[index]
+    number = np.array([one["numbers"]["answers"] for one in given])
+    losses = {name: np.array([one["losses"][name] for one in given]) for name in ("ties", "pico")}
     both = (losses["ties"] + losses["pico"]) / 2
     tasks = np.array([one["task"] for one in given])
     within = [values - [values[tasks == task].mean() for task in tasks] for values in (number.round(6), both)]
     expected = {
-        "ties": peer(number, losses["ties"])[0],  # type: ignore[operator]
-        "pico": peer(number, losses["pico"])[0],  # type: ignore[operator]
-        POOLED: peer(number, both)[0],  # type: ignore[operator]
-        WITHIN: peer(*within)[0],  # type: ignore[operator]
+        "ties": peer(number, losses["ties"])[0],
+        "pico": peer(number, losses["pico"])[0],
+        POOLED: peer(number, both)[0],
+        WITHIN: peer(*within)[0],
     }
     for column, value in expected.items():
         found = told["answers"][column]
