@@ -105,7 +105,7 @@ def doctor_picture(report: Report, path: Path) -> None:
         axes.set_title(name)
         for row, line in enumerate(matrix):
             for column, value in enumerate(line):
-                shown = figure(round(float(value), 2) + 0.0 if value == value else None, 2)
+                shown = figure(float(value) if value == value else None, 2)
                 colour = "white" if abs(value) > 0.7 * high else "black"
                 axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
     for axes in grid[len(report.matrices) :]:

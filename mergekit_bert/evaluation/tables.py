@@ -18,8 +18,8 @@ _WIDTH = 200
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A figure as shown; a dash for a missing one."""
-    return MISSING if value is None else f"{value:.{digits}f}"
+    """A figure as shown, without a minus before zero; a dash for a missing one."""
+    return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -110,7 +110,7 @@ def contest_table(placed: Sequence[Standing], full: Mapping[str, float] | None =
             figure(in_per_cent(one.retention["overall"]), 1),
             MISSING if one.worst is None else f"{100 * one.worst[0]:.1f} {one.worst[1]}",
             *([figure(in_per_cent(retention(one.overall, full["overall"])), 1)] if full else []),
-            f"{one.behind[0]:.3f} to {one.behind[1]:.3f}",
+            f"{figure(one.behind[0])} to {figure(one.behind[1])}",
             ", ".join(one.cell.needs) or "nothing",
             f"{one.cell.seconds:.1f}",
             f"{one.cell.size / 2**20:.2f}",
@@ -156,7 +156,7 @@ def pair_table(report: Report) -> Table:
     for i, one in enumerate(report.names):
         for j, two in enumerate(report.names):
             if i != j:
-                values = [round(float(matrix[i, j]), 3) + 0.0 for matrix in report.matrices.values()]  # no minus zero
+                values = [float(matrix[i, j]) for matrix in report.matrices.values()]
                 table.add_row(one, two, *(figure(value if value == value else None) for value in values))
     return table
 
