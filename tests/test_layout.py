@@ -12,7 +12,7 @@ import mergekit_bert
 
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
-GROUND = ("errors", "registry", "files", "hardware", "option", "progress")
+GROUND = ("errors", "registry", "files", "tensorfile", "hardware", "option", "progress")
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
 FILES = sorted(ROOT.rglob("*.py"))
@@ -155,7 +155,7 @@ def test_torchs_random_numbers_come_from_a_generator_that_is_named() -> None:
     assert unnamed == []
 
 
-def test_only_files_opens_weight_files() -> None:
+def test_only_tensorfile_opens_weight_files() -> None:
     openers = {
         module
         for module, tree in TREES.items()
@@ -165,7 +165,7 @@ def test_only_files_opens_weight_files() -> None:
         if (getattr(node, "module", None) or alias.name).split(".")[0] == "safetensors"
         and alias.name != "SafetensorError"  # what others read may fail with it
     }
-    assert openers == {f"{PACKAGE}.files"}
+    assert openers == {f"{PACKAGE}.tensorfile"}
 
 
 def test_nothing_runs_what_a_file_says() -> None:

@@ -22,7 +22,7 @@ from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import read_tensors, tensor_file_sha256, write_tensors
+from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 
 FORMAT = 1
 RECORD_KEYS = frozenset(

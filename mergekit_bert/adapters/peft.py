@@ -29,7 +29,8 @@ from mergekit_bert.encoder.heads import classifier, head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
-from mergekit_bert.files import file_fingerprint, fingerprint, read_plain_tensors
+from mergekit_bert.files import file_fingerprint, fingerprint
+from mergekit_bert.tensorfile import read_plain_tensors
 
 T = TypeVar("T")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

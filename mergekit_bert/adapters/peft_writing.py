@@ -11,7 +11,8 @@ from mergekit_bert.encoder.folder import RECORD, scale_head
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import MINILM, Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import atomic_folder, write_json, write_plain_tensors
+from mergekit_bert.files import atomic_folder, write_json
+from mergekit_bert.tensorfile import write_plain_tensors
 
 _HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 """What others know a base by."""

@@ -32,7 +32,7 @@ from mergekit_bert.composing.composition import Composition, Ensemble, Merged, M
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 _MERGED_KEYS = {
     "method",

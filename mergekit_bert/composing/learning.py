@@ -21,8 +21,9 @@ from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.files import fingerprint, remove
 from mergekit_bert.progress import progress_bar
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 _SAVE_SECONDS = 30.0

@@ -23,7 +23,7 @@ from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import finite
+from mergekit_bert.tensorfile import finite
 
 Input = Adapter | Merged | Ingredient
 _MEASURED = ("gram", "fisher")

@@ -19,8 +19,9 @@ from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
 from mergekit_bert.encoder.load import Encoder, quiet_transformers
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import atomic_folder, tensors_in_any_order, write_json
+from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
+from mergekit_bert.tensorfile import tensors_in_any_order
 
 RECORD = "mbert.json"
 _FORMAT = 1

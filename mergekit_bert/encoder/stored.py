@@ -25,7 +25,7 @@ from mergekit_bert.encoder.load import (
     weights_fingerprint,
 )
 from mergekit_bert.errors import ModelFileError
-from mergekit_bert.files import StoredTensors
+from mergekit_bert.tensorfile import StoredTensors
 
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 

@@ -30,9 +30,10 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import MbertError, ModelFileError, OutputError
 from mergekit_bert.evaluation.evaluate import refuse_seen
-from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.files import fingerprint, remove
 from mergekit_bert.hardware import memory_meter
 from mergekit_bert.registry import unknown
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 _FORMAT = 2
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.errors import TrainingError
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training.trainable import Trainable
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -22,8 +22,8 @@ from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
-from mergekit_bert.files import _pieces, read_tensors
 from mergekit_bert.hardware import generator
+from mergekit_bert.tensorfile import _pieces, read_tensors
 
 quick = settings(
     max_examples=50,

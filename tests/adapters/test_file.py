@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_the_old_adapter(
 _WRITER = """
 import sys
 from pathlib import Path
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 target, *sources = map(Path, sys.argv[1:])
 contents = [read_tensors(source) for source in sources]
 print("ready", flush=True)
