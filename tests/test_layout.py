@@ -12,7 +12,10 @@ import mergekit_bert
 
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
-GROUND = ("errors", "registry", "files", "tensorfile", "hardware", "option", "progress")
+GROUND = (
+    *("text", "errors", "registry", "documents", "schema", "patterns"),
+    *("files", "tensorfile", "hardware", "option", "progress"),
+)
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
 FILES = sorted(ROOT.rglob("*.py"))

@@ -215,7 +215,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "no label": ("tsv", b"text\tscore\na\t1\nb\t\n", SPOT + r"label ''; expected a number"),
     "null": ("jsonl", b'\n\n{"text":"a","score":null}', SPOT + r"label None; expected a number"),
     "true": ("jsonl", b'\n\n{"text":"a","score":true}', SPOT + r"label True; expected a number"),
-    "huge": ("jsonl", b'\n\n{"text":"a","score":1' + b"0" * 400 + b"}", SPOT + r"label 10+; expected a number"),
+    "huge": ("jsonl", b'\n\n{"text":"a","score":1' + b"0" * 400 + b"}", SPOT + r"label 10+…; expected a number"),
     "huge digits": ("jsonl", b'\n\n{"text":"a","score":' + b"9" * 5000 + b"}", SPOT + r"not JSON \("),
     "too deep": ("jsonl", b"\n\n" + b"[" * 100_000, SPOT + r"not JSON \("),
     "no text": ("jsonl", b'\n\n{"text":null,"score":1}', SPOT + r"nothing in column 'text'; expected text; "),

@@ -1,0 +1,216 @@
+"""JSON and YAML read strictly: bounded size, depth and numbers, each key once, no aliases, no tags, no dates.
+
+What the values mean is for the reader of each format; here they are plain lists, mappings, texts and finite numbers.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mergekit_bert.text import printable
+
+Json = Any
+MAX_DEPTH = 64
+_MAX_DIGITS = 19
+"""Of a whole number: all that 64 bits can hold."""
+JSON_BYTES = 64 * 2**20
+YAML_BYTES = 64 * 2**10
+
+
+class DocumentError(ValueError):
+    """Not such a document; ``str(error)`` says why in one line. ``line`` is where, counted from 1 (None: unknown)."""
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        """``reason`` may hold words of the document."""
+        super().__init__(printable(" ".join(reason.split()), 200))
+        self.line = line
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The contents of a regular file of at most ``limit`` bytes; raises OSError or :class:`DocumentError`."""
+    if path.exists() and not path.is_file():
+        raise DocumentError("a folder" if path.is_dir() else "no regular file")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DocumentError(f"more than {limit:,} bytes")
+    return data
+
+
+def read_json(path: Path, limit: int = JSON_BYTES) -> Json:
+    """The value in a JSON file; raises OSError or :class:`DocumentError`."""
+    return parse_json(read_bytes(path, limit))
+
+
+def read_mapping(path: Path, limit: int = JSON_BYTES) -> dict[str, Json]:
+    """The object in a JSON file; raises OSError or :class:`DocumentError`."""
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise DocumentError(f"a {type(value).__name__}, not an object")
+    return value
+
+
+def parse_json(data: bytes | str) -> Json:
+    """The value that ``data`` (UTF-8) spells; raises :class:`DocumentError`."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+        text.encode("utf-8")
+    except DocumentError:
+        raise
+    except RecursionError as error:
+        raise DocumentError("nested too deeply") from error
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise DocumentError("no text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"not JSON ({error.msg})", error.lineno) from error
+    _check_plain(value)
+    return value
+
+
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        again = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DocumentError(f"the key {again!r} twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits.lstrip("-")) > _MAX_DIGITS:
+        raise DocumentError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise DocumentError(f"the number {digits[:40]}, which is too large")
+    return number
+
+
+def _no_number(word: str) -> NoReturn:
+    raise DocumentError(f"{word}, which is no number")
+
+
+def _check_plain(value: Json) -> None:
+    """Refuse what is nested too deeply, and texts that are none (half of a surrogate pair, which JSON can spell)."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Json] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str):
+                _check_text(one)
+        if not below:
+            return
+        level = below
+    raise DocumentError(f"nested more than {MAX_DEPTH} deep")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DocumentError("half of a surrogate pair in a text") from error
+
+
+@dataclass(frozen=True)
+class YamlMapping:
+    """A YAML file's mapping, and the line on which each of its keys stands."""
+
+    value: Mapping[str, Json]
+    lines: Mapping[str, int]
+
+
+def read_yaml(path: Path, limit: int = YAML_BYTES) -> YamlMapping:
+    """The mapping in a YAML file; raises OSError or :class:`DocumentError`.
+
+    Dates stay texts; aliases, anchors, tags and merged keys are refused, since they can make much of little.
+    """
+    import yaml
+
+    data = read_bytes(path, limit)
+    try:
+        text = data.decode("utf-8-sig")
+        node = _yaml_tree(text)
+    except UnicodeDecodeError as error:
+        raise DocumentError("no text in UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "malformed"
+        raise DocumentError(f"not YAML ({problem})", mark.line + 1 if mark else None) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise DocumentError("not a mapping")
+    value = _yaml_value(node)
+    return YamlMapping(value, {str(key.value): key.start_mark.line + 1 for key, _ in node.value})
+
+
+def _yaml_tree(text: str) -> Any:
+    """The tree of nodes, once its events are known to be harmless."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise DocumentError("an anchor or alias", line)
+        if tag := getattr(event, "tag", None):
+            raise DocumentError(f"the tag {tag!r}", line)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise DocumentError(f"nested more than {MAX_DEPTH} deep", line)
+    return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+def _yaml_value(node: Any) -> Json:
+    """A node's plain value."""
+    import yaml
+
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        return [_yaml_value(one) for one in node.value]
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Json] = {}
+        for key, value in node.value:
+            at = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                raise DocumentError("a key that is no plain text", at)
+            if key.value in found:
+                raise DocumentError(f"the key {key.value!r} again", at)
+            found[key.value] = _yaml_value(value)
+        return found
+    try:
+        return _yaml_scalar(node.tag.rpartition(":")[2], node.value)
+    except DocumentError as error:
+        raise DocumentError(str(error), line) from error
+    except ValueError as error:
+        raise DocumentError(f"the value {node.value[:40]!r}", line) from error
+
+
+def _yaml_scalar(kind: str, text: str) -> Json:
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() in ("yes", "true", "on")
+    if kind == "int":
+        plain = re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", text)  # not 007, 0x10 or 1:30, which mean other things elsewhere
+        return _whole(text.replace("_", "").removeprefix("+")) if plain else text
+    if kind == "float":
+        return _finite(text.replace("_", "")) if ":" not in text else text
+    _check_text(text)
+    return text

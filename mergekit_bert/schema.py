@@ -1,0 +1,82 @@
+"""Validated records: what a file says is checked field by field before it is believed, by pydantic and in one way.
+
+A schema is a frozen dataclass, or a :class:`Schema` where only a file's layout is described. Unknown keys are
+refused, types are not converted, numbers are finite and bounded, texts hold no control characters.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from mergekit_bert.files import canonical_json
+from mergekit_bert.text import has_control_characters, printable
+
+T = TypeVar("T")
+STRICT: ConfigDict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class SchemaError(ValueError):
+    """A value that does not fit its schema; ``str(error)`` says where and why in one line."""
+
+
+class Schema(BaseModel):
+    """The layout of a record in a file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+def _plain(text: str) -> str:
+    if has_control_characters(text):
+        raise ValueError("control characters in a text")
+    return text
+
+
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(_plain)]
+"""A text that may be shown."""
+Name = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_plain)]
+"""The name of a layer, a parameter, a task, a method …"""
+Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Width = Annotated[int, Field(ge=1, le=2**24)]
+"""Features on one side of a layer (a vocabulary is the widest)."""
+Rank = Annotated[int, Field(ge=0, le=2**16)]
+Length = Annotated[int, Field(ge=1, le=2**20)]
+"""Tokens of a text."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
+Size = tuple[Width, Width]
+"""(out_features, in_features)."""
+Plain = Any
+"""JSON that is only shown, already bounded by :mod:`mergekit_bert.documents`."""
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validate(kind: Callable[..., T], value: Any) -> T:
+    """``value``, plain JSON, as a ``kind``: a :class:`Schema`, or a dataclass with ``__pydantic_config__ = STRICT``.
+
+    Lists become tuples and whole numbers floats where the fields say so. Raises :class:`SchemaError`, or what the
+    dataclass itself raises.
+    """
+    try:
+        found: T = _adapter(kind).validate_json(canonical_json(value))
+    except ValidationError as error:
+        raise SchemaError(_first(error)) from error
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise SchemaError(printable(" ".join(str(error).split()), 200)) from error
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong, and how many more there are."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    where = ".".join(str(part) for part in found[0]["loc"])
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    message = found[0]["msg"].removeprefix("Value error, ")
+    return printable(f"{where}: {message[:1].lower()}{message[1:]}{more}" if where else f"{message}{more}", 300)
