@@ -153,6 +153,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
     return tensors, metadata
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether ``path`` is a whole safetensors file of another program; what is broken is nobody's."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return METADATA_KEY not in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
 def read_plain_tensors(path: Path) -> dict[str, Any]:
     """CPU torch tensors of a safetensors file that any library wrote, as they are.
 
