@@ -62,6 +62,8 @@ def same_model(one: Any, two: Any) -> bool:
     """Whether two compositions are equal bit for bit."""
     if type(one) is not type(two):
         return False
+    if isinstance(one, Adapter):
+        return same_adapter(one, two)
     if isinstance(one, mb.Merged):
         return same_merged(one, two)
     return list(one.experts) == list(two.experts) and all(
@@ -263,6 +265,19 @@ def test_flipped_bytes_are_refused(wholes: dict[str, bytes], tmp_path: Path, kin
     with pytest.raises(ModelFileError) as caught:
         read_model(path)
     one_line(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "ensemble"])
+def test_files_that_earlier_versions_wrote_are_read(tmp_path: Path, kind: str) -> None:
+    """The files were written before format 2: two LoRA adapters on one tiny BERT, and what was made of them."""
+    found = read_model(Path(__file__).with_name("format_1") / f"{kind}.safetensors")
+    assert [task.name for task in found.tasks] == (["sst"] if kind == "adapter" else ["sst", "sts"])
+    for task in found.tasks:
+        deltas = found.part(task.name).deltas.values()
+        assert [delta.shape for delta in deltas] == [(32, 32), (32, 32)]
+        assert {isinstance(delta, LowRank) for delta in deltas} == {kind != "merged"}
+    write_model(tmp_path / "x", found)
+    assert same_model(read_model(tmp_path / "x"), found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
