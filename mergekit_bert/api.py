@@ -22,7 +22,8 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import Recipe, refuse_beside_size, rows_for, with_method
+from mergekit_bert.composing.recipe import Recipe, rows_for
+from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source

@@ -116,7 +116,8 @@ def command(
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import changed, read_recipe, refuse_beside_size, with_method
+    from mergekit_bert.composing.recipe import changed, read_recipe
+    from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
     from mergekit_bert.data.source import INVENTED
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
