@@ -55,7 +55,7 @@ from mergekit_bert.evaluation.search import search as search_merge
 from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
 from mergekit_bert.files import SUFFIX, beside, write_atomic, write_json
-from mergekit_bert.outputs import Output, held, written
+from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.training import manifest, run
@@ -198,13 +198,13 @@ def convert(
     target = _file(out) if to == "mbert" else _folder(out)
     known = get_task(task) if task is not None else None
     load = functools.cache(load_encoder)
-    with held(target):
+    with claimed(*([Output(target, force)] if to == "mbert" else [])):
         model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
         if to == "mbert":
             save(model, target, force=force)
             return [target]
-        encoder = base if isinstance(base, Encoder) else load(str(base or model.base.name))
-        return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
+    encoder = base if isinstance(base, Encoder) else load(str(base or model.base.name))
+    return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
 
 
 def _composition(path: str | Path, task: Task | None) -> Composition:

@@ -73,8 +73,7 @@ def held(path: Path, wait: bool = False) -> Iterator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        where = path.parent.resolve() / f".{beside(path, '.lock').name}"
-        lock = FileLock(where, is_singleton=True)
+        lock = _lock(path)
         nested = lock.is_locked
         try:
             lock.acquire(timeout=-1 if wait else _PATIENCE)
@@ -87,23 +86,33 @@ def held(path: Path, wait: bool = False) -> Iterator[None]:
     finally:
         if not nested:
             with contextlib.suppress(OSError):
-                os.unlink(where)
+                os.unlink(lock.lock_file)
         lock.release()
         for folder in made:
             with contextlib.suppress(OSError):  # it is in use
                 folder.rmdir()
 
 
+def _lock(path: Path) -> FileLock:
+    """The lock of ``path``, one for all its spellings; whether it is locked is a matter of each thread."""
+    return FileLock(path.parent.resolve() / f".{beside(path, '.lock').name}", is_singleton=True)
+
+
 @contextlib.contextmanager
 def claimed(*outputs: Output) -> Iterator[None]:
-    """Hold ``outputs`` while the block runs; raises OutputError before it, for any that may not be written."""
+    """Hold ``outputs`` while the block runs; raises OutputError before it, for any that may not be written.
+
+    One that this thread holds has been looked at: what lies there now has come since, and the work is worth keeping.
+    """
     paths = [output.path.absolute() for output in outputs]
     for output in outputs:
         if paths.count(output.path.absolute()) > 1:
             raise OutputError(str(output.path), "it is asked for twice", "a path for each output", "choose another")
+    new = [output for output in outputs if not _lock(output.path).is_locked]
+    for output in new:
         output.refuse()
     with contextlib.ExitStack() as stack:
-        for output in outputs:
+        for output in new:
             stack.enter_context(held(output.path))
             output.refuse()  # the run that held it may have written it
         yield
