@@ -38,7 +38,8 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
-    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows, read_records, read_table
+    from mergekit_bert.data.readers import read_records, read_table
+    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows
     from mergekit_bert.errors import DataError
     from mergekit_bert.files import refuse_existing, write_atomic
 
@@ -60,7 +61,8 @@ def command(
     if text:
         table = Rows((tuple(text),), None, where)
     else:
-        records = read_records(rows, columns) if rows else read_table(where, sys.stdin.buffer.read(), columns)
+        more = [column for one in model.tasks for column in one.text]
+        records = read_records(rows, columns, more) if rows else read_table(where, sys.stdin.buffer.read, columns)
         if mixed:
             requests = parse_requests(where, records, {one.name: one for one in model.tasks})
         else:
