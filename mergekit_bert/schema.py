@@ -78,12 +78,10 @@ Scalar = Annotated[Any, AfterValidator(_scalar)]
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
 Size = tuple[Width, Width]
 """(out_features, in_features)."""
-Plain = Any
-"""JSON that is only shown, already bounded by :mod:`mergekit_bert.documents`."""
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 

@@ -13,7 +13,7 @@ from mergekit_bert.registry import unknown
 
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
-_PATTERNS = ("rank_pattern", "alpha_pattern")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class AdapterConfig:
 
     def to_json(self) -> dict[str, Any]:
         """For a file's metadata; patterns only where there are any, as pairs, since the first that matches counts."""
-        value = {name: one for name, one in dataclasses.asdict(self).items() if name not in _PATTERNS or one}
-        return value | {name: [list(pair) for pair in value[name].items()] for name in _PATTERNS if name in value}
+        value = {name: one for name, one in dataclasses.asdict(self).items() if name not in PATTERNS or one}
+        return value | {name: [list(pair) for pair in value[name].items()] for name in PATTERNS if name in value}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "AdapterConfig":
         """The inverse of :meth:`to_json`; raises TypeError, ValueError or TrainingError for anything else."""
-        patterns: dict[str, Any] = {name: dict(value[name]) for name in _PATTERNS if name in value}
+        patterns: dict[str, Any] = {name: dict(value[name]) for name in PATTERNS if name in value}
         return cls(**{**value, **patterns})
 
 

@@ -14,6 +14,8 @@ from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.tensorfile import write_plain_tensors
 
+FILES = (RECORD, CONFIG, WEIGHTS)
+"""The names in such a folder."""
 _HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 """What others know a base by."""
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import yaml
 
-from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
-from mergekit_bert.composing.recommendation import recommend
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
@@ -28,7 +26,8 @@ _LARGEST_WEIGHT = 1e6
 class Recipe:
     """How to merge.
 
-    An empty ``method`` is the recommended one, see :func:`with_method`. ``weights`` are by input name; an input
+    An empty ``method`` is the recommended one, see
+    :func:`~mergekit_bert.composing.recommendation.with_method`. ``weights`` are by input name; an input
     without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
     instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
     is the rank of the remainder that every task keeps for itself at every site (None or 0: none). ``options`` are the
@@ -136,42 +135,6 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(
                 where, f"'{name}={weight}'", f"a number within ±{_LARGEST_WEIGHT:g}", f"correct {where}"
             )
-
-
-def with_method(
-    recipe: Recipe,
-    ingredients: Sequence[Ingredient],
-    rows: bool,
-    *,
-    invented: bool = False,
-    searched: bool = False,
-    calibrated: bool = False,
-    size: float | None = None,
-) -> tuple[Recipe, str]:
-    """``recipe`` with the recommended method where it names none, and the reason ("" where it does).
-
-    Within ``size`` MiB: the ensemble where it fits and nothing is asked that only a merge has, else the largest rank
-    that fits. Raises CompositionError for what no rank can hold to a size.
-    """
-    if size is not None:
-        for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
-            refuse_beside_size(name, given)
-        refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
-        told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
-            reason = "all inputs fit side by side, where they lose nothing; --rank makes one merged model instead"
-            return dataclasses.replace(recipe, method=ENSEMBLE), reason
-        recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
-    if recipe.method:
-        return recipe, ""
-    method, reason = recommend(ingredients, rows, invented=invented, searched=searched)
-    return dataclasses.replace(recipe, method=method), reason
-
-
-def refuse_beside_size(name: str, given: object) -> None:
-    """Raise CompositionError for an option that decides the size itself."""
-    if given:
-        raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
 
 
 def settled(recipe: Recipe, ingredients: Sequence[Ingredient]) -> Recipe:

@@ -24,6 +24,12 @@ from mergekit_bert.hardware import default_device
 from mergekit_bert.tensorfile import tensors_in_any_order
 
 RECORD = "mbert.json"
+FILES = (
+    *(RECORD, "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+)
+"""Patterns of the names in such a folder."""
 _FORMAT = 1
 
 
