@@ -1,6 +1,5 @@
 """PEFT folders in and out: which base and task one is for, and what it becomes here."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,8 @@ from mergekit_bert.adapters.adapter import Adapter, Part
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.adapters.file import check_base, provenance
-from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, adapter_of, open_peft
+from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
+from mergekit_bert.adapters.peft_reading import adapter_of
 from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
 from mergekit_bert.composing.prediction import Predictor
@@ -21,6 +21,7 @@ from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError, EncoderError
 from mergekit_bert.files import file_fingerprint
 from mergekit_bert.outputs import Output, written
+from mergekit_bert.patterns import exactly
 
 Loader = Callable[[str], Encoder]
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
@@ -59,8 +60,8 @@ def _base(folder: PeftFolder, given: str | None, load: Loader) -> Encoder:
     if given is not None:
         return load(given)
     name, where, remedy = folder.base_name, str(folder.path), "name its base with --base"
-    revision = None if folder.base else folder.config.get("revision")
-    if not isinstance(name, str) or not name or revision not in (None, "", "main"):
+    revision = None if folder.base else folder.config.revision
+    if not name or revision not in (None, "", "main"):
         raise CompositionError(where, f"base {name!r}, revision {revision!r}", "the name of a base", remedy)
     try:
         return load(name)
@@ -129,7 +130,7 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
     config = AdapterConfig(
         rank=usual,
         alpha=float(usual),
-        targets="|".join(map(re.escape, low)),
+        targets=exactly(low),
         basis="random",
         rank_pattern=own,
         alpha_pattern={site: float(rank) for site, rank in own.items()},
