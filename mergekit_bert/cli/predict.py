@@ -57,7 +57,8 @@ def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | N
     """The table of predictions as TSV."""
     from mergekit_bert import api
     from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
-    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows, read_records, read_table
+    from mergekit_bert.data.readers import read_records, read_table
+    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows
     from mergekit_bert.errors import DataError
 
     model = api.load(file)
@@ -74,7 +75,8 @@ def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | N
     if text:
         table = Rows((tuple(text),), None, where)
     else:
-        records = read_records(rows, columns) if rows else read_table(where, sys.stdin.buffer.read(), columns)
+        more = [column for one in model.tasks for column in one.text]
+        records = read_records(rows, columns, more) if rows else read_table(where, sys.stdin.buffer.read, columns)
         if mixed:
             requests = parse_requests(where, records, {one.name: one for one in model.tasks})
         else:

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_bert.data import sample
-from mergekit_bert.data.rows import (
-    Rows,
-    columns_of,
-    find_file,
-    missing_column,
-    parse_rows,
-    read_rows,
-    read_texts,
-    tsv_text,
-)
+from mergekit_bert.data.readers import missing_column, tsv_text
+from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 

@@ -166,17 +166,18 @@ def test_a_merge_does_not_take_the_checkpoint_of_a_training_run(home: Path, bert
 
 def test_two_processes_with_one_output(home: Path, bert: mb.Encoder) -> None:
     command = [sys.executable, "-c", "from mergekit_bert.cli import main; main()", *words("train-adapter", bert)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     long = ("--epochs", "100000", "--patience", "100000", "--checkpoint-seconds", "0")
     log = home / "x.run/log.jsonl"
     with (
         (home / "first.txt").open("wb") as told,
-        subprocess.Popen([*command, *long], cwd=home, stdout=told, stderr=told) as first,
+        subprocess.Popen([*command, *long], cwd=home, env=env, stdout=told, stderr=told) as first,
     ):
         try:
             while first.poll() is None and not log.exists():
                 time.sleep(0.05)
             assert first.poll() is None
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
             assert first.poll() is None, (home / "first.txt").read_text()
         finally:
             first.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, cut off or narrow, in real processes; and texts that would steer a terminal."""
+"""Standard streams that are closed, full, cut off or narrow, in real processes; texts that would steer a terminal."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert
 from tests.corpus import read_tsv, write_corpus
 
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
 PROGRAM = "from mergekit_bert.cli import main; main()"
 HOSTILE = "red \x1b[31m bell \x07 del \x7f c1 \x9b2J bidi \u202e line \u2028 [bold]tag[/bold] :smile:"
 SHOWN = r"red \x1b[31m bell \x07 del \x7f c1 \x9b2J bidi \u202e line \u2028 [bold]tag[/bold] :smile:"
@@ -33,7 +34,7 @@ def home(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(line: str, here: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """``line`` in a shell in which ``mbert`` is the program."""
     function = f"mbert() {{ '{sys.executable}' -c '{PROGRAM}' \"$@\"; }}; {line}"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200", **variables}
+    env = {**ENV, **variables}
     return subprocess.run(["bash", "-c", function], cwd=here, env=env, capture_output=True, text=True, check=False)
 
 
@@ -42,10 +43,11 @@ NARROW = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": 
 
 def test_what_cannot_be_encoded_is_escaped(home: Path) -> None:
     done = shell("mbert methods ties; mbert tasks sté", home, **NARROW)
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.returncode == 1
     assert done.stdout.startswith("## `ties`\n")
     assert r"\u03bb" in done.stdout
-    assert done.stderr.startswith(r"error: task: 'st\xe9'")
+    assert done.stderr.startswith("error: task: 'st")
+    assert done.stderr.isascii()
     assert done.stderr.count("\n") == 1
 
 
@@ -100,7 +102,7 @@ file.write(f"{number} {lost}".encode())
 
 
 def test_a_file_does_not_get_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", _NUMBERS], cwd=tmp_path, env={**os.environ}, check=True)
+    subprocess.run([sys.executable, "-c", _NUMBERS], cwd=tmp_path, env=ENV, check=True)
     number, lost = (tmp_path / "opened.txt").read_text().split(" ", 1)
     assert int(number) > 2
     assert lost == "[None, OSError('it is closed')]"
@@ -126,8 +128,8 @@ def assert_calm(text: str) -> None:
 
 
 def test_predictions_are_escaped_on_standard_output_and_kept_in_files(home: Path, tmp_path: Path) -> None:
-    rows = [{"sentence": f"good {HOSTILE}"}, {"sentence": "a \ud800 half"}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    row = {"sentence": f"good {HOSTILE}"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     printed = mbert("predict", "sst.safetensors", "--input", tmp_path / "rows.jsonl", here=home)
     assert printed.code == 0, printed.err
     assert_calm(printed.out.replace("\t", ""))
@@ -136,7 +138,7 @@ def test_predictions_are_escaped_on_standard_output_and_kept_in_files(home: Path
         "predict", "sst.safetensors", "--input", tmp_path / "rows.jsonl", "--out", tmp_path / "p.tsv", here=home
     )
     assert done.code == 0, done.err
-    assert read_tsv(tmp_path / "p.tsv")[0]["sentence"] == rows[0]["sentence"]
+    assert read_tsv(tmp_path / "p.tsv")[0]["sentence"] == row["sentence"]
 
 
 def hostile_task(folder: Path) -> Path:
@@ -179,20 +181,20 @@ def test_errors_notes_and_usage_are_escaped(tmp_path: Path) -> None:
         assert r"x\x1b" in done.err, words
 
 
-def test_tables_hold_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_hold_texts_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.table import Table
 
     from mergekit_bert.evaluation.tables import as_text
     from mergekit_bert.terminal import say, say_json, say_lines, show
 
-    table = Table("name", f"head {HOSTILE}", title=f"title {HOSTILE}", width=400)
+    monkeypatch.setenv("COLUMNS", "200")
+    table = Table("name", f"head {HOSTILE}", title=f"title {HOSTILE}")
     table.add_row("one", f"cell {HOSTILE}")
     show(table)
-    printed = capsys.readouterr().out
-    for text in (printed, as_text(Table("name", f"head {HOSTILE}")) + as_text(table)):
+    for text in (capsys.readouterr().out, as_text(table)):
         assert_calm(text)
         for place in ("head", "title", "cell"):
-            assert f"{place} {SHOWN}"[:60] in text
+            assert f"{place} {SHOWN}" in text
     say(f"a {HOSTILE}\r\nb")
     say_lines(f"a {HOSTILE}\nb\n")
     say_json({"b": HOSTILE, "a": 1})
