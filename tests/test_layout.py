@@ -14,7 +14,7 @@ PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
 GROUND = (
     *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
-    *("files", "tensorfile", "outputs", "hardware", "option", "progress"),
+    *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
 )
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
