@@ -53,7 +53,7 @@ class Spoiled:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case's verdict, the stage that it ended in, and of an error its last line, its place, and its traceback."""
+    """A case's verdict, the stage that it ended in (``first``: no other was done), and what an error says."""
 
     case: str
     specimen: str
@@ -63,6 +63,7 @@ class Outcome:
     verdict: str
     stage: str
     seconds: float
+    first: bool = False
     error: str = ""
     at: str = ""
     trace: str = ""
@@ -72,7 +73,7 @@ class Bench:
     """Valid files of some formats, made in ``root``, and cases that follow from ``seed`` and a number."""
 
     def __init__(self, root: Path, seed: int, formats: Iterable[Format]) -> None:
-        """Make the files; raises UnsoundError where a valid one is refused, or used twice differs."""
+        """Make the files; raises MbertError or UnsoundError where a valid one is refused, or harms."""
         self.root, self.seed = root.resolve(), seed
         self.formats = {one.name: one for one in formats}
         os.fsync = lambda descriptor: None
@@ -101,14 +102,11 @@ class Bench:
         format.specimens[name](self.shop, CASE)
         files = {str(one.relative_to(CASE)): one.read_bytes() for one in sorted(CASE.rglob("*")) if one.is_file()}
         targets = [file for file in files if format.kind_of(file)]
-        marks: list[Marks] = []
-        for _ in range(2):
-            found = list[tuple[str, str]]()
-            self._use(format, files, found)
-            marks.append(found)
-        if marks[0] != marks[1] or not targets:
-            raise UnsoundError(f"{format.name}, {name}: used twice it gives {marks}; to be spoiled: {targets}")
-        return Specimen(files, targets, marks[0])
+        marks = list[tuple[str, str]]()
+        self._use(format, files, marks)
+        if not targets:
+            raise UnsoundError(f"{format.name}, {name}: none of {', '.join(files)} is spoiled")
+        return Specimen(files, targets, marks)
 
     def _use(self, format: Format, files: Mapping[str, bytes], found: list[tuple[str, str]]) -> None:
         """Put the files down and use them; ``found`` gets the stages that are done."""
@@ -125,12 +123,17 @@ class Bench:
         name = case.partition(":")[0]
         format, specimens = self.formats[name], self.specimens[name]
         source = Source(f"{self.seed} {case}")
-        chosen, donor = source.choice(list(specimens)), source.choice(list(specimens))
+        chosen = source.choice(list(specimens))
         file = source.choice(specimens[chosen].targets)
         kind = format.kind_of(file)
         assert kind is not None
-        others = [one for one in specimens[donor].targets if format.kind_of(one) == kind] or [file]
-        other = specimens[donor].files.get(source.choice(others), b"")
+        alike = [
+            data
+            for specimen, one in specimens.items()
+            for target, data in one.files.items()
+            if format.kind_of(target) == kind and (specimen, target) != (chosen, file)
+        ]
+        other = source.choice(alike or [specimens[chosen].files[file]])
         data, mutation = changed(source, kind, specimens[chosen].files[file], other)
         return Spoiled(chosen, file, data, mutation, "; ".join(source.told))
 
@@ -162,6 +165,7 @@ class Bench:
             verdict,
             stages[min(len(found), len(stages) - 1)] if caught is not None else "done",
             round(time.monotonic() - start, 4),
+            not found,
             "" if error is None else _last_line(error),
             "" if error is None else _place(error),
             "" if error is None or verdict == "refused" else "".join(traceback.format_exception(error))[-8000:],

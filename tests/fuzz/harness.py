@@ -155,6 +155,7 @@ def _cut_short(bench: Bench, worker: _Worker, verdict: str, error: str) -> Outco
         verdict,
         "unknown",
         round(time.monotonic() - worker.since, 1),
+        False,
         error,
         at,
         trace[:8000],

@@ -140,12 +140,13 @@ def _dense(shop: Workshop, folder: Path) -> None:
 
 def _traced(shop: Workshop, folder: Path) -> None:
     """A merge that was searched and calibrated, made of one that was calibrated before."""
-    data = write_corpus(folder / "data", ("sst", "sts"), 40, 8)
-    first = api.calibrate(api.merge(shop.trio[:1], "fedavg"), data, rows=12, base=shop.encoder)
-    model = api.search([first, shop.trio[1]], "ties", 2, data, held_out=6, base=shop.encoder)
-    steps = ("scales", "heads")
+    data, base = write_corpus(folder / "data", KNOWN, 40, 8), shop.encoder
+    first = api.calibrate(
+        api.merge(shop.trio[:1], "fedavg"), data, steps=["scales"], rows=4, inputs=shop.trio[:1], base=base
+    )
     both = [first, shop.trio[1]]
-    mb.save(api.calibrate(model, data, steps=steps, rows=12, inputs=both, base=shop.encoder), folder / FILE)
+    model = api.search(both, "ties", 2, data, held_out=6, base=base)
+    mb.save(api.calibrate(model, data, steps=["scales", "heads"], rows=12, inputs=both, base=base), folder / FILE)
     shutil.rmtree(data)
 
 

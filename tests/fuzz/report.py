@@ -17,6 +17,7 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "cases": len(outcomes),
         **{verdict: verdicts[verdict] for verdict in VERDICTS},
         "refused_in": {stage: round(count / len(outcomes), 4) for stage, count in stages.most_common()},
+        "first_stage": sum(one.first for one in refused),
         "reasons": len({reason(one.error) for one in refused}),
         "slowest_seconds": max(one.seconds for one in outcomes),
     }

@@ -1,6 +1,7 @@
 """Changes of JSON: values of the wrong kind or size, exchanged values, keys missing, unknown or there twice."""
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -257,10 +258,15 @@ def _shown(tree: Tree, path: Path) -> str:
         return "gone"
 
 
+_DEEP = 120
+"""Beyond it a tree is left to the changes of text: taking it apart would be too much for Python."""
+
+
 def parsed(data: bytes, read: Callable[[bytes], Tree] = json.loads) -> Tree | None:
     """The tree in ``data``; None where an earlier change left none."""
+    depth = itertools.accumulate((one in b"[{") - (one in b"]}") for one in data)
     try:
-        return read(data)
+        return read(data) if max(depth, default=0) < _DEEP else None
     except (ValueError, RecursionError, yaml.YAMLError):
         return None
 
