@@ -112,13 +112,13 @@ def command(
     time.
     """
     from mergekit_bert import api
+    from mergekit_bert.adapters.base import encoder_of
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
     from mergekit_bert.composing.recipe import changed, read_recipe, refuse_beside_size, with_method
     from mergekit_bert.data.source import INVENTED
-    from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.files import refuse_existing
 
     options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
@@ -182,7 +182,7 @@ def command(
         model = api.merge(inputs, asked, lazy=True)
     else:
         needed = dense is not None or data is not None or plain or search or steps
-        encoder = load_encoder(base or inputs[0].base.name) if needed else None
+        encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
         over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
         model = _made(
             inputs,
