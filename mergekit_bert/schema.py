@@ -13,12 +13,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from mergekit_bert.strict import STRICT as STRICT  # for those that import the validator anyway
 from mergekit_bert.text import has_control_characters, one_line, printable
 
 T = TypeVar("T")
-STRICT: ConfigDict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
 _SHOULD = re.compile(r"^\w+ should (be |have )?")
 
 
@@ -47,6 +45,20 @@ def _plain(text: str) -> str:
     return text
 
 
+def _plain_json(value: Any) -> Any:
+    """``value`` as it is; its depth was bounded when it was read."""
+    if isinstance(value, str):
+        _plain(value)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _plain_json(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            _plain(key)
+            _plain_json(one)
+    return value
+
+
 def _scalar(value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > _TEXT:
@@ -59,11 +71,12 @@ def _scalar(value: Any) -> Any:
 
 _TEXT = 10_000
 
-
 Text = Annotated[str, Field(max_length=_TEXT), AfterValidator(_plain)]
 """A text that may be shown."""
 Name = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_plain)]
 """The name of a layer, a parameter, a task, a method …"""
+BaseName = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
+"""The name of a base: on the Hub, or the path of a folder."""
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -78,6 +91,8 @@ Scalar = Annotated[Any, AfterValidator(_scalar)]
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
 Size = tuple[Width, Width]
 """(out_features, in_features)."""
+Plain = Annotated[Any, AfterValidator(_plain_json)]
+"""JSON that is only shown: its depth and numbers were bounded by :mod:`mergekit_bert.documents`."""
 
 
 @functools.cache
@@ -88,8 +103,8 @@ def _adapter(kind: Any) -> Any:
 def validate(kind: Callable[..., T], value: Any) -> T:
     """``value``, plain JSON, as a ``kind``: a :class:`Schema`, or a dataclass with ``__pydantic_config__ = STRICT``.
 
-    Lists become tuples and whole numbers floats where the fields say so. Raises :class:`SchemaError`, or what the
-    dataclass itself raises.
+    Lists become tuples and whole numbers floats where the fields say so; mappings keep their order. Raises
+    :class:`SchemaError`, or what the dataclass itself raises.
     """
     try:
         found: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
+from mergekit_bert.patterns import PatternError, check_patterns, matches
 from mergekit_bert.registry import unknown
 
 ENSEMBLE = "ensemble"
@@ -85,18 +87,24 @@ class Recipe:
             )
         names = [one.name for one in ingredients]
         _check_weights("--weights", self.weights, names)
+        self._check_layers(names, {site for one in ingredients for site in one.deltas})
+        method.check(ingredients)
+        chosen_weights(method, ingredients, self.weights)
+
+    def _check_layers(self, names: Sequence[str], sites: AbstractSet[str]) -> None:
+        try:
+            check_patterns(self.layers)
+        except PatternError as error:
+            raise CompositionError("layers", f"{error}", "patterns of whole site names", "correct them") from error
         for pattern, weights in self.layers.items():
             _check_weights(f"layers, {pattern!r}", weights, names)
-            sites = {site for one in ingredients for site in one.deltas}
-            if not any(re.fullmatch(pattern, site) for site in sites):
+            if not any(matches(pattern, site) for site in sites):
                 raise CompositionError(
                     f"layers, {pattern!r}",
                     "no site matches it",
                     f"a pattern of whole names such as {min(sites, default='none')}",
                     "correct the pattern",
                 )
-        method.check(ingredients)
-        chosen_weights(method, ingredients, self.weights)
 
     def _check_ensemble(self) -> None:
         for name, given in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
@@ -120,7 +128,7 @@ class Recipe:
         """The weights that hold at ``site``."""
         found = dict(weights)
         for pattern, own in self.layers.items():
-            if re.fullmatch(pattern, site):
+            if matches(pattern, site):
                 found |= own
         return found
 

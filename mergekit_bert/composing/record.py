@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field
 
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.record import AdapterRecord, PartRecord
 from mergekit_bert.composing.recipe import Recipe
-from mergekit_bert.schema import Count, Finite, Name, Rank, Schema, Shape, Size
+from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
 
 
 def _layers_of(value: Any) -> Any:
@@ -85,7 +85,7 @@ class CalibrationRecord(Schema):
 class TraceRecord(Schema):
     """What was learned and lost on the way to a merge; of inputs that were merges themselves, theirs."""
 
-    learned: dict[Name, JsonValue] | None = None
+    learned: dict[Name, Plain] | None = None
     lost: LostRecord | None = None
     inputs: "dict[Name, TraceRecord] | None" = None
     layers: dict[Name, dict[Name, Finite]] | None = None
