@@ -18,6 +18,15 @@ from mergekit_bert.text import has_control_characters, one_line, printable
 
 T = TypeVar("T")
 _SHOULD = re.compile(r"^\w+ should (be |have )?")
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a mapping",
+}
+"""What pydantic calls a kind of value, and what a file's author does."""
 
 
 class SchemaError(ValueError):
@@ -127,5 +136,5 @@ def _first(error: ValidationError) -> str:
 def _parts(error: ValidationError) -> tuple[str, str, str]:
     """Where the first is that is wrong, what stands there, and what should."""
     first = error.errors(include_url=False, include_context=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    return ".".join(str(part) for part in first["loc"]), reprlib.repr(first["input"]), _SHOULD.sub("", message)
+    expected = _SHOULD.sub("", first["msg"].removeprefix("Value error, "))
+    return ".".join(str(part) for part in first["loc"]), reprlib.repr(first["input"]), _WORDS.get(expected, expected)
