@@ -177,13 +177,22 @@ def test_nothing_runs_what_a_file_says() -> None:
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+    assert {one for one in options if one[0] in ("trust_remote_code", "allow_pickle", "weights_only")} == {
+        ("trust_remote_code", "False")
+    }
+
+
+def test_one_module_alone_calls_transformers_loaders() -> None:
+    loaders = {
+        module for module in TREES for name, _ in called(module) if name.endswith((".from_pretrained", ".from_config"))
+    }
+    assert loaders == {f"{PACKAGE}.encoder.pretrained"}
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:
