@@ -114,6 +114,7 @@ def command(
     time.
     """
     from mergekit_bert import api
+    from mergekit_bert.adapters.base import encoder_of
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.dense import dense_outputs
@@ -122,7 +123,6 @@ def command(
     from mergekit_bert.composing.recipe import changed, read_recipe
     from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
     from mergekit_bert.data.source import INVENTED
-    from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.outputs import Output, claimed
     from mergekit_bert.terminal import say
 
@@ -185,7 +185,7 @@ def command(
             model = api.merge(inputs, asked, lazy=True)
         else:
             needed = dense is not None or data is not None or plain or search or steps
-            encoder = load_encoder(base or inputs[0].base.name) if needed else None
+            encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
             over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
             searching = {"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS}
             model = _made(
