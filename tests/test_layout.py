@@ -171,6 +171,12 @@ def test_only_tensorfile_opens_weight_files() -> None:
     assert openers == {f"{PACKAGE}.tensorfile"}
 
 
+def test_only_terminal_prints() -> None:
+    ways = {"print", "sys.stdout.write", "sys.stderr.write", "Console", "typer.echo", "typer.secho"}
+    printers = {module for module in TREES for name, _ in called(module) if name in ways}
+    assert printers == {f"{PACKAGE}.terminal"}
+
+
 def test_nothing_runs_what_a_file_says() -> None:
     modules = {name.split(".")[0] for module in TREES for name in imported(module)}
     assert modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} == set()

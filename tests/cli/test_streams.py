@@ -141,28 +141,21 @@ def test_predictions_are_escaped_on_standard_output_and_kept_in_files(home: Path
     assert read_tsv(tmp_path / "p.tsv")[0]["sentence"] == row["sentence"]
 
 
-def hostile_task(folder: Path) -> Path:
-    path = folder / "odd.yml"
+def test_a_task_of_a_stranger_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     told = {
         "name": "odd",
-        "description": HOSTILE,
+        "description": "[bold]all \x7f of it[/bold]",
         "kind": "classify",
         "text": ["remark"],
         "label": "kind",
-        "labels": [f"no {HOSTILE}", "yes"],
+        "labels": ["no", "yes"],
         "metric": ["accuracy"],
     }
-    path.write_text(json.dumps(told))  # JSON is YAML
-    return path
-
-
-def test_a_task_of_a_stranger_is_shown_and_not_obeyed(tmp_path: Path) -> None:
-    done = mbert("tasks", hostile_task(tmp_path))
-    assert_calm(done.out + done.err)
-    if done.code == 0:
-        assert HOSTILE in json.loads(done.out)["labels"][0]
-    else:
-        assert done.err.count("\n") == 1
+    for labels in (["no", "yes"], [f"no {HOSTILE}", "yes"]):
+        (tmp_path / "odd.yml").write_text(json.dumps({**told, "labels": labels}))  # JSON is YAML
+        done = mbert("tasks", tmp_path / "odd.yml")
+        assert_calm(done.out + done.err)
+        assert done.code == 0 or done.err.count("\n") == 1
 
 
 def test_errors_notes_and_usage_are_escaped(tmp_path: Path) -> None:
