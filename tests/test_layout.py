@@ -14,7 +14,7 @@ PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
 GROUND = (
     *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
-    *("files", "tensorfile", "hardware", "option", "progress"),
+    *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
 )
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
@@ -171,19 +171,34 @@ def test_only_tensorfile_opens_weight_files() -> None:
     assert openers == {f"{PACKAGE}.tensorfile"}
 
 
+def test_only_terminal_prints() -> None:
+    ways = {"print", "sys.stdout.write", "sys.stderr.write", "Console", "typer.echo", "typer.secho"}
+    printers = {module for module in TREES for name, _ in called(module) if name in ways}
+    assert printers == {f"{PACKAGE}.terminal"}
+
+
 def test_nothing_runs_what_a_file_says() -> None:
     modules = {name.split(".")[0] for module in TREES for name in imported(module)}
     assert modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} == set()
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+    assert {one for one in options if one[0] in ("trust_remote_code", "allow_pickle", "weights_only")} == {
+        ("trust_remote_code", "False")
+    }
+
+
+def test_one_module_alone_calls_transformers_loaders() -> None:
+    loaders = {
+        module for module in TREES for name, _ in called(module) if name.endswith((".from_pretrained", ".from_config"))
+    }
+    assert loaders == {f"{PACKAGE}.encoder.pretrained"}
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:

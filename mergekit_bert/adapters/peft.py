@@ -15,6 +15,7 @@ from pydantic import Field
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import LARGEST_ALPHA, LARGEST_RANK, AdapterConfig
+from mergekit_bert.adapters.record import TrainingRecord
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.folder import RECORD
@@ -95,7 +96,7 @@ class AdapterRecord(Schema):
 
     config: AdapterConfig
     basis: BasisRows | None
-    training: dict[Name, Plain]
+    training: TrainingRecord
     scores: dict[Name, Finite]
 
 

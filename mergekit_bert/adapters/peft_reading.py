@@ -298,7 +298,11 @@ def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> 
                 str(folder.path / RECORD), f"another {what} of {site!r}", "what the other files say", "remove it"
             )
     return dataclasses.replace(
-        adapter, config=record.config, basis=record.basis, training=record.training, scores=record.scores
+        adapter,
+        config=record.config,
+        basis=record.basis,
+        training=record.training.model_dump(exclude_unset=True),
+        scores=record.scores,
     )
 
 

@@ -10,11 +10,14 @@ from mergekit_bert.adapters.config import carried
 from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.encoder.folder import RECORD, scale_head
 from mergekit_bert.encoder.heads import classifier
-from mergekit_bert.encoder.load import MINILM, Encoder
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.tensorfile import write_plain_tensors
 
+FILES = (RECORD, CONFIG, WEIGHTS)
+"""The names in such a folder."""
 _HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 """What others know a base by."""
 

@@ -26,7 +26,8 @@ from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.task import Task, get_task
-from mergekit_bert.encoder.load import Encoder, load_encoder, minilm_folder
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.places import minilm_folder
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError, TrainingError
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import dense64, one_line, random_adapter, renamed, same_adapter

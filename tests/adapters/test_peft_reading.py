@@ -406,7 +406,11 @@ TOLD: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a score that is a text": (("adapter", "scores"), {"held_out": "1"}, "adapter.scores.held_out: "),
     "scores that are a list": (("adapter", "scores"), [], "adapter.scores: "),
     "training that is a list": (("adapter", "training"), [], "adapter.training: "),
-    "training that steers": (("adapter", "training"), {"a": {"b": ["\x1b[2J"]}}, "adapter.training.a: control"),
+    "training that steers": (
+        ("adapter", "training"),
+        {"optimizer": "\x1b[2J"},
+        "adapter.training.optimizer: text should have no control",
+    ),
     "something more": (("adapter", "more"), 1, "adapter.more: "),
     "something more beside": (("more",), 1, "more: "),
 }
