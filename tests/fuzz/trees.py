@@ -1,10 +1,9 @@
 """Changes of JSON: values of the wrong kind or size, exchanged values, keys missing, unknown or there twice."""
 
 import copy
-import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -173,8 +172,7 @@ def place_in(source: Source, tree: Tree) -> Path:
 
 def _values(tree: Tree) -> int:
     """How many values there are in ``tree``."""
-    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return 1 + sum(map(_values, inner))
+    return 1 + sum(map(_values, _inner(tree)))
 
 
 def value_at(tree: Tree, path: Path) -> Tree:
@@ -264,11 +262,20 @@ _DEEP = 120
 
 def parsed(data: bytes, read: Callable[[bytes], Tree] = json.loads) -> Tree | None:
     """The tree in ``data``; None where an earlier change left none."""
-    depth = itertools.accumulate((one in b"[{") - (one in b"]}") for one in data)
     try:
-        return read(data) if max(depth, default=0) < _DEEP else None
+        tree = read(data)
     except (ValueError, RecursionError, yaml.YAMLError):
         return None
+    level = [tree]
+    for _ in range(_DEEP):
+        level = [inner for one in level for inner in _inner(one)]
+        if not level:
+            return tree
+    return None
+
+
+def _inner(tree: Tree) -> Iterable[Tree]:
+    return tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
 
 
 def json_tree(source: Source, data: bytes, other: bytes) -> bytes:
@@ -279,7 +286,8 @@ def json_tree(source: Source, data: bytes, other: bytes) -> bytes:
 
 def yaml_tree(source: Source, data: bytes, other: bytes) -> bytes:
     """A YAML file with one thing wrong in its tree; the outermost mapping stays a block, what is in it becomes JSON."""
-    tree = parsed(data, yaml.safe_load)
+    brackets = data.count(b"[") + data.count(b"{")  # PyYAML takes seconds for many
+    tree = parsed(data, yaml.safe_load) if brackets < _DEEP else None
     if not isinstance(tree, dict):
         return any_text(source, data, other)
     found = change_tree(source, tree)
