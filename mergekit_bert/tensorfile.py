@@ -16,11 +16,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mergekit_bert.documents import DocumentError, parse_json
 from mergekit_bert.errors import ModelFileError, OutputError
 from mergekit_bert.files import Json, atomic_file, canonical_json
 
 METADATA_KEY = "mbert"
-_CHECKSUM = "sha256"
+_DIGEST, _OLD_DIGEST = "digest", "sha256"
+"""The keys of the digest over all, and of format 1's over the values alone."""
+_MAX_HEADER = 32 * 2**20
 _AGAIN = "write the file again, or name another"
 
 
@@ -35,7 +38,7 @@ def tensor_file_sha256(tensors: Mapping[str, Any], metadata: Json) -> str:
 def _pieces(tensors: Mapping[str, Any], metadata: Json) -> Iterator[bytes | memoryview]:
     """Torch ``tensors`` and ``metadata`` as a safetensors file, piece by piece; equal inputs give equal bytes."""
     # Inside the one key: several would be several orders.
-    return _container(tensors, {METADATA_KEY: canonical_json({**metadata, _CHECKSUM: _checksum(tensors)})})
+    return _container(tensors, {METADATA_KEY: canonical_json({**metadata, _DIGEST: _digest(tensors, metadata)})})
 
 
 def _container(tensors: Mapping[str, Any], header: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -90,8 +93,13 @@ def _bytes_of(tensor: Any) -> memoryview:
     return flat
 
 
-def _checksum(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over names, types, shapes and values."""
+def _digest(tensors: Mapping[str, Any], metadata: Json) -> str:
+    """SHA-256 (hex) over the metadata and the tensors' names, types, shapes and values."""
+    return hashlib.sha256(f"{canonical_json(metadata)}\n{_values_sha256(tensors)}".encode()).hexdigest()
+
+
+def _values_sha256(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over names, types, shapes and values: all that files of before the digest are protected by."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -129,28 +137,74 @@ def _write(path: Path, tensors: Mapping[str, Any], pieces: Iterator[bytes | memo
             file.write(piece)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
+def read_tensors(path: Path, old: bool = False) -> tuple[dict[str, Any], Json]:
     """Read what :func:`write_tensors` wrote: CPU torch tensors and the metadata.
 
-    Raises :class:`ModelFileError` for a file that is missing, cut short, damaged, foreign, or not finite.
+    Every byte counts: the file must be the one that would be written anew. ``old`` admits files of format 1 too, whose
+    checksum leaves the metadata out. Raises :class:`ModelFileError` for a file that is missing, cut short, damaged,
+    foreign, or not finite.
     """
-    tensors, header = _opened(path, "a .safetensors file written by mbert")
-    if METADATA_KEY not in header:
+    header, start = _read_header(path, "a .safetensors file written by mbert")
+    texts = header.pop("__metadata__", {})
+    if not isinstance(texts, dict) or set(texts) != {METADATA_KEY} or not isinstance(texts[METADATA_KEY], str):
+        found = ", ".join(sorted(texts)) if isinstance(texts, dict) else type(texts).__name__
         raise ModelFileError(
             str(path),
-            f"a foreign header (metadata keys: {', '.join(sorted(header)) or 'none'})",
-            f"the metadata key {METADATA_KEY!r}",
+            f"a foreign header (metadata keys: {found or 'none'})",
+            f"the metadata key {METADATA_KEY!r} alone",
             "give a file written by mbert",
         )
     try:
-        metadata = json.loads(header[METADATA_KEY])
-        canonical_json(metadata)  # Python reads NaN and infinity, which are not JSON
-    except (ValueError, RecursionError) as error:
+        metadata = parse_json(texts[METADATA_KEY])
+    except DocumentError as error:
         raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", _AGAIN) from error
-    if isinstance(metadata, dict) and metadata.pop(_CHECKSUM, None) != _checksum(tensors):
-        raise ModelFileError(str(path), "values that do not fit their checksum", "the values as written", _AGAIN)
+    if not isinstance(metadata, dict):
+        raise ModelFileError(str(path), f"metadata that is a {type(metadata).__name__}", "an object", _AGAIN)
+    tensors = _values(path)
+    described = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if canonical_json(metadata) != texts[METADATA_KEY] or safetensors_header(described, texts)[0] != start:
+        raise ModelFileError(str(path), "a header in another form", "the header as mbert writes it", _AGAIN)
+    _check_digest(path, tensors, metadata, old)
     _check_finite(path, tensors)
     return tensors, metadata
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether ``path`` is a whole safetensors file of another program; what is broken is nobody's."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return METADATA_KEY not in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def _check_digest(path: Path, tensors: Mapping[str, Any], metadata: dict[str, Json], old: bool) -> None:
+    """Raise ModelFileError unless the file is what it was when it was written; takes the digest out of ``metadata``."""
+    version = metadata.get("format")
+    if old and type(version) is int and version == 1:
+        good = metadata.pop(_OLD_DIGEST, None) == _values_sha256(tensors)
+    else:
+        good = metadata.pop(_DIGEST, None) == _digest(tensors, metadata)
+    if not good:
+        raise ModelFileError(
+            str(path), "contents that do not fit their checksum", "the file as it was written", "get the file again"
+        )
+
+
+def read_metadata(path: Path) -> Json:
+    """The metadata of a file that :func:`write_tensors` wrote, unchecked and without its tensors; None if foreign.
+
+    For looking at many files, not for believing one. Raises :class:`ModelFileError` for what is no such container.
+    """
+    texts = _read_header(path, "a .safetensors file")[0].get("__metadata__")
+    if not isinstance(texts, dict) or not isinstance(texts.get(METADATA_KEY), str):
+        return None
+    try:
+        return parse_json(texts[METADATA_KEY])
+    except DocumentError as error:
+        raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", _AGAIN) from error
 
 
 def read_plain_tensors(path: Path) -> dict[str, Any]:
@@ -158,26 +212,47 @@ def read_plain_tensors(path: Path) -> dict[str, Any]:
 
     Raises :class:`ModelFileError` for a file that is missing, cut short, damaged, or not finite.
     """
-    tensors, _ = _opened(path, "a .safetensors file")
+    _read_header(path, "a .safetensors file")
+    tensors = _values(path)
     _check_finite(path, tensors)
     return tensors
 
 
-def _opened(path: Path, expected: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file."""
-    from safetensors import safe_open
-
+def _read_header(path: Path, expected: str) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file, bounded and with each key once: its value, and its bytes."""
     if not path.is_file():
-        found = "it is a folder" if path.is_dir() else "no such file"
+        found = "it is a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
         raise ModelFileError(str(path), found, expected, "check the path")
     try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            if len(start) < 8 or size > min(_MAX_HEADER, path.stat().st_size - 8):
+                raise _unreadable(path, f"a header of {size:,} bytes" if len(start) == 8 else "too short")
+            header = file.read(size)
+        found = parse_json(header)
+    except OSError as error:
+        raise _unreadable(path, str(error.strerror or error).lower()) from error
+    except DocumentError as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise _unreadable(path, f"a header that is a {type(found).__name__}")
+    return found, start + header
+
+
+def _unreadable(path: Path, reason: object) -> ModelFileError:
+    return ModelFileError(str(path), f"not readable as safetensors ({reason})", "a whole safetensors file", _AGAIN)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """All tensors of a safetensors file."""
+    from safetensors import safe_open
+
+    try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(
-            str(path), f"not readable as safetensors ({error})", "a whole safetensors file", _AGAIN
-        ) from error
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -262,25 +337,19 @@ def _places(path: Path) -> dict[str, _Place]:
     """Where the tensors of a safetensors file lie."""
     from safetensors import safe_open
 
-    if not path.is_file():
-        raise ModelFileError(str(path), "no such file", "a .safetensors file", "check the path")
+    header, start = _read_header(path, "a .safetensors file")
     try:
         with safe_open(path, framework="pt", device="cpu"):
             pass  # it refuses a header that does not fit the file
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(
-            str(path), f"not readable as safetensors ({error})", "a whole safetensors file", _AGAIN
-        ) from error
+        raise _unreadable(path, error) from error
     header.pop("__metadata__", None)
     kinds = {told: dtype for dtype, (told, _) in _DTYPES.items()}
     odd = {entry["dtype"] for entry in header.values()} - set(kinds)
     if odd:
         raise ModelFileError(str(path), f"tensors of type {min(odd)}", f"types among {', '.join(kinds)}", _AGAIN)
     return {
-        name: _Place(path, 8 + size + entry["data_offsets"][0], kinds[entry["dtype"]], tuple(entry["shape"]))
+        name: _Place(path, len(start) + entry["data_offsets"][0], kinds[entry["dtype"]], tuple(entry["shape"]))
         for name, entry in header.items()
     }
 

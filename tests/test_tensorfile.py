@@ -79,6 +79,10 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _huge_header(path: Path) -> None:
+    path.write_bytes((2**40).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
 def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
     data = b"".join(tensorfile._pieces({"w": torch.tensor([1.0, value]).to(dtype)}, {}))
     return lambda path: path.write_bytes(data)
@@ -92,8 +96,19 @@ def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b""), "not readable as safetensors"),
         (lambda path: path.write_bytes(b"PK\x03\x04 a zip of pickles"), "not readable as safetensors"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "not readable as safetensors"),
-        (_flip, "values that do not fit their checksum"),
-        (lambda path: save_file({"w": torch.ones(2)}, path, {"mbert": "{}"}), "values that do not fit their checksum"),
+        (_flip, "contents that do not fit their checksum"),
+        (
+            lambda path: save_file({"w": torch.ones(2)}, path, {"mbert": "{}"}),
+            "contents that do not fit their checksum",
+        ),
+        (
+            lambda path: save_file({"w": torch.ones(2)}, path, {"mbert": "{}", "more": ""}),
+            "a foreign header .*mbert, more",
+        ),
+        (_metadata('{"n": 1}'), "a header in another form"),
+        (_metadata('{"n":1,"n":1}'), "broken metadata .the key 'n' twice"),
+        (_metadata("[]"), "metadata that is a list"),
+        (_huge_header, "a header of 1,099,511,627,776 bytes"),
         (_metadata(None), "a foreign header .metadata keys: format"),
         (_metadata("{'n': 1}"), "broken metadata"),
         (_metadata("[" * 100_000), "broken metadata"),

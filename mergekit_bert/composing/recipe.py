@@ -4,19 +4,19 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
-from mergekit_bert.composing.recommendation import recommend
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
+from mergekit_bert.patterns import PatternError, check_patterns, matches
 from mergekit_bert.registry import unknown
 
 ENSEMBLE = "ensemble"
@@ -28,7 +28,8 @@ _LARGEST_WEIGHT = 1e6
 class Recipe:
     """How to merge.
 
-    An empty ``method`` is the recommended one, see :func:`with_method`. ``weights`` are by input name; an input
+    An empty ``method`` is the recommended one, see
+    :func:`~mergekit_bert.composing.recommendation.with_method`. ``weights`` are by input name; an input
     without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
     instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
     is the rank of the remainder that every task keeps for itself at every site (None or 0: none). ``options`` are the
@@ -86,18 +87,24 @@ class Recipe:
             )
         names = [one.name for one in ingredients]
         _check_weights("--weights", self.weights, names)
+        self._check_layers(names, {site for one in ingredients for site in one.deltas})
+        method.check(ingredients)
+        chosen_weights(method, ingredients, self.weights)
+
+    def _check_layers(self, names: Sequence[str], sites: AbstractSet[str]) -> None:
+        try:
+            check_patterns(self.layers)
+        except PatternError as error:
+            raise CompositionError("layers", f"{error}", "patterns of whole site names", "correct them") from error
         for pattern, weights in self.layers.items():
             _check_weights(f"layers, {pattern!r}", weights, names)
-            sites = {site for one in ingredients for site in one.deltas}
-            if not any(re.fullmatch(pattern, site) for site in sites):
+            if not any(matches(pattern, site) for site in sites):
                 raise CompositionError(
                     f"layers, {pattern!r}",
                     "no site matches it",
                     f"a pattern of whole names such as {min(sites, default='none')}",
                     "correct the pattern",
                 )
-        method.check(ingredients)
-        chosen_weights(method, ingredients, self.weights)
 
     def _check_ensemble(self) -> None:
         for name, given in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
@@ -121,7 +128,7 @@ class Recipe:
         """The weights that hold at ``site``."""
         found = dict(weights)
         for pattern, own in self.layers.items():
-            if re.fullmatch(pattern, site):
+            if matches(pattern, site):
                 found |= own
         return found
 
@@ -136,42 +143,6 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(
                 where, f"'{name}={weight}'", f"a number within ±{_LARGEST_WEIGHT:g}", f"correct {where}"
             )
-
-
-def with_method(
-    recipe: Recipe,
-    ingredients: Sequence[Ingredient],
-    rows: bool,
-    *,
-    invented: bool = False,
-    searched: bool = False,
-    calibrated: bool = False,
-    size: float | None = None,
-) -> tuple[Recipe, str]:
-    """``recipe`` with the recommended method where it names none, and the reason ("" where it does).
-
-    Within ``size`` MiB: the ensemble where it fits and nothing is asked that only a merge has, else the largest rank
-    that fits. Raises CompositionError for what no rank can hold to a size.
-    """
-    if size is not None:
-        for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
-            refuse_beside_size(name, given)
-        refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
-        told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
-            reason = "all inputs fit side by side, where they lose nothing; --rank makes one merged model instead"
-            return dataclasses.replace(recipe, method=ENSEMBLE), reason
-        recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
-    if recipe.method:
-        return recipe, ""
-    method, reason = recommend(ingredients, rows, invented=invented, searched=searched)
-    return dataclasses.replace(recipe, method=method), reason
-
-
-def refuse_beside_size(name: str, given: object) -> None:
-    """Raise CompositionError for an option that decides the size itself."""
-    if given:
-        raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
 
 
 def settled(recipe: Recipe, ingredients: Sequence[Ingredient]) -> Recipe:

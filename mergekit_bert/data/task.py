@@ -1,18 +1,33 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.errors import DataError, UnknownNameError
 from mergekit_bert.registry import Registry
+from mergekit_bert.strict import STRICT, Before
+from mergekit_bert.text import has_control_characters, printable
 
 Kind = Literal["classify", "regress"]
+_LONGEST = 500
+"""Characters of a name or label."""
+_LONGEST_DESCRIPTION = 10_000
+_MOST_LABELS = 10_000
+_FARTHEST, _NARROWEST = 1e9, 1e-6
+"""The ends of a range, and how far apart they must be for a head's float32."""
+
+
+def _not_in_files(value: Any) -> Any:
+    """No model file says where rows are: it could make another machine read anything."""
+    if value:
+        raise ValueError("where the rows are is no part of a file's task")
+    return value
 
 
 @dataclass(frozen=True)
@@ -43,8 +58,10 @@ class Task:
     label_names: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
     description: str = ""
-    hub: HubSource | None = None
-    files: tuple[tuple[str, str], ...] = ()
+    hub: Annotated[HubSource | None, Before(_not_in_files)] = None
+    files: Annotated[tuple[tuple[str, str], ...], Before(_not_in_files)] = ()
+
+    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         """Refuse a record that contradicts itself, with :class:`~mergekit_bert.errors.DataError`."""
@@ -60,19 +77,29 @@ class Task:
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
-        check(len(self.metrics) > 0, "metric", list(self.metrics), "at least one metric")
+        once = len(set(self.metrics)) == len(self.metrics) > 0
+        check(once, "metric", list(self.metrics), "at least one metric, each once")
         for name in self.metrics:
             fits = metric(name).kind == self.kind
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
+        short: dict[str, Iterable[str]] = {"name": [self.name], "text": self.text, "label": [self.label]}
+        short |= {"labels": self.labels, "label_names": self.label_names}
+        for key, texts in short.items():
+            for one in texts:
+                good = len(one) <= _LONGEST and not has_control_characters(one.replace("\t", " "))
+                check(good, key, one, f"up to {_LONGEST} characters, none of them a control character or a line end")
+        good = len(self.description) <= _LONGEST_DESCRIPTION and printable(self.description) == self.description
+        check(good, "description", self.description, f"up to {_LONGEST_DESCRIPTION} characters, no control characters")
         if self.kind == "classify":
-            distinct = len(set(self.labels)) == len(self.labels) >= 2
-            check(distinct, "labels", list(self.labels), "two or more different labels")
+            distinct = _MOST_LABELS >= len(set(self.labels)) == len(self.labels) >= 2
+            check(distinct, "labels", list(self.labels), f"two or more different labels, up to {_MOST_LABELS}")
             named = len(self.label_names) in (0, len(self.labels))
             check(named, "label_names", list(self.label_names), "one name for each label")
             check(self.range is None, "range", self.range, "no range: a classification has labels")
         else:
-            rising = self.range is not None and -math.inf < self.range[0] < self.range[1] < math.inf
-            check(rising, "range", self.range, "[low, high] with low < high")
+            low, high = self.range or (0.0, 0.0)
+            rising = -_FARTHEST <= low < high <= _FARTHEST and high - low >= _NARROWEST
+            check(rising, "range", self.range, f"[low, high] with low < high, within ±{_FARTHEST:g}")
             labels = (*self.labels, *self.label_names)
             check(not labels, "labels", list(labels), "no labels: a regression has a range")
 
@@ -101,10 +128,11 @@ class Task:
         return {key: value for key, value in kept.items() if key not in ("hub", "files")}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Task":
-        """The inverse of :meth:`to_json`; raises TypeError or DataError for anything else."""
-        tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        return cls(**tuples)
+    def from_json(cls, value: Any) -> "Task":
+        """The inverse of :meth:`to_json`; raises SchemaError, DataError or UnknownNameError for anything else."""
+        from mergekit_bert.schema import validate
+
+        return validate(cls, value)
 
 
 TASKS = Registry("mergekit_bert.data.tasks", "task", Task)

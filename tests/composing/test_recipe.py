@@ -20,6 +20,7 @@ from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.errors import CompositionError, MbertError, UnknownNameError
 from tests.adapters.helpers import dense64, quick, same_adapter
 from tests.composing.helpers import LINEAR, merged, trio
+from tests.hang import HANGS, in_time
 
 NAMES = st.text("abcdefgh", min_size=1, max_size=6)
 WEIGHTS = st.dictionaries(NAMES, st.floats(-9, 9), max_size=3)
@@ -98,6 +99,9 @@ def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
         (Recipe("fedavg", rank=0), CompositionError, "--rank: 0; expected a whole number of at least 1"),
         (Recipe("fedavg", rank=99), CompositionError, "--rank 99: site .* is 32 × 32; expected at most 32"),
         (Recipe("fedavg", layers={"layer.*": {}}), CompositionError, "layers, 'layer.*': no site matches it"),
+        (Recipe("fedavg", layers={"a)|(b": {}}), CompositionError, r"layers: 'a\)\|\(b' \(unbalanced parenthesis"),
+        (Recipe("fedavg", layers={"(?=a)": {}}), CompositionError, "layers: .*neither lookaround nor backreferences"),
+        (Recipe("fedavg", layers={f"{n}": {} for n in range(3000)}), CompositionError, "layers: too many patterns"),
         (Recipe("fedavg", layers={".*": {"cola": 1.0}}), CompositionError, "layers, '.*': 'cola'; expected names"),
         (Recipe("distill", layers={".*": {"sst": 1.0}}), CompositionError, "layers: weights by layer for distill"),
         (Recipe("ensemble", rank=3), CompositionError, "--method ensemble: a rank or space"),
@@ -109,6 +113,15 @@ def test_what_cannot_be_done_is_told(
 ) -> None:
     with pytest.raises(kind, match=message):
         mb.merge(three, recipe)
+
+
+def test_a_layer_pattern_that_would_hang_does_not(three: list[Adapter]) -> None:
+    with in_time(), pytest.raises(CompositionError, match="no site matches it"):
+        mb.merge(three, Recipe("fedavg", layers={HANGS: {}}))
+    with in_time():
+        assert Recipe(layers={HANGS: {"sst": 2.0}}).at("encoder.layer.0.attention.self.query", {"sst": 1.0}) == {
+            "sst": 1.0
+        }
 
 
 def test_weights_by_layer_hold_there_and_the_last_match_counts(three: list[Adapter]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mergekit_bert.data.task import TASKS, Task, get_task
 from mergekit_bert.errors import DataError, MbertError, UnknownNameError
+from mergekit_bert.schema import SchemaError
 
 CLASSIFY: dict[str, Any] = {
     "name": "trec",
@@ -174,9 +175,15 @@ def test_a_record_comes_back_from_a_files_metadata(task: Task) -> None:
     assert len(task.label_names) in (0, task.outputs)
 
 
+LABEL = st.characters(
+    exclude_categories=("Cc", "Cs", "Zl", "Zp"),
+    exclude_characters="\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+)
+
+
 @settings(deadline=None)
 @given(
-    st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True),
+    st.lists(st.text(LABEL, min_size=1), min_size=2, max_size=5, unique=True),
     st.sampled_from(["accuracy", "f1", "matthews"]),
     st.sampled_from(["a", "a-b", "a_1"]),
 )
@@ -186,7 +193,72 @@ def test_any_classification_comes_back(labels: list[str], metric: str, name: str
     assert task.chance == (0 if metric == "matthews" else 1 / len(labels))
 
 
-@pytest.mark.parametrize("change", [{"extra": 1}, {"kind": "rank"}, {"labels": ["0"]}, {"range": [0, 5]}])
-def test_broken_metadata_is_refused(sst: Task, change: dict[str, Any]) -> None:
-    with pytest.raises((TypeError, DataError)):
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"extra": 1}, "extra: "),
+    "no name": ({"name": None}, "name: "),
+    "a name that is a path": ({"name": "../up"}, "name is '../up'"),
+    "a name without end": ({"name": "x" * 501}, "name is 'xxx.*up to 500 characters"),
+    "a kind that is none": ({"kind": "rank"}, "kind: input should be 'classify' or 'regress'"),
+    "a text that is a number": ({"text": 3}, "text: "),
+    "a text that is no list": ({"text": "sentence"}, "text: "),
+    "columns that are numbers": ({"text": [3]}, "text.0: "),
+    "a column that steers": ({"text": ["a\x1b[2J"]}, r"text is 'a\\x1b\[2J'; expected .* no"),
+    "a label column of lines": ({"label": "a\nb"}, r"label is 'a\\nb'"),
+    "one label": ({"labels": ["0"]}, "two or more different labels"),
+    "labels that are numbers": ({"labels": [0, 1]}, "labels.0: "),
+    "a label that steers": ({"labels": ["a", "\x9bb"]}, r"labels is '\\x9bb'; expected .* none of them a control char"),
+    "a label of lines": ({"labels": ["a", "b\nc"]}, r"labels is 'b\\nc'"),
+    "half a pair": ({"labels": ["a", "\udc80"]}, "[Ss]urrogate"),
+    "a label without end": ({"labels": ["a", "x" * 501]}, "labels is 'xxx"),
+    "labels without end": ({"labels": [f"{n}" for n in range(10_001)], "label_names": []}, "labels, up to 10000"),
+    "a name of a label that steers": ({"label_names": ["\u202e", *"abcd"]}, "label_names is "),
+    "a description that steers": ({"description": "\x07"}, r"description is '\\x07'"),
+    "a description without end": ({"description": "x" * 10_001}, "description is 'xxx"),
+    "a description that is none": ({"description": None}, "description: "),
+    "a range beside labels": ({"range": [0, 5]}, "no range: a classification has labels"),
+    "a range of texts": ({"range": ["0", "5"]}, "range.0: "),
+    "a range of three": ({"range": [0, 1, 2]}, "range"),
+    "no metric": ({"metrics": []}, "at least one metric"),
+    "a metric twice": ({"metrics": ["f1", "f1"]}, "at least one metric, each once"),
+    "a metric of nobody's": ({"metrics": ["speed"]}, "metric: 'speed'"),
+    "rows of the Hub's": ({"hub": {"path": "a/b", "config": None, "columns": {}, "splits": {}}}, "hub: where the rows"),
+    "rows of a file's": (
+        {"files": [["train", "/etc/passwd"]]},
+        "files: where the rows are is no part of a file's task",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_files_task_is_checked_key_by_key(sst: Task, name: str) -> None:
+    change, message = FOREIGN[name]
+    with pytest.raises((SchemaError, MbertError), match=message) as caught:
         Task.from_json(sst.to_json() | change)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "bounds", [[-2e9, 0.0], [0.0, 1e300], [0.0, 1e-9], [1.0, 0.0], [5, 5], None, [None, 1], [True, 2]]
+)
+def test_a_range_beyond_float32_is_refused(sts: Task, bounds: Any) -> None:
+    with pytest.raises((SchemaError, DataError), match="range"):
+        Task.from_json(sts.to_json() | {"range": bounds})
+
+
+@pytest.mark.parametrize("value", [None, [], "sst", 3, {}])
+def test_what_is_no_task_is_refused(value: Any) -> None:
+    with pytest.raises(SchemaError):
+        Task.from_json(value)
+
+
+def test_texts_may_hold_tabs_and_a_description_lines() -> None:
+    task = Task(
+        name="t", kind="classify", text=("a b",), metrics=("f1",), labels=("a\tb", "ja"), description="one\n\ttwo"
+    )
+    assert Task.from_json(task.to_json()) == task
+
+
+def test_a_task_that_steers_is_not_made_either() -> None:
+    with pytest.raises(DataError, match=r"labels is '\\x1b'"):
+        Task(name="t", kind="classify", text=("a",), metrics=("f1",), labels=("\x1b", "b"))
