@@ -40,6 +40,13 @@ def spell(tree: Tree) -> str:
     return json.dumps(tree)
 
 
+def is_plain(tree: Tree) -> bool:
+    """Whether ``tree`` has nothing that is put down as it stands, and no key twice."""
+    if isinstance(tree, Raw) or (isinstance(tree, dict) and any(isinstance(key, Twin) for key in tree)):
+        return False
+    return all(map(is_plain, _inner(tree)))
+
+
 PATTERNS = ("(a+)+$", "(.*)*(.*)*(.*)*x", r"((\w|\.)+)+!", "(([a-z.0-9])+)+;", "(", "a{9999}", "(?<=a)b", r"(.)\1", "")
 """Patterns that take for ever, or are none."""
 _TEXTS = (
@@ -124,6 +131,11 @@ _OTHERS: tuple[Any, ...] = (
 def odd_value(source: Source) -> Tree:
     """A value that hardly any place is made for."""
     return copy.deepcopy(source.choice(source.choice((_TEXTS, _NUMBERS, _OTHERS))))
+
+
+def odd_text(source: Source) -> str:
+    """A text that hardly any place is made for."""
+    return source.choice(_TEXTS)
 
 
 def nudged(source: Source, value: Tree) -> Tree:
@@ -230,7 +242,7 @@ def _twice(source: Source, parent: Any, key: Any, tree: Tree) -> None:
 
 
 _WAYS: tuple[tuple[Callable[[Source, Any, Any, Tree], None], int], ...] = (
-    *((_odd, 6), (_near, 5), (_exchange, 1), (_neighbours, 2)),
+    *((_odd, 5), (_near, 8), (_exchange, 1), (_neighbours, 2)),
     *((_drop, 2), (_more, 1), (_rename, 1), (_twice, 1)),
 )
 
