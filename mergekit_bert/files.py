@@ -26,6 +26,8 @@ Json = Any
 METADATA_KEY = "mbert"
 _CHECKSUM = "sha256"
 SUFFIX = ".safetensors"
+_LONGEST_HEADER = 2**24
+"""Bytes: some 100 000 tensors."""
 _AGAIN = "write the file again, or name another"
 
 
@@ -366,12 +368,12 @@ class StoredTensors(Mapping[str, Any]):
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The file itself, a folder's ``model.safetensors``, or the shards that its index names."""
+    """The file itself, a folder's ``model.safetensors``, or, where there is none, the shards that its index names."""
     if not path.is_dir():
         return [path]
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return [path / "model.safetensors"]
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if not names or any(Path(name).name != name for name in names):
@@ -388,10 +390,12 @@ def _places(path: Path) -> dict[str, _Place]:
     if not path.is_file():
         raise ModelFileError(str(path), "no such file", "a .safetensors file", "check the path")
     try:
-        with safe_open(path, framework="pt", device="cpu"):
-            pass  # it refuses a header that does not fit the file
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
+            if size > _LONGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            with safe_open(path, framework="pt", device="cpu"):
+                pass  # it refuses a header that does not fit the file
             header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(
