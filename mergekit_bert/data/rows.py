@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Rows:
                     text.encode()
                 except (AttributeError, UnicodeEncodeError) as error:
                     raise DataError(
-                        f"{self.where}, row {number}", f"no valid text ({text!r:.40})", "Unicode text", "correct it"
+                        f"{self.where}, row {number}", f"no valid text ({_shown(text)})", "Unicode text", "correct it"
                     ) from error
 
     def __len__(self) -> int:
@@ -200,3 +200,31 @@ def parse_requests(
                 raise missing_column(spot, column, record, ("task", *task.text))
         found.append((task.name, tuple(_text(spot, column, record[column]) for column in task.text)))
     return found
+
+
+def given_rows(where: str, texts: object) -> Rows:
+    """Rows as a caller gives them: an iterable of texts, or of iterables of texts; ``where`` is the parameter's name.
+
+    Raises :class:`DataError` naming the row.
+    """
+    rows = [
+        (row,) if isinstance(row, str) else tuple(items(f"{where}, row {number}", row, "a text, or a list of two"))
+        for number, row in enumerate(items(where, texts, "a list of texts, or of pairs of texts"), start=1)
+    ]
+    return Rows(tuple(rows), None, where)
+
+
+def items(where: str, given: object, expected: str) -> list[Any]:
+    """What an iterable gives; raises :class:`DataError` for all that is no list of things: a string, bytes, a dict."""
+    try:
+        if isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set):
+            raise TypeError
+        source = iter(given)  # type: ignore[call-overload]
+    except TypeError:
+        raise DataError(where, f"{_shown(given)} ({type(given).__name__})", expected, "correct it") from None
+    return list(source)
+
+
+def _shown(value: object) -> str:
+    """The beginning of ``value``, on one line."""
+    return " ".join(repr(value).split())[:40]

@@ -78,13 +78,16 @@ def _interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def write_predictions(path: Path, result: TaskResult) -> None:
-    """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows."""
+def write_predictions(path: Path, result: TaskResult, where: str = "model") -> None:
+    """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows.
+
+    Raises ModelFileError for outputs that are not finite; ``where`` is what the message calls the model.
+    """
     task, labels = result.task, result.rows.label_column().tolist()
     lines: list[list[object]] = [
         ["row", "label", "prediction", *([f"output_{label}" for label in task.labels] or ["output"])]
     ]
-    for number, answer in enumerate(predictions(task, result.outputs)):
+    for number, answer in enumerate(predictions(task, result.outputs, where)):
         true = task.labels[int(labels[number])] if task.kind == "classify" else labels[number]
         lines.append([number + 1, true, answer.label, *(f"{value:.9g}" for value in answer.outputs)])
     write_atomic(path, tsv_text(lines).encode())
