@@ -189,16 +189,26 @@ def test_nothing_runs_what_a_file_says() -> None:
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert {one for one in options if one[0] in ("trust_remote_code", "allow_pickle", "weights_only")} == {
-        ("trust_remote_code", "False")
-    }
+    assert options & {"allow_pickle", "weights_only"} == set()
 
 
-def test_one_module_alone_calls_transformers_loaders() -> None:
-    loaders = {
-        module for module in TREES for name, _ in called(module) if name.endswith((".from_pretrained", ".from_config"))
+DOOR = f"{PACKAGE}.encoder.pretrained"
+
+
+def test_one_module_loads_from_transformers_and_never_trusts_code() -> None:
+    opened = {
+        module: [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+        for module in TREES
+        if {name.rpartition(".")[2] for name, _ in called(module)} & {"from_pretrained", "from_config", "from_dict"}
     }
-    assert loaders == {f"{PACKAGE}.encoder.pretrained"}
+    assert set(opened) == {DOOR}
+    loads = [
+        node for node in opened[DOOR] if dotted(node.func).rpartition(".")[2] in ("from_pretrained", "from_config")
+    ]
+    assert len(loads) == 3
+    told = [{keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords} for node in loads]
+    assert [one["trust_remote_code"] for one in told] == [False] * 3
+    assert [one["use_safetensors"] for one in told if "state_dict" in one] == [True]
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:
