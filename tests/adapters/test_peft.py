@@ -240,6 +240,9 @@ def test_merged_low_rank_models_are_a_folder_a_task(
         assert same_outputs(reload(path, tiny_folders["bert"], task), merged, bert, task)
         back = read_peft(path, bert)
         assert isinstance(back, Adapter)
+        write_adapter(tmp_path / "again.safetensors", back)
+        assert same_adapter(back, read_adapter(tmp_path / "again.safetensors"))
+        assert back.training["method"] == "fedavg"
         assert back.config.at("encoder.layer.0.attention.self.query").rank == 5
         assert back.config.at("encoder.layer.0.output.dense").rank == 3
         part = merged.part(task.name)
