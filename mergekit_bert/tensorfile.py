@@ -325,12 +325,15 @@ def _weight_files(path: Path) -> list[Path]:
     if whole.is_file() or not index.is_file():
         return [whole]
     try:
-        names = set(read_mapping(index)["weight_map"].values())
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ValueError("names of files elsewhere, or none")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = read_mapping(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise DocumentError("no weight_map of names of files")
+        files = sorted(set(names.values()))
+        if not files or any(Path(name).name != name or name == ".." for name in files):
+            raise DocumentError("names of files elsewhere, or none")
+    except (OSError, DocumentError) as error:
         raise ModelFileError(str(index), f"broken ({error})", "an index of shards", "write the folder again") from error
-    return [path / name for name in sorted(names)]
+    return [path / name for name in files]
 
 
 def _places(path: Path) -> dict[str, _Place]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 from scipy import stats
 
 from mergekit_bert.composing.prediction import Predictor, predictions
@@ -14,21 +16,27 @@ from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.files import write_atomic
+from mergekit_bert.schema import Count, Name
+from mergekit_bert.strict import STRICT
 
 RESAMPLES = 1000
+Figure = Annotated[float, Field(ge=-100, le=100)]
+"""Of a metric: all of them lie within ±1, give or take rounding."""
 
 
 @dataclass(frozen=True)
 class Score:
     """One figure: ``value`` of ``metric`` on ``n`` rows (known by ``data``), 95 % within ``ci_low`` … ``ci_high``."""
 
-    task: str
-    metric: str
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
-    data: str
+    __pydantic_config__: ClassVar = STRICT
+
+    task: Name
+    metric: Name
+    value: Figure
+    ci_low: Figure
+    ci_high: Figure
+    n: Count
+    data: Name
 
 
 @dataclass(frozen=True)

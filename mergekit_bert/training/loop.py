@@ -63,10 +63,11 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
     """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
     optimizer = make_optimizer(work, setting)
     progress, best = Progress(), dict[str, Tensor]()
+    batches = math.ceil(len(setting.train) / setting.config.batch_size)
     if (setting.folder / CHECKPOINT).exists():
-        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer)
+        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer, batches)
     log = RunLog(setting.folder, progress.log_bytes, setting.tensorboard, progress.step)
-    total = setting.config.epochs * math.ceil(len(setting.train) / setting.config.batch_size)
+    total = setting.config.epochs * batches
 
     def keep() -> None:
         save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)

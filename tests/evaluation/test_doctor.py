@@ -562,11 +562,11 @@ def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Ad
 
 def test_the_call_reads_files_rows_and_the_ledger(bert: mb.Encoder, three: list[Adapter], tmp_path: Path) -> None:
     write_corpus(tmp_path / "data", ("sst", "sts"), train=9)
+    Ledger(tmp_path).take(three[0].base.fingerprint, "another", 25, 32)
     paths = []
     for one in three[:2]:
         paths.append(tmp_path / f"{one.name}.safetensors")
         write_adapter(paths[-1], one)
-    Ledger(tmp_path).take(three[0].base.fingerprint, "another", 25, 32)
     found = api.doctor(paths, tmp_path / "data", methods=["fedavg"], rows=4, base=bert)
     assert set(found.report.matrices) == set(EVERY)
     assert found.report.capacity == (32 - 25) // 3
