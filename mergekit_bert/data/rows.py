@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergekit_bert.data.kind import Label, LabelError, kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 from mergekit_bert.hardware import generator
@@ -23,10 +23,10 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts (one or two a row) and labels: an index into the task's labels, or a value in its range."""
+    """Texts (one or two a row) and labels, as :data:`~mergekit_bert.data.kind.Label` has them."""
 
     texts: tuple[tuple[str, ...], ...]
-    labels: tuple[float, ...] | None
+    labels: tuple[Label, ...] | None
     where: str
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Rows:
         return {"fingerprint": self.fingerprint(), "count": len(self), "texts": sorted(set(self.hashes()))}
 
     def label_column(self) -> np.ndarray:
-        """Labels as float64: indices of a classification, or values of a regression."""
+        """Labels as float64: an index, a value, or a column of marks for each label."""
         assert self.labels is not None
         return np.asarray(self.labels, dtype=np.float64)
 
@@ -145,7 +145,7 @@ def read_texts(path: Path, task: Task) -> Rows:
 def parse_rows(where: str, records: Iterable[tuple[str, dict[str, Any]]], task: Task, labelled: bool) -> Rows:
     """Rows from (place, record) pairs, e.g. ``("line 7", {"sentence": …, "label": …})``."""
     texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
+    labels: list[Label] = []
     for place, record in records:
         spot = f"{where}, {place}"
         texts.append(tuple(_text(spot, column, record[column]) for column in task.text))
@@ -163,24 +163,12 @@ def _text(spot: str, column: str, value: Any) -> str:
     return value
 
 
-def parse_label(spot: str, task: Task, value: Any) -> float:
-    """A label as it stands in the data, as an index or a value; raises :class:`DataError`."""
-    if task.kind == "classify":
-        text = str(value)
-        if text not in task.labels and isinstance(value, float) and value.is_integer():
-            text = str(int(value))  # Parquet and JSON keep whole labels as 1.0
-        if text not in task.labels:
-            raise DataError(spot, f"label {value!r}", f"one of {', '.join(task.labels)}", "correct the line")
-        return float(task.labels.index(text))
-    assert task.range is not None
-    low, high = task.range
+def parse_label(spot: str, task: Task, value: Any) -> Label:
+    """A label as it stands in the data; raises :class:`DataError`."""
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not low <= number <= high:
-        raise DataError(spot, f"label {value!r}", f"a number from {low:g} to {high:g}", "correct the line")
-    return number
+        return kind_of(task).parse(task, value)
+    except LabelError as error:
+        raise DataError(spot, f"label {value!r}", error.expected, "correct the line") from error
 
 
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,18 +1,16 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
+from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.errors import DataError, UnknownNameError
 from mergekit_bert.registry import Registry
-
-Kind = Literal["classify", "regress"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,20 @@ class Task:
     """One text task.
 
     ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
-    is how a person reads them. ``range`` bounds a regression's labels. ``metrics`` come with the main one first.
+    is how a person reads them. ``range`` bounds a regression's labels; ``thresholds`` are the
+    probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
     """
 
     name: str
-    kind: Kind
+    kind: str
     text: tuple[str, ...]
     metrics: tuple[str, ...]
     label: str = "label"
     labels: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
+    thresholds: tuple[float, ...] = ()
     description: str = ""
     hub: HubSource | None = None
     files: tuple[tuple[str, str], ...] = ()
@@ -55,31 +55,22 @@ class Task:
 
         plain = self.name.replace("-", "_").isidentifier()
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
-        check(self.kind in get_args(Kind), "kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
         check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         check(len(self.metrics) > 0, "metric", list(self.metrics), "at least one metric")
         for name in self.metrics:
-            fits = metric(name).kind == self.kind
+            fits = self.kind in metric(name).kinds
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
-        if self.kind == "classify":
-            distinct = len(set(self.labels)) == len(self.labels) >= 2
-            check(distinct, "labels", list(self.labels), "two or more different labels")
-            named = len(self.label_names) in (0, len(self.labels))
-            check(named, "label_names", list(self.label_names), "one name for each label")
-            check(self.range is None, "range", self.range, "no range: a classification has labels")
-        else:
-            rising = self.range is not None and -math.inf < self.range[0] < self.range[1] < math.inf
-            check(rising, "range", self.range, "[low, high] with low < high")
-            labels = (*self.labels, *self.label_names)
-            check(not labels, "labels", list(labels), "no labels: a regression has a range")
+        if (problem := kind_of(self).problem(self)) is not None:
+            check(False, *problem)
 
     @property
     def outputs(self) -> int:
         """How many numbers the head gives for a row."""
-        return len(self.labels) if self.kind == "classify" else 1
+        return kind_of(self).outputs(self)
 
     @property
     def metric(self) -> str:
@@ -88,8 +79,8 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """What guessing scores on the main metric: 0 for a correlation, 1/labels else."""
-        return 0.0 if metric(self.metric).correlation else 1 / len(self.labels)
+        """What guessing scores on the main metric: 0 for a correlation."""
+        return kind_of(self).chance(self) if not metric(self.metric).correlation else 0.0
 
     def display(self, index: int) -> str:
         """The name a person reads for label ``index``."""
@@ -98,6 +89,8 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """What a model file keeps of the task (where the rows came from is not part of it)."""
         kept = dataclasses.asdict(dataclasses.replace(self, hub=None, files=()))
+        if not self.thresholds:  # a task without them is what it was before there were any
+            del kept["thresholds"]
         return {key: value for key, value in kept.items() if key not in ("hub", "files")}
 
     @classmethod
@@ -110,7 +103,19 @@ class Task:
 TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
 YAML = (".yml", ".yaml")
 
-_YAML_KEYS = {"name", "kind", "text", "label", "labels", "label_names", "range", "metric", "files", "description"}
+_YAML_KEYS = {
+    "name",
+    "kind",
+    "text",
+    "label",
+    "labels",
+    "label_names",
+    "range",
+    "thresholds",
+    "metric",
+    "files",
+    "description",
+}
 
 
 def get_task(name: str | Path | Task) -> Task:
@@ -170,8 +175,6 @@ def _task_from_yaml(where: str, folder: Path, value: dict[str, Any]) -> Task:
         return found[0]
 
     kind = string("kind")
-    if kind not in get_args(Kind):
-        raise DataError(where, f"kind is {kind!r}", f"one of {', '.join(get_args(Kind))}", "correct it")
     bounds, files = value.get("range"), value.get("files", {})
     if bounds is not None:
         numbers = isinstance(bounds, list) and len(bounds) == 2
@@ -183,7 +186,7 @@ def _task_from_yaml(where: str, folder: Path, value: dict[str, Any]) -> Task:
         raise DataError(where, f"files is {files!r}", "a mapping of train and dev to paths", "correct it")
     return Task(
         name=string("name"),
-        kind="classify" if kind == "classify" else "regress",
+        kind=kind,
         text=strings("text"),
         metrics=strings("metric"),
         label=string("label", "label"),

@@ -79,7 +79,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"name": "../up"}, "name is '../up'"),
     (CLASSIFY, {"name": None}, "name is None; expected text"),
     (CLASSIFY, {"name": ["a", "b"]}, "name is ['a', 'b']; expected one text"),
-    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, regress"),
+    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, multilabel, regress"),
     (CLASSIFY, {"kind": {"a": 1}}, "kind is {'a': 1}; expected text"),
     (CLASSIFY, {"text": []}, "text is []; expected one or two columns"),
     (CLASSIFY, {"text": ["a", "b", "c"]}, "text is ['a', 'b', 'c']; expected one or two columns"),
