@@ -108,7 +108,7 @@ def test_a_correlation_is_what_the_definition_gives(name: str, pair: Pair) -> No
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_a_metric_of_several_labels_is_what_scikit_learn_gives(name: str, data: st.DataObject) -> None:
-    marks = arrays.arrays(np.float64, data.draw(arrays.array_shapes(min_dims=2, max_dims=2, max_side=9)),
+    marks = arrays.arrays(np.float64, data.draw(arrays.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=9)),
                           elements=st.sampled_from([0.0, 1.0]))  # fmt: skip
     true = data.draw(marks)
     predicted = data.draw(arrays.arrays(np.float64, true.shape, elements=st.sampled_from([0.0, 1.0])))

@@ -95,7 +95,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"range": [0, 1]}, "range is (0.0, 1.0); expected no range: a classification has labels"),
     (CLASSIFY, {"metric": "pearson"}, "metric is 'pearson'; expected a metric of a task of kind 'classify'"),
     (CLASSIFY, {"metric": []}, "metric is []; expected at least one metric"),
-    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, f1"),
+    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, exact_match, f1"),
     (CLASSIFY, {"colour": "red"}, "unknown key 'colour'; expected keys among description, files, kind"),
     (CLASSIFY, {"files": {"test": "x"}}, "files is {'test': 'x'}; expected a mapping of train and dev to paths"),
     (CLASSIFY, {"files": {"dev": None}}, "files is {'dev': None}; expected a mapping"),
