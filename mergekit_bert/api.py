@@ -1,5 +1,6 @@
 """The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
@@ -28,7 +30,8 @@ from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
-from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.cells import recipes_for, run_cells
@@ -53,7 +56,8 @@ from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search as search_merge
 from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
-from mergekit_bert.files import SUFFIX, beside, refuse_existing, write_atomic, write_json
+from mergekit_bert.files import SUFFIX, beside, write_atomic, write_json
+from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.training import manifest, run
@@ -70,7 +74,7 @@ def _encoder(base: Base) -> Encoder:
 
 def _later(base: Base | None, models: Sequence[Merged | Ingredient]) -> Callable[[], Encoder]:
     """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
-    return functools.cache(lambda: _encoder(base or models[0].base.name))
+    return functools.cache(lambda: encoder_of("the first input", models[0].base, base))
 
 
 def _named(base: Base | None) -> str | Encoder | None:
@@ -153,8 +157,8 @@ def load(path: str | Path) -> Model:
 
 def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
     """Write ``model`` to one safetensors file; raises OutputError where one exists, unless ``force``."""
-    refuse_existing(_file(path), force)
-    write_model(Path(path), model)
+    with written(Output(_file(path), force)) as (part,):
+        write_model(part, model)
 
 
 def export(
@@ -171,8 +175,7 @@ def export(
     ``stream`` reads the base from its folder a tensor at a time instead of loading it; the outputs are then not
     compared.
     """
-    found = base or model.base.name
-    encoder = open_encoder(found) if stream and not isinstance(found, Encoder) else _encoder(found)
+    encoder = encoder_of("model", model.base, base, open_encoder if stream else load_encoder)
     return write_dense(Path(folder), model, encoder, force, tasks)
 
 
@@ -196,11 +199,12 @@ def convert(
     target = _file(out) if to == "mbert" else _folder(out)
     known = get_task(task) if task is not None else None
     load = functools.cache(load_encoder)
-    model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
-    if to == "mbert":
-        save(model, target, force=force)
-        return [target]
-    encoder = base if isinstance(base, Encoder) else load(str(base or model.base.name))
+    with claimed(*([Output(target, force)] if to == "mbert" else [])):
+        model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
+        if to == "mbert":
+            save(model, target, force=force)
+            return [target]
+    encoder = encoder_of(str(path), model.base, base, load)
     return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
 
 
@@ -333,13 +337,14 @@ def search(
     chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
     tell_learned("--search", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
-    encoder = _encoder(base or ingredients[0].base.name)
+    encoder = _later(base, ingredients)()
     recipe = method if isinstance(method, Recipe) else Recipe(method)
     recipe, _ = with_method(recipe, ingredients, bool(data or texts), searched=True)
     given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
     path = beside(_file(out), SEARCHED) if out is not None else None
-    held = {name: one.held_out for name, one in chosen.items()}
-    model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, held)
+    told = {name: one.held_out for name, one in chosen.items()}
+    with held(Path(out)) if out is not None else contextlib.nullcontext():
+        model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
     return with_inputs(model, found) if keep_inputs else model
 
 
@@ -364,7 +369,7 @@ def calibrate(
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
         raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
-    encoder = _encoder(base or found.base.name)
+    encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
@@ -372,8 +377,8 @@ def calibrate(
     if "heads" in taken:
         tell_learned("--calibrate heads", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
-        held = {name: one.held_out for name, one in chosen["heads"].items()}
-        found = calibrate_heads(found, encoder, labelled, show=progress, held=held)
+        told = {name: one.held_out for name, one in chosen["heads"].items()}
+        found = calibrate_heads(found, encoder, labelled, show=progress, held=told)
     return found
 
 
@@ -396,7 +401,7 @@ def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predict
     where = str(model) if isinstance(model, str | Path) else "model"
     if isinstance(found, FullModel):
         return Predictor(found, where=where)
-    return Predictor(found, _encoder(base or found.base.name), where)
+    return Predictor(found, encoder_of(where, found.base, base), where)
 
 
 def evaluate(
@@ -470,30 +475,38 @@ def compare(
             sources.unlabelled(name)
     elif texts:
         raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
-    encoder = _encoder(base or ingredients[0].base.name)
+    encoder = _later(base, ingredients)()
     comparison = comparison_of(ingredients, encoder, sources.tasks)
-    refuse_other(folder, comparison, force)
     calibration = sources.calibration(steps, calibrate_rows)
     cells = []
-    with progress_bar("compare", len(recipes), progress) as bar:
-        for number, recipe in enumerate(recipes):
-            bar(number, recipe.method)
-            given = sources.given(rows or rows_for(recipe), encoder, progress)
-            cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
-    placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
-    records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-    figures = full_figures(records, encoder.fingerprint, sources.tasks)
-    full = figures if "overall" in figures else None
-    absent = [name for name in sources.tasks if name not in figures and sources.whole]
-    missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
-    refused = {cell.name: cell.refused for cell in cells if cell.refused}
-    counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
-    contest = Contest(placed, full, refused, on, counts, missing)
-    table, markdown, picture = (folder / name for name in RESULTS)
-    write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
-    write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
-    contest_picture(placed, picture)
+    with held(folder):
+        refuse_other(folder, comparison, force)
+        with progress_bar("compare", len(recipes), progress) as bar:
+            for number, recipe in enumerate(recipes):
+                bar(number, recipe.method)
+                given = sources.given(rows or rows_for(recipe), encoder, progress)
+                cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
+        placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
+        records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
+        figures = full_figures(records, encoder.fingerprint, sources.tasks)
+        full = figures if "overall" in figures else None
+        absent = [name for name in sources.tasks if name not in figures and sources.whole]
+        missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
+        refused = {cell.name: cell.refused for cell in cells if cell.refused}
+        counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
+        contest = Contest(placed, full, refused, on, counts, missing)
+        _write_contest(folder, contest, comparison, force)
     return contest
+
+
+def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool) -> None:
+    """Write the results; those of an earlier call may go, not what has been put there since this one began."""
+    refuse_other(folder, comparison, force)
+    with written(*(Output(folder / name, (folder / name).exists()) for name in RESULTS)) as (table, markdown, picture):
+        write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
+        text = as_markdown(contest_table(contest.placed, contest.full))
+        write_atomic(markdown, f"{contest_rows(contest)}\n\n{text}".encode())
+        contest_picture(contest.placed, picture)
 
 
 def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mergekit_bert.text import printable
+import yaml
+
+from mergekit_bert.text import one_line
 
 Json = Any
 MAX_DEPTH = 64
-_MAX_DIGITS = 19
+_MAX_DIGITS = 20
 """Of a whole number: all that 64 bits can hold."""
-JSON_BYTES = 64 * 2**20
+_MAX_VALUES = 1_000_000
+"""Of one document: each costs Python up to 300 bytes."""
+JSON_BYTES = 32 * 2**20
 YAML_BYTES = 64 * 2**10
 
 
@@ -26,12 +30,14 @@ class DocumentError(ValueError):
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         """``reason`` may hold words of the document."""
-        super().__init__(printable(" ".join(reason.split()), 200))
+        super().__init__(one_line(reason, 200))
         self.line = line
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The contents of a regular file of at most ``limit`` bytes; raises OSError or :class:`DocumentError`."""
+    if "\0" in str(path):
+        raise DocumentError("a path that cannot be")
     if path.exists() and not path.is_file():
         raise DocumentError("a folder" if path.is_dir() else "no regular file")
     with path.open("rb") as file:
@@ -55,53 +61,57 @@ def read_mapping(path: Path, limit: int = JSON_BYTES) -> dict[str, Json]:
 
 
 def parse_json(data: bytes | str) -> Json:
-    """The value that ``data`` (UTF-8) spells; raises :class:`DocumentError`."""
+    """The value that ``data`` (UTF-8, with or without a mark) spells; raises :class:`DocumentError`."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_no_number,
-        )
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
         text.encode("utf-8")
-    except DocumentError:
-        raise
+    except UnicodeError as error:
+        raise DocumentError("no text in UTF-8") from error
+    if len(text) > _MAX_VALUES and sum(map(text.count, ",[{")) > _MAX_VALUES:
+        raise DocumentError(f"more than {_MAX_VALUES:,} values")
+    try:
+        value = _DECODER.decode(text)
     except RecursionError as error:
         raise DocumentError("nested too deeply") from error
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise DocumentError("no text in UTF-8") from error
     except json.JSONDecodeError as error:
         raise DocumentError(f"not JSON ({error.msg})", error.lineno) from error
-    _check_plain(value)
+    # Most documents are small and flat, and need no second look.
+    deep = ("[" in text or "{" in text[1:]) and text.count("[") + text.count("{") > MAX_DEPTH
+    if deep or ("\\" in text and ("\\ud" in text or "\\uD" in text)):
+        _check_plain(value)
     return value
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        again = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DocumentError(f"the key {again!r} twice")
+        left = set(found)
+        for name, _ in pairs:
+            if name not in left:
+                raise DocumentError(f"the key {name[:40]!r} twice")
+            left.remove(name)
     return found
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > _MAX_DIGITS:
-        raise DocumentError(f"a number of {len(digits)} digits")
+    count = len(digits.removeprefix("-"))
+    if count > _MAX_DIGITS:
+        raise DocumentError(f"a number of {count:,} digits")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise DocumentError(f"the number {digits[:40]}, which is too large")
+        raise DocumentError(f"the number {digits[:40]}, which is not finite")
     return number
 
 
 def _no_number(word: str) -> NoReturn:
     raise DocumentError(f"{word}, which is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_no_number)
 
 
 def _check_plain(value: Json) -> None:
@@ -140,66 +150,77 @@ class YamlMapping:
 def read_yaml(path: Path, limit: int = YAML_BYTES) -> YamlMapping:
     """The mapping in a YAML file; raises OSError or :class:`DocumentError`.
 
-    Dates stay texts; aliases, anchors, tags and merged keys are refused, since they can make much of little.
+    Dates stay texts, and keys are what is written. Aliases, anchors, tags and merged keys are refused, since they can
+    make much of little.
     """
-    import yaml
-
     data = read_bytes(path, limit)
     try:
-        text = data.decode("utf-8-sig")
-        node = _yaml_tree(text)
+        loader = _PlainLoader(data.decode("utf-8-sig"))
+        node = loader.get_single_node()
     except UnicodeDecodeError as error:
         raise DocumentError("no text in UTF-8") from error
+    except DocumentError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "malformed"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
         raise DocumentError(f"not YAML ({problem})", mark.line + 1 if mark else None) from error
+    except (ValueError, OverflowError) as error:  # PyYAML's for an escape or a version that no number holds
+        raise DocumentError(f"not YAML ({error})", loader.line + 1) from error
     if not isinstance(node, yaml.MappingNode):
         raise DocumentError("not a mapping")
     value = _yaml_value(node)
-    return YamlMapping(value, {str(key.value): key.start_mark.line + 1 for key, _ in node.value})
+    return YamlMapping(value, {key.value: key.start_mark.line + 1 for key, _ in node.value})
 
 
-def _yaml_tree(text: str) -> Any:
-    """The tree of nodes, once its events are known to be harmless."""
-    import yaml
+class _PlainLoader(yaml.SafeLoader):
+    """Composes the tree of a document's nodes, and refuses on the way what is not plain."""
 
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else None
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node and all below it."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise DocumentError("an anchor or alias", line)
-        if tag := getattr(event, "tag", None):
-            raise DocumentError(f"the tag {tag!r}", line)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
+        if event.tag is not None:
+            raise DocumentError(f"the tag {event.tag[:40]!r}", line)
+        if self.depth == MAX_DEPTH:
             raise DocumentError(f"nested more than {MAX_DEPTH} deep", line)
-    return yaml.compose(text, Loader=yaml.SafeLoader)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _yaml_value(node: Any) -> Json:
     """A node's plain value."""
-    import yaml
-
-    line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
         return [_yaml_value(one) for one in node.value]
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Json] = {}
         for key, value in node.value:
-            at = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                raise DocumentError("a key that is no plain text", at)
-            if key.value in found:
-                raise DocumentError(f"the key {key.value!r} again", at)
-            found[key.value] = _yaml_value(value)
+            name, line = _yaml_key(key), key.start_mark.line + 1
+            if name in found:
+                raise DocumentError(f"the key {name[:40]!r} again", line)
+            found[name] = _yaml_value(value)
         return found
     try:
         return _yaml_scalar(node.tag.rpartition(":")[2], node.value)
     except DocumentError as error:
-        raise DocumentError(str(error), line) from error
-    except ValueError as error:
-        raise DocumentError(f"the value {node.value[:40]!r}", line) from error
+        raise DocumentError(str(error), node.start_mark.line + 1) from error
+
+
+def _yaml_key(node: Any) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:merge":
+        raise DocumentError("a key that is no plain text", node.start_mark.line + 1)
+    name: str = node.value
+    try:
+        _check_text(name)
+    except DocumentError as error:
+        raise DocumentError(str(error), node.start_mark.line + 1) from error
+    return name
 
 
 def _yaml_scalar(kind: str, text: str) -> Json:
@@ -210,7 +231,9 @@ def _yaml_scalar(kind: str, text: str) -> Json:
     if kind == "int":
         plain = re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", text)  # not 007, 0x10 or 1:30, which mean other things elsewhere
         return _whole(text.replace("_", "").removeprefix("+")) if plain else text
-    if kind == "float":
-        return _finite(text.replace("_", "")) if ":" not in text else text
+    if kind == "float" and ":" not in text:
+        if text.lower().lstrip("+-") in (".inf", ".nan"):
+            _no_number(text)
+        return _finite(text.replace("_", ""))
     _check_text(text)
     return text

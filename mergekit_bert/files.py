@@ -1,4 +1,8 @@
-"""Files on disk: atomic writes, refusal to overwrite, and fingerprints."""
+"""Files on disk: atomic writes, refusal to overwrite, and fingerprints.
+
+What is written here may take the place of an older version: these are files that mbert keeps for itself. What a user
+asked for is written through :mod:`mergekit_bert.outputs`.
+"""
 
 import contextlib
 import glob
@@ -6,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,14 +47,25 @@ def beside(model: Path, ending: str) -> Path:
     return model.parent / f"{model.name.removesuffix(SUFFIX)}{ending}"
 
 
+def kind_at(path: Path) -> str:
+    """What lies at ``path``, following no link: "file", "folder", "symbolic link", …; "" for nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link"}
+    return kinds.get(stat.S_IFMT(mode), "device or pipe")
+
+
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise :class:`OutputError` when ``path`` exists and ``force`` was not given."""
-    if path.exists() and not force:
+    """Raise :class:`OutputError` when anything lies at ``path``, a dangling link too, and ``force`` was not given."""
+    if os.path.lexists(path) and not force:
         raise OutputError(str(path), "it exists already", "a new path", "choose another place or give --force")
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
+    """Turn what the system says while ``path`` is written into an :class:`OutputError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -59,10 +75,54 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
+def replace(part: Path, path: Path) -> None:
+    """Move ``part`` to ``path``, in the place of an older one: a file takes that of a file, a folder of a folder.
+
+    Raises OutputError where something of another kind lies there, OSError where it cannot be moved.
+    """
+    kind = kind_at(path)
+    if kind not in ("", kind_at(part)):
+        raise OutputError(str(path), f"it is a {kind}", "a place that can be written", "choose another path")
+    if kind != "folder":
+        os.replace(part, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    os.replace(path, old / "old")
+    try:
+        os.replace(part, path)
+    except BaseException:
+        os.replace(old / "old", path)
+        os.rmdir(old)
+        raise
+    shutil.rmtree(old)
+
+
+def place(part: Path, path: Path) -> None:
+    """Move ``part`` to ``path``, where nothing may lie: raises FileExistsError, and replaces nothing."""
+    if part.is_dir():
+        if os.path.lexists(path):
+            raise FileExistsError(path)
+        os.rename(part, path)  # onto a folder that has just appeared only where that is empty
+        return
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name first
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(path)
+            raise
+    else:
+        os.unlink(part)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a temporary file that is flushed and becomes ``path`` when the block ends well."""
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -72,7 +132,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
-            os.replace(name, path)
+            replace(Path(name), path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -94,38 +154,22 @@ def write_json(path: Path, value: Json) -> None:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
             part.chmod(0o755)
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(part, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(part, path)
+            replace(part, path)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
 
 
-@contextlib.contextmanager
-def withdrawn(path: Path) -> Iterator[None]:
-    """Remove the file or folder ``path`` when the block, which checks it, raises."""
-    try:
-        yield
-    except Exception:
-        remove(path)
-        raise
-
-
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where there is one."""
-    if path.is_dir():
+    """Remove a file, a link or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

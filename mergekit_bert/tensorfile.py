@@ -169,6 +169,17 @@ def read_tensors(path: Path, old: bool = False) -> tuple[dict[str, Any], Json]:
     return tensors, metadata
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether ``path`` is a whole safetensors file of another program; what is broken is nobody's."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return METADATA_KEY not in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
 def _check_digest(path: Path, tensors: Mapping[str, Any], metadata: dict[str, Json], old: bool) -> None:
     """Raise ModelFileError unless the file is what it was when it was written; takes the digest out of ``metadata``."""
     version = metadata.get("format")

@@ -66,6 +66,64 @@ def test_an_existing_path_is_refused_unless_forced(tmp_path: Path) -> None:
         files.refuse_existing(path, force=False)
 
 
+def test_a_dangling_link_exists(tmp_path: Path) -> None:
+    (tmp_path / "x").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        files.refuse_existing(tmp_path / "x", force=False)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_nothing_but_a_file_is_replaced_by_a_file(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "x", tmp_path / "target"
+    if kind == "link":
+        target.write_bytes(b"theirs")
+    if "link" in kind:
+        path.symlink_to("target")
+    else:
+        (os.mkfifo if kind == "pipe" else os.mkdir)(path)
+    before = sorted((one.name, one.lstat().st_mode, one.lstat().st_ino) for one in tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"x: it is a .*; expected a place that can be written"):
+        files.write_atomic(path, b"ours")
+    assert sorted((one.name, one.lstat().st_mode, one.lstat().st_ino) for one in tmp_path.iterdir()) == before
+    assert kind != "link" or target.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_nothing_but_a_folder_is_replaced_by_a_folder(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "x", tmp_path / "target"
+    target.mkdir()
+    (target / "theirs").write_text("theirs")
+    path.write_text("theirs") if kind == "file" else path.symlink_to("target")
+    with pytest.raises(OutputError, match=r"x: it is a .*; expected a place"), files.atomic_folder(path):
+        pass
+    assert kind == "file" or os.readlink(path) == "target"
+    assert (target / "theirs").read_text() == "theirs"
+    assert parts(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_moved_gives_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, really = tmp_path / "model", os.replace
+    with files.atomic_folder(path) as part:
+        (part / "old").write_text("old")
+
+    def fail_second(source: Path, target: Path) -> None:
+        if target == path and not (source / "old").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fail_second)
+    with pytest.raises(OutputError, match="no space left"), files.atomic_folder(path) as part:
+        (part / "new").write_text("new")
+    assert (os.listdir(path), parts(tmp_path)) == (["old"], [])
+
+
+def test_removing_a_link_leaves_its_target(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x").symlink_to("folder")
+    files.remove(tmp_path / "x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 def test_write_atomic_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "x.bin"
     for data in (b"first", b"second"):

@@ -13,8 +13,8 @@ import mergekit_bert
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
 GROUND = (
-    *("text", "errors", "registry", "documents", "schema", "patterns"),
-    *("files", "tensorfile", "hardware", "option", "progress"),
+    *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
+    *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
 )
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
@@ -177,13 +177,22 @@ def test_nothing_runs_what_a_file_says() -> None:
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+    assert {one for one in options if one[0] in ("trust_remote_code", "allow_pickle", "weights_only")} == {
+        ("trust_remote_code", "False")
+    }
+
+
+def test_one_module_alone_calls_transformers_loaders() -> None:
+    loaders = {
+        module for module in TREES for name, _ in called(module) if name.endswith((".from_pretrained", ".from_config"))
+    }
+    assert loaders == {f"{PACKAGE}.encoder.pretrained"}
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:
@@ -206,8 +215,8 @@ def test_the_version_is_written_in_one_place() -> None:
 LIGHT = """
 import sys
 {code}
-heavy = sorted({{"torch", "transformers", "numpy", "scipy", "matplotlib", "datasets"}} & set(sys.modules))
-print("HEAVY", heavy)
+heavy = {{"torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "re2", "mergekit_bert.schema"}}
+print("HEAVY", sorted(heavy & set(sys.modules)))
 """
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mergekit_bert.adapters.statistics import Statistic
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.registry import Registry
+from mergekit_bert.schema import STRICT, BaseName, Sha256
 
 Size = tuple[int, int]
 """(out_features, in_features) of a site."""
@@ -47,9 +48,11 @@ TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType)
 class Base:
     """Which encoder an adapter belongs to: a name for people, fingerprints for certainty."""
 
-    name: str
-    fingerprint: str
-    tokenizer_fingerprint: str
+    name: BaseName
+    fingerprint: Sha256
+    tokenizer_fingerprint: Sha256
+
+    __pydantic_config__: ClassVar = STRICT
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Base":

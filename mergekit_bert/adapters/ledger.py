@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.errors import BasisError, OutputError
+from mergekit_bert.errors import BasisError
 from mergekit_bert.files import write_json
+from mergekit_bert.outputs import held
 
 LEDGER = "basis.json"
 _VERSION = 1
@@ -48,19 +47,10 @@ class Ledger:
         """Rows for adapter ``holder``: those it holds already, or the first free ones, written down at once.
 
         ``base`` is the base's fingerprint, ``width`` the in_features of the narrowest site. Raises BasisError when
-        the basis is used up.
+        the basis is used up, OutputError where the ledger cannot be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):
-                return self._take(base, holder, count, width)
-        except OSError as error:
-            raise OutputError(
-                str(self.path),
-                (error.strerror or str(error)).lower(),
-                "a ledger that can be written",
-                "choose another --out",
-            ) from error
+        with held(self.path, wait=True):
+            return self._take(base, holder, count, width)
 
     def _take(self, base: str, holder: str, count: int, width: int) -> BasisRows:
         value = self._read()

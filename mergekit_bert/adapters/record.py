@@ -1,32 +1,14 @@
 """What the metadata of an adapter file may say: every field with its type and bounds, nothing beside them."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import PATTERNS, AdapterConfig
+from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Shape, Size
-
-
-def _patterns_of(value: Any) -> Any:
-    """Patterns are pairs in a file, since their order counts and a file's keys are sorted."""
-    if not isinstance(value, Mapping):
-        return value
-    return {**value, **{name: _mapping(value[name]) for name in PATTERNS if name in value}}
-
-
-def _mapping(pairs: Any) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a pattern twice")
-    return found
-
-
-Config = Annotated[AdapterConfig, BeforeValidator(_patterns_of)]
 
 
 class StatisticRecord(Schema):
@@ -73,7 +55,7 @@ class PartRecord(Schema):
     """What a merge keeps of an adapter's record, and the SHA-256 of its file (empty for a whole checkpoint)."""
 
     type: Name
-    config: Config
+    config: AdapterConfig
     task: Task
     max_length: Length
     head: dict[Name, Shape]
@@ -87,7 +69,7 @@ class AdapterRecord(Schema):
     """An adapter's whole record."""
 
     type: Name
-    config: Config
+    config: AdapterConfig
     task: Task
     base: Base
     max_length: Length

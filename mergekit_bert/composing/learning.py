@@ -20,7 +20,7 @@ from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError
+from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.files import fingerprint, remove
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.tensorfile import read_tensors, write_tensors
@@ -170,6 +170,13 @@ def _resume(
     if path is None or not path.exists():
         return []
     tensors, metadata = read_tensors(path)
+    if metadata.get("kind") != "descent":
+        raise OutputError(
+            str(path),
+            "the checkpoint of an unfinished training run",
+            "a place of its own",
+            "choose another --out, or finish that run with --resume",
+        )
     if metadata.get("key") != key:
         return []
     losses = list(metadata["losses"])

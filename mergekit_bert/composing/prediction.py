@@ -20,7 +20,8 @@ from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import Tokens, join, tokenise
 from mergekit_bert.data.kind import Prediction, kind_of
-from mergekit_bert.data.rows import Rows, tsv_text
+from mergekit_bert.data.readers import tsv_text
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.folder import FullModel, load_folder

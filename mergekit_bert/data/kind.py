@@ -18,6 +18,7 @@ from torch import Tensor
 from mergekit_bert.data.metrics import Columns
 from mergekit_bert.registry import Registry
 
+MOST_LABELS = 10_000
 Label = float | tuple[int, ...]
 """A label as rows hold it: an index, a value, or for every label of the task whether the row has it (1 or 0)."""
 

@@ -5,7 +5,6 @@ Beside transformers' files lies ``mbert.json``: the task, the base and the prove
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,21 @@ from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
-from mergekit_bert.encoder.load import Encoder, quiet_transformers
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.pretrained import open_pretrained, quiet_transformers, told_as
+from mergekit_bert.encoder.vetting import read_object
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
 from mergekit_bert.tensorfile import tensors_in_any_order
 
 RECORD = "mbert.json"
+FILES = (
+    *(RECORD, "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+)
+"""Patterns of the names in such a folder."""
 _FORMAT = 1
 
 
@@ -117,39 +124,29 @@ def read_folder(path: Path) -> FullModel:
     """The folder's record; raises ModelFileError."""
     where = str(path / RECORD)
     remedy = "give a folder written by `mbert finetune` or `mbert merge --dense`"
+    if not (path / RECORD).is_file():
+        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy)
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = read_object(path / RECORD, where)
         if record["format"] != _FORMAT:
             raise ValueError(f"format version {record['format']!r}")
         base = {key: str(record["base"][key]) for key in ("name", "fingerprint", "tokenizer_fingerprint")}
         model = FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
         model.seen()
         return model
-    except OSError as error:
-        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MbertError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MbertError) as error:
         found = " ".join(str(error).split())
         raise ModelFileError(where, f"broken ({found})", "a record as mbert writes it", remedy) from error
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
-    """The model and its tokenizer; outputs are logits, or values in the task's range."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            shell, info = AutoModelForSequenceClassification.from_pretrained(
-                str(folder.path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder.path))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise ModelFileError(
-            str(folder.path), f"it cannot be loaded ({found})", "a whole model folder", "write it again"
-        ) from error
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+    """The model and its tokenizer; outputs are logits, or values in the task's range. Raises ModelFileError."""
+    with told_as(ModelFileError):
+        found = open_pretrained(folder.path, str(folder.path))
+        shell, missing = found.load()
+        tokenizer = found.tokenizer()
+    if missing:
+        lacking = ", ".join(sorted(missing)[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
     packing.enable(shell.base_model)
     return Classifier(shell).eval().requires_grad_(False).to(default_device()), tokenizer

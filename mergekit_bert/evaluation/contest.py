@@ -21,6 +21,7 @@ from mergekit_bert.evaluation.cells import Cell, read_cell
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.records import Record
 from mergekit_bert.files import fingerprint
+from mergekit_bert.outputs import Output
 
 RESULTS = ("table.json", "table.md", "picture.png")
 """What a contest writes beside its cells."""
@@ -117,6 +118,7 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
     """Raise OutputError where ``folder`` has results of another comparison, or of anything else, unless ``force``."""
     known = _told(folder).get("comparison")
     for path in (folder / name for name in RESULTS):
+        Output(path, force=True).refuse()
         if known != comparison and path.exists() and not force:
             raise OutputError(
                 str(path),

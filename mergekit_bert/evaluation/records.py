@@ -15,6 +15,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.files import beside, file_fingerprint, write_json
+from mergekit_bert.outputs import held
 
 SUFFIX = ".scores.json"
 _FORMAT = 1
@@ -54,20 +55,21 @@ def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> Non
     """Add ``scores`` to the record of ``model_path``; figures on other rows stay."""
     path, sha256 = record_path(model_path), file_fingerprint(model_path)
     kept = {}
-    earlier = read_record(path)
-    for score in (*(earlier.scores if earlier and earlier.sha256 == sha256 else ()), *scores):
-        kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
-    write_json(
-        path,
-        {
-            "format": _FORMAT,
-            "role": role_of(model),
-            "model": model_path.name,
-            "sha256": sha256,
-            "base": base_of(model),
-            "scores": [kept[key] for key in sorted(kept)],
-        },
-    )
+    with held(path, wait=True):  # another evaluation may be adding to it
+        earlier = read_record(path)
+        for score in (*(earlier.scores if earlier and earlier.sha256 == sha256 else ()), *scores):
+            kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
+        write_json(
+            path,
+            {
+                "format": _FORMAT,
+                "role": role_of(model),
+                "model": model_path.name,
+                "sha256": sha256,
+                "base": base_of(model),
+                "scores": [kept[key] for key in sorted(kept)],
+            },
+        )
 
 
 def read_record(path: Path) -> Record | None:

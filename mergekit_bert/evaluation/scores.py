@@ -10,7 +10,8 @@ from jaxtyping import Float
 from mergekit_bert.composing.prediction import Predictor, predictions
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metrics import metric
-from mergekit_bert.data.rows import Rows, tsv_text
+from mergekit_bert.data.readers import tsv_text
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.files import write_atomic
 

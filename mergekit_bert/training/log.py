@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from mergekit_bert.errors import MissingExtraError, OutputError
 
 LOG = "log.jsonl"
+BOARD = "tensorboard"
+"""The folder of TensorBoard's files."""
 
 
 @runtime_checkable
@@ -67,5 +69,5 @@ def _tensorboard(folder: Path, step: int) -> Writer:
         raise MissingExtraError(
             "--tensorboard", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
         ) from error
-    writer: Writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    writer: Writer = SummaryWriter(str(folder / BOARD), purge_step=step or None)
     return writer

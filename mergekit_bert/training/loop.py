@@ -6,7 +6,7 @@ of ``Progress``, so that a killed run ends in the same bits.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop found: the best epoch's parameters, and how it went."""
+    """What the loop found: the best epoch's parameters, and how it went; ``keep`` writes its last checkpoint."""
 
     best: dict[str, Tensor]
     progress: Progress
+    keep: Callable[[], None]
 
 
 def fit(work: Trainable, setting: Setting) -> Outcome:
@@ -64,6 +65,10 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
         progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer)
     log = RunLog(setting.folder, progress.log_bytes, setting.tensorboard, progress.step)
     total = setting.config.epochs * math.ceil(len(setting.train) / setting.config.batch_size)
+
+    def keep() -> None:
+        save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+
     saved = time.monotonic()
     try:
         with progress_bar(f"train {setting.task.name}", total, setting.show) as bar:
@@ -73,11 +78,12 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
                 bar(progress.step, _note(setting.task, progress))
                 if time.monotonic() - saved > setting.config.checkpoint_seconds:
                     progress.log_bytes = log.bytes()
-                    save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+                    keep()
                     saved = time.monotonic()
+        progress.log_bytes = log.bytes()
     finally:
         log.close()
-    return Outcome(best, progress)
+    return Outcome(best, progress, keep)
 
 
 def make_optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:

@@ -153,5 +153,5 @@ def test_a_broken_ledger_is_told_and_kept(tmp_path: Path, text: str | bytes) -> 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="a ledger that can be written"):
+    with pytest.raises(OutputError, match="a place that can be written"):
         Ledger(tmp_path / "file" / "adapters").take("base", "a", 4, 32)

@@ -88,7 +88,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown task to tell": (("tasks", "sstt"), r"task: 'sstt'; .*; did you mean 'sst'\?"),
     "task that contradicts itself": (
         ("tasks", "odd.yml"),
-        r"odd.yml: kind is 'rank'; expected one of classify",
+        r"odd.yml, line 2: kind is 'rank'; expected one of classify",
     ),
     "missing task file": (
         ("train-adapter", "--task", "none.yml"),
@@ -124,7 +124,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown precision": ((*TRAIN, "--precision", "fp23"), r"precision: 'fp23'; .*; did you mean 'fp32'\?"),
     "unknown targets": ((*TRAIN, "--targets", "kv"), r"targets 'kv': no linear layer of base .* matches; .*--targets"),
     "targets that are no pattern": ((*TRAIN, "--targets", "(("), r"targets '\(\(': not a pattern"),
-    "rank 0": ((*TRAIN, "--rank", "0"), r"--rank: 0; expected a whole number of at least 1; correct --rank"),
+    "rank 0": ((*TRAIN, "--rank", "0"), r"--rank: 0; expected a whole number from 1 to 65536; correct --rank"),
     "rank beyond the basis": ((*TRAIN, "--rank", "33"), r"basis.json: .*33 free rows in a run; use a smaller --rank"),
     "no epochs": ((*TRAIN, "--epochs", "0"), r"--epochs: 0; expected a whole number of at least 1"),
     "rate that is no number": ((*TUNE, "--lr", "nan"), r"--lr: nan; expected a positive number"),

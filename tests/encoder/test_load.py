@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel
 
 import mergekit_bert as mb
 from mergekit_bert.encoder import load
-from mergekit_bert.encoder.load import load_encoder, minilm_folder, weights_fingerprint
+from mergekit_bert.encoder.load import load_encoder, weights_fingerprint
+from mergekit_bert.encoder.places import minilm_folder
 from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
 from tests.tiny import write_tiny
 

@@ -9,7 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.data.kind import HubFields, Kind, Label, LabelError, Prediction, TaskFields, balanced, softmax64
+from mergekit_bert.data.kind import (
+    MOST_LABELS,
+    HubFields,
+    Kind,
+    Label,
+    LabelError,
+    Prediction,
+    TaskFields,
+    balanced,
+    softmax64,
+)
 from mergekit_bert.data.metrics import Columns
 
 
@@ -18,8 +28,8 @@ class _Classify(Kind):
     description = "one of several labels"
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
-        if not len(set(task.labels)) == len(task.labels) >= 2:
-            return "labels", list(task.labels), "two or more different labels"
+        if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 2:
+            return "labels", list(task.labels), f"two or more different labels, up to {MOST_LABELS}"
         if len(task.label_names) not in (0, len(task.labels)):
             return "label_names", list(task.label_names), "one name for each label"
         if task.range is not None:

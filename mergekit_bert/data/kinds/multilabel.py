@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.data.kind import HubFields, Kind, Label, LabelError, Prediction, TaskFields
+from mergekit_bert.data.kind import MOST_LABELS, HubFields, Kind, Label, LabelError, Prediction, TaskFields
 from mergekit_bert.data.metrics import Columns
 
 SEPARATOR = "|"
@@ -20,8 +20,8 @@ class _Multilabel(Kind):
     description = f"any number of labels, joined by {SEPARATOR!r} in a cell"
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
-        if not len(set(task.labels)) == len(task.labels) >= 1:
-            return "labels", list(task.labels), "one or more different labels"
+        if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 1:
+            return "labels", list(task.labels), f"one or more different labels, up to {MOST_LABELS}"
         if odd := [label for label in task.labels if SEPARATOR in label or label.strip() != label or not label]:
             return "labels", odd, f"labels without {SEPARATOR!r} and without spaces around them"
         if len(task.label_names) not in (0, len(task.labels)):

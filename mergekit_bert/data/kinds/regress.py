@@ -13,6 +13,9 @@ from torch.nn import functional
 from mergekit_bert.data.kind import HubFields, Kind, Label, LabelError, Prediction, TaskFields
 from mergekit_bert.data.metrics import Columns, metric
 
+_FARTHEST, _NARROWEST = 1e9, 1e-6
+"""The ends of a range, and how far apart they must be for a head's float32."""
+
 
 def _bounds(task: TaskFields) -> tuple[float, float]:
     assert task.range is not None
@@ -26,8 +29,9 @@ class _Regress(Kind):
     has_probability = False
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
-        if task.range is None or not -math.inf < task.range[0] < task.range[1] < math.inf:
-            return "range", task.range, "[low, high] with low < high"
+        low, high = task.range or (0.0, 0.0)
+        if not (-_FARTHEST <= low < high <= _FARTHEST and high - low >= _NARROWEST):
+            return "range", task.range, f"[low, high] with low < high, within ±{_FARTHEST:g}"
         if task.labels or task.label_names:
             return "labels", [*task.labels, *task.label_names], "no labels: a regression has a range"
         if task.thresholds:
@@ -44,7 +48,7 @@ class _Regress(Kind):
     def parse(self, task: TaskFields, cell: Any) -> float:
         low, high = _bounds(task)
         try:
-            number = math.nan if isinstance(cell, bool) else float(cell)
+            number = math.nan if isinstance(cell, bool) or "_" in str(cell) else float(cell)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not low <= number <= high:
