@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import softmax
 
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import check_base, check_part
 from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import Tokens, join, tokenise
+from mergekit_bert.data.kind import Prediction, kind_of
 from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows, given_rows, items
 from mergekit_bert.data.task import Task
@@ -30,21 +30,6 @@ from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one row.
-
-    ``label`` is the label as it stands in the data (a regression's value as text), ``name`` how a person reads it,
-    ``value`` the label's probability, or the regression's value inside the task's range. ``outputs`` is what the head
-    gave: logits, or the value before it was kept in range.
-    """
-
-    label: str
-    name: str
-    value: float
-    outputs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +67,7 @@ class Predictor:
         ready = self._prepare(found)
         tokens = _tokens(found, rows, ready.tokenizer, ready.max_length, ready.pad_token)
         values = forward_rows(ready.model, tokens, tick=tick)
-        return values if isinstance(self.model, FullModel) else scaled(values, found.range)
+        return values if isinstance(self.model, FullModel) else scaled(values, found)
 
     def predict(self, task: str, texts: Iterable[str | Iterable[str]]) -> list[Prediction]:
         """Answers for ``texts``: strings, or pairs of strings for a pair task.
@@ -128,10 +113,7 @@ class Predictor:
             parts.append(_tokens(self._tasks[name], rows.take(own), encoder.tokenizer, length, encoder.pad_token))
             owners += [numbers[name]] * len(own)
         outputs = iter(mixture.outputs(join(parts), owners))
-        return {
-            name: scaled(np.stack([next(outputs) for _ in own]), self._tasks[name].range)
-            for name, own in places.items()
-        }
+        return {name: scaled(np.stack([next(outputs) for _ in own]), self._tasks[name]) for name, own in places.items()}
 
     def _requests(self, requests: object) -> tuple[list[Task], Rows]:
         """The tasks and the texts of requests; raises DataError naming the row."""
@@ -234,31 +216,14 @@ def predictions(task: Task, outputs: Float[np.ndarray, "rows out"], where: str =
             "finite numbers",
             "check its tensors with `mbert inspect`, and train or merge it again",
         )
-    if task.range is not None:
-        low, high = task.range
-        kept = np.clip(outputs[:, 0], low, high)
-        return [
-            Prediction(f"{value:.4f}", f"{value:.4f}", float(value), (float(raw),))
-            for value, raw in zip(kept, outputs[:, 0], strict=True)
-        ]
-    chances = softmax(outputs.astype(np.float64), axis=1)
-    best = outputs.argmax(1)
-    return [
-        Prediction(
-            task.labels[index],
-            task.display(int(index)),
-            float(chances[row, index]),
-            tuple(float(value) for value in outputs[row]),
-        )
-        for row, index in enumerate(best)
-    ]
+    return kind_of(task).decode(task, outputs)
 
 
 def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A TSV with a row for each (task, texts): task, prediction, label's name and probability (empty for a value)."""
     lines: list[list[object]] = [["task", "prediction", "name", "probability"]]
     for (name, _), answer in zip(requests, predictor.mixed(requests), strict=True):
-        classifies = find_task(predictor.model, name).kind == "classify"
+        classifies = kind_of(find_task(predictor.model, name)).has_probability
         lines.append([name, answer.label, *([answer.name, f"{answer.value:.4f}"] if classifies else ["", ""])])
     return tsv_text(lines)
 
@@ -277,7 +242,7 @@ def the_task(model: Model, name: str | None) -> Task:
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
     """A TSV: the texts, the predicted label, its name, and its probability (of a regression: prediction alone)."""
-    more = ["name", "probability"] if task.kind == "classify" else []
+    more = ["name", "probability"] if kind_of(task).has_probability else []
     lines = [[*task.text, "prediction", *more]]
     answers = predictions(task, predictor.outputs(task.name, rows), predictor.where)
     for texts, answer in zip(rows.texts, answers, strict=True):

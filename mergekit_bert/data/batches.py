@@ -6,9 +6,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mergekit_bert.data.kind import Label, kind_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.hardware import generator
@@ -34,7 +35,7 @@ class Batch:
     inputs: dict[str, Int[Tensor, "tokens"]]
     lengths: tuple[int, ...]
     padding: dict[str, int]
-    labels: Float[Tensor, "rows"] | Int[Tensor, "rows"] | None
+    targets: Shaped[Tensor, "rows *each"] | None
     index: list[int]
 
     def padded(self) -> dict[str, Int[Tensor, "rows width"]]:
@@ -52,7 +53,7 @@ class Tokens:
     """Tokenised rows; ``truncated`` of them were longer than ``max_length`` tokens."""
 
     columns: dict[str, list[list[int]]]
-    labels: tuple[float, ...] | None
+    labels: tuple[Label, ...] | None
     truncated: int
     padding: dict[str, int]
     task: Task
@@ -66,21 +67,17 @@ class Tokens:
         return len(self.columns["input_ids"][row])
 
     def batch(self, index: list[int]) -> Batch:
-        """The rows at ``index`` as one batch; regression labels are scaled to 0…1 by the task's range."""
+        """The rows at ``index`` as one batch, its labels as the loss of the task's kind wants them."""
         inputs = {
             name: torch.tensor(list(chain.from_iterable(column[i] for i in index)))
             for name, column in self.columns.items()
         }
-        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._labels(index), index)
+        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._targets(index), index)
 
-    def _labels(self, index: list[int]) -> Tensor | None:
+    def _targets(self, index: list[int]) -> Tensor | None:
         if self.labels is None:
             return None
-        chosen = [self.labels[i] for i in index]
-        if self.task.range is None:
-            return torch.tensor(chosen, dtype=torch.long)
-        low, high = self.task.range
-        return (torch.tensor(chosen, dtype=torch.float32) - low) / (high - low)
+        return kind_of(self.task).targets(self.task, [self.labels[i] for i in index])
 
     def cut(self, order: Sequence[int]) -> Iterator[list[int]]:
         """``order`` in runs of at most ``TOKEN_BUDGET`` tokens (a longer row is a run of its own)."""

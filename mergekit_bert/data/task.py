@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar
 
+from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import DataError, UnknownNameError
@@ -13,13 +14,9 @@ from mergekit_bert.registry import Registry
 from mergekit_bert.strict import STRICT, Before
 from mergekit_bert.text import has_control_characters, printable
 
-Kind = Literal["classify", "regress"]
 _LONGEST = 500
 """Characters of a name or label."""
 _LONGEST_DESCRIPTION = 10_000
-_MOST_LABELS = 10_000
-_FARTHEST, _NARROWEST = 1e9, 1e-6
-"""The ends of a range, and how far apart they must be for a head's float32."""
 
 
 def _not_in_files(value: Any) -> Any:
@@ -44,18 +41,20 @@ class Task:
     """One text task.
 
     ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
-    is how a person reads them. ``range`` bounds a regression's labels. ``metrics`` come with the main one first.
+    is how a person reads them. ``range`` bounds a regression's labels; ``thresholds`` are the
+    probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
     """
 
     name: str
-    kind: Kind
+    kind: str
     text: tuple[str, ...]
     metrics: tuple[str, ...]
     label: str = "label"
     labels: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
+    thresholds: tuple[float, ...] = ()
     description: str = ""
     hub: Annotated[HubSource | None, Before(_not_in_files)] = None
     files: Annotated[tuple[tuple[str, str], ...], Before(_not_in_files)] = ()
@@ -71,7 +70,7 @@ class Task:
 
         plain = self.name.replace("-", "_").isidentifier()
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
-        check(self.kind in get_args(Kind), "kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
         check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
@@ -79,7 +78,7 @@ class Task:
         once = len(set(self.metrics)) == len(self.metrics) > 0
         check(once, "metric", list(self.metrics), "at least one metric, each once")
         for name in self.metrics:
-            fits = metric(name).kind == self.kind
+            fits = self.kind in metric(name).kinds
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
         short: dict[str, Iterable[str]] = {"name": [self.name], "text": self.text, "label": [self.label]}
         short |= {"labels": self.labels, "label_names": self.label_names}
@@ -89,23 +88,13 @@ class Task:
                 check(good, key, one, f"up to {_LONGEST} characters, none of them a control character or a line end")
         good = len(self.description) <= _LONGEST_DESCRIPTION and printable(self.description) == self.description
         check(good, "description", self.description, f"up to {_LONGEST_DESCRIPTION} characters, no control characters")
-        if self.kind == "classify":
-            distinct = _MOST_LABELS >= len(set(self.labels)) == len(self.labels) >= 2
-            check(distinct, "labels", list(self.labels), f"two or more different labels, up to {_MOST_LABELS}")
-            named = len(self.label_names) in (0, len(self.labels))
-            check(named, "label_names", list(self.label_names), "one name for each label")
-            check(self.range is None, "range", self.range, "no range: a classification has labels")
-        else:
-            low, high = self.range or (0.0, 0.0)
-            rising = -_FARTHEST <= low < high <= _FARTHEST and high - low >= _NARROWEST
-            check(rising, "range", self.range, f"[low, high] with low < high, within ±{_FARTHEST:g}")
-            labels = (*self.labels, *self.label_names)
-            check(not labels, "labels", list(labels), "no labels: a regression has a range")
+        if (problem := kind_of(self).problem(self)) is not None:
+            check(False, *problem)
 
     @property
     def outputs(self) -> int:
         """How many numbers the head gives for a row."""
-        return len(self.labels) if self.kind == "classify" else 1
+        return kind_of(self).outputs(self)
 
     @property
     def metric(self) -> str:
@@ -114,8 +103,8 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """What guessing scores on the main metric: 0 for a correlation, 1/labels else."""
-        return 0.0 if metric(self.metric).correlation else 1 / len(self.labels)
+        """What guessing scores on the main metric: 0 for a correlation."""
+        return kind_of(self).chance(self) if not metric(self.metric).correlation else 0.0
 
     def display(self, index: int) -> str:
         """The name a person reads for label ``index``."""
@@ -124,6 +113,8 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """What a model file keeps of the task (where the rows came from is not part of it)."""
         kept = dataclasses.asdict(dataclasses.replace(self, hub=None, files=()))
+        if not self.thresholds:  # a task without them is what it was before there were any
+            del kept["thresholds"]
         return {key: value for key, value in kept.items() if key not in ("hub", "files")}
 
     @classmethod
@@ -137,7 +128,19 @@ class Task:
 TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
 YAML = (".yml", ".yaml")
 
-_YAML_KEYS = {"name", "kind", "text", "label", "labels", "label_names", "range", "metric", "files", "description"}
+_YAML_KEYS = {
+    "name",
+    "kind",
+    "text",
+    "label",
+    "labels",
+    "label_names",
+    "range",
+    "thresholds",
+    "metric",
+    "files",
+    "description",
+}
 
 
 def get_task(name: str | Path | Task) -> Task:
@@ -202,8 +205,8 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
         return found[0]
 
     kind = string("kind")
-    if kind not in get_args(Kind):
-        raise wrong("kind", f"one of {', '.join(get_args(Kind))}")
+    if kind not in KINDS.names():
+        raise wrong("kind", f"one of {', '.join(KINDS.names())}")
     bounds, files = value.get("range"), value.get("files", {})
     if bounds is not None:
         numbers = isinstance(bounds, list) and len(bounds) == 2
@@ -215,7 +218,7 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
         raise wrong("files", "a mapping of train and dev to paths")
     return Task(
         name=string("name"),
-        kind="classify" if kind == "classify" else "regress",
+        kind=kind,
         text=strings("text"),
         metrics=strings("metric"),
         label=string("label", "label"),

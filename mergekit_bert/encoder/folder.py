@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
@@ -138,25 +139,23 @@ def _write_beside(part: Path, encoder: Encoder, task: Task, record: Mapping[str,
 
 
 def scale_head(model: Classifier, task: Task) -> None:
-    """Turn a regression head's 0…1 into the task's range, in place."""
-    if task.range is None:
-        return
-    low, high = task.range
-    layer = last_linear(model)
-    with torch.no_grad():
-        layer.weight.mul_(high - low)
-        layer.bias.mul_(high - low).add_(low)
+    """Make the head give values in the task's own units, in place."""
+    factor, offset = kind_of(task).stretch(task)
+    if (factor, offset) != (1.0, 0.0):
+        layer = last_linear(model)
+        with torch.no_grad():
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor).add_(offset)
 
 
 def unscale_head(model: Classifier, task: Task) -> None:
-    """Turn a regression head that gives values in the task's range into one on 0…1, in place."""
-    if task.range is None:
-        return
-    low, high = task.range
-    layer = last_linear(model)
-    with torch.no_grad():
-        layer.weight.div_(high - low)
-        layer.bias.sub_(low).div_(high - low)
+    """The inverse of :func:`scale_head`, in place."""
+    factor, offset = kind_of(task).stretch(task)
+    if (factor, offset) != (1.0, 0.0):
+        layer = last_linear(model)
+        with torch.no_grad():
+            layer.weight.div_(factor)
+            layer.bias.sub_(offset).div_(factor)
 
 
 def read_folder(path: Path) -> FullModel:

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.source import made_by
-from mergekit_bert.data.metrics import metric, overall_score, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -62,34 +63,31 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
         raise CompositionError(
             "compare", f"every merge was refused ({reasons})", "one that works", "give other inputs or methods"
         )
-    columns = {name: (task, rows.label_column(), metric(task.metric).value) for name, (task, rows) in tasks.items()}
+    columns = {name: (task, rows.label_column()) for name, (task, rows) in tasks.items()}
 
-    def values(cell: Cell, index: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
+    def values(cell: Cell, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The figures on each draw of the rows."""
         found = {}
-        for name, (task, true, value) in columns.items():
-            predicted = predicted_column(task.kind, cell.outputs[name])
-            chosen = slice(None) if index is None else index[name]
-            found[name] = value(true[chosen], predicted[chosen])
+        for name, (task, true) in columns.items():
+            predicted = kind_of(task).predicted(task, cell.outputs[name])
+            found[name] = metric(task.metric).of(true[draws[name]], predicted[draws[name]])
         return found
 
-    def overall(found: Mapping[str, float]) -> float:
+    def overall(found: Mapping[str, Any]) -> Any:
         return overall_score((columns[name][0].metric, value) for name, value in found.items())
 
-    figures = {id(cell): values(cell) for cell in finished}
+    every = {name: np.arange(len(true)) for name, (_, true) in columns.items()}
+    figures = {id(cell): {name: float(one) for name, one in values(cell, every).items()} for cell in finished}
     whole = next((figures[id(cell)] for cell in finished if cell.recipe.method == ENSEMBLE), None)
     merges = [cell for cell in finished if cell.recipe.method != ENSEMBLE] or finished
     best = max(merges, key=lambda cell: overall(figures[id(cell)]))
     source = np.random.default_rng(0)
-    draws = [
-        {name: source.integers(0, len(true), len(true)) for name, (_, true, _) in columns.items()}
-        for _ in range(RESAMPLES)
-    ]
-    top = np.array([overall(values(best, draw)) for draw in draws])
+    draws = {name: source.integers(0, len(true), (RESAMPLES, len(true))) for name, (_, true) in columns.items()}
+    top = overall(values(best, draws))
     placed = []
     for cell in finished:
         own = figures[id(cell)]
-        apart = top - np.array([overall(values(cell, draw)) for draw in draws])
-        low, high = np.percentile(apart, [2.5, 97.5])
+        low, high = np.percentile(top - overall(values(cell, draws)), [2.5, 97.5])
         kept = {name: retention(own[name], whole[name] if whole else None) for name in own}
         kept["overall"] = retention(overall(own), overall(whole) if whole else None)
         placed.append(Standing(cell, own, overall(own), kept, (float(low), float(high))))
