@@ -36,6 +36,7 @@ class TrainingRecord(Schema):
     warmup: Finite | None = None
     weight_decay: Finite | None = None
     clip: Finite | None = None
+    balance: bool | None = None
     head_dropout: Finite | None = None
     max_length: Length | None = None
     hold_out: Finite | None = None

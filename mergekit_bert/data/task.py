@@ -207,12 +207,18 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
     kind = string("kind")
     if kind not in KINDS.names():
         raise wrong("kind", f"one of {', '.join(KINDS.names())}")
-    bounds, files = value.get("range"), value.get("files", {})
-    if bounds is not None:
-        numbers = isinstance(bounds, list) and len(bounds) == 2
-        if not numbers or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in bounds):
-            raise wrong("range", "two numbers, [low, high]")
-        bounds = (float(bounds[0]), float(bounds[1]))
+
+    def numbers(key: str, expected: str) -> tuple[float, ...]:
+        items = value.get(key) or []
+        if not isinstance(items, list) or not all(
+            isinstance(one, int | float) and not isinstance(one, bool) for one in items
+        ):
+            raise wrong(key, expected)
+        return tuple(float(one) for one in items)
+
+    bounds, files = numbers("range", "two numbers, [low, high]"), value.get("files", {})
+    if value.get("range") is not None and len(bounds) != 2:
+        raise wrong("range", "two numbers, [low, high]")
     named = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     if not named or not set(files) <= {"train", "dev"}:
         raise wrong("files", "a mapping of train and dev to paths")
@@ -224,7 +230,8 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
         label=string("label", "label"),
         labels=strings("labels"),
         label_names=strings("label_names"),
-        range=bounds,
+        range=(bounds[0], bounds[1]) if bounds else None,
+        thresholds=numbers("thresholds", "a probability for each label"),
         description=string("description"),
         files=tuple((split, str(path.parent / file)) for split, file in sorted(files.items())),
     )

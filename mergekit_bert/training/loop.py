@@ -8,10 +8,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_bert.adapters.attach import cast_frozen, dropout_on
@@ -46,6 +48,18 @@ class Setting:
     run: dict[str, Any]
     tensorboard: bool = False
     show: bool = True
+
+    @cached_property
+    def loss_weights(self) -> Float[Tensor, "outputs"] | None:
+        """Weights of the labels in the loss, where they are to be balanced; raises TrainingError for values."""
+        if not self.config.balance:
+            return None
+        assert self.train.labels is not None
+        weights = kind_of(self.task).weights(self.task, self.train.labels)
+        if weights is None:
+            found = f"{self.task.name!r}, which has no labels to balance"
+            raise TrainingError("--balance", found, "a task with labels", "drop --balance")
+        return weights
 
 
 @dataclass(frozen=True)
@@ -153,13 +167,14 @@ def step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index:
     """One step of the optimizer on the rows at ``index``, forward and backward within the token budget."""
     device = next(work.model.parameters()).device
     dropout_on(work.model, True)
+    weights = setting.loss_weights.to(device) if setting.loss_weights is not None else None
     value = 0.0
     for run in setting.train.cut(index):
         batch = setting.train.batch(run)
         assert batch.targets is not None
         with autocast(setting.dtype, device):
             outputs = outputs_of(work.model, batch)
-        loss = kind_of(setting.task).loss(outputs.float(), batch.targets.to(device)) * (len(run) / len(index))
+        loss = kind_of(setting.task).loss(outputs.float(), batch.targets.to(device), weights) * (len(run) / len(index))
         loss.backward()
         value += loss.item()
     nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)

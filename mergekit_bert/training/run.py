@@ -217,7 +217,7 @@ def _setting(
         "train": {
             key: value
             for key, value in dataclasses.asdict(train).items()
-            if key not in ("checkpoint_seconds", "precision", "threads")
+            if key not in ("checkpoint_seconds", "precision", "threads") and (key != "balance" or value)
         },
         "threads": threads(),
         "precision": _precision(train, folder, control.resume),

@@ -226,7 +226,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"name": None}, "name: "),
     "a name that is a path": ({"name": "../up"}, "name is '../up'"),
     "a name without end": ({"name": "x" * 501}, "name is 'xxx.*up to 500 characters"),
-    "a kind that is none": ({"kind": "rank"}, "kind: input should be 'classify' or 'regress'"),
+    "a kind that is none": ({"kind": "rank"}, "kind is 'rank'; expected one of classify, multilabel, regress"),
     "a text that is a number": ({"text": 3}, "text: "),
     "a text that is no list": ({"text": "sentence"}, "text: "),
     "columns that are numbers": ({"text": [3]}, "text.0: "),
@@ -290,3 +290,16 @@ def test_texts_may_hold_tabs_and_a_description_lines() -> None:
 def test_a_task_that_steers_is_not_made_either() -> None:
     with pytest.raises(DataError, match=r"labels is '\\x1b'"):
         Task(name="t", kind="classify", text=("a",), metrics=("f1",), labels=("\x1b", "b"))
+
+
+def test_a_task_of_several_labels_may_have_thresholds(tmp_path: Path) -> None:
+    path = tmp_path / "topics.yml"
+    text = "name: topics\nkind: multilabel\ntext: remark\nlabels: [a, b]\nmetric: micro_f1\nthresholds: "
+    path.write_text(text + "[0.5, 0.25]\n")
+    found = get_task(path)
+    assert found.thresholds == (0.5, 0.25)
+    assert Task.from_json(found.to_json()) == dataclasses.replace(found, files=())
+    for wrong in ("[0.5]", "[0.5, 1.5]", "[0.5, yes]", "0.5"):
+        path.write_text(text + wrong + "\n")
+        with pytest.raises(DataError, match=r"thresholds is .*a probability"):
+            get_task(path)
