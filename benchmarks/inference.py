@@ -34,7 +34,7 @@ def main(
 
     import mergekit_bert as mb
     from benchmarks import sides
-    from mergekit_bert.encoder.load import quiet_transformers
+    from mergekit_bert.encoder.pretrained import quiet_transformers
 
     if quick:
         count, repeats = 200, 1

@@ -17,7 +17,9 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.data.metrics import metric, predicted_column
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.load import Encoder, minilm_folder, quiet_transformers
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.places import minilm_folder
+from mergekit_bert.encoder.pretrained import quiet_transformers
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import finetune, train_adapter
 

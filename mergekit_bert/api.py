@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
@@ -29,7 +30,8 @@ from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
-from mergekit_bert.encoder.load import MINILM, Encoder, load_encoder
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.cells import recipes_for, run_cells
@@ -72,7 +74,7 @@ def _encoder(base: Base) -> Encoder:
 
 def _later(base: Base | None, models: Sequence[Merged | Ingredient]) -> Callable[[], Encoder]:
     """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
-    return functools.cache(lambda: _encoder(base or models[0].base.name))
+    return functools.cache(lambda: encoder_of("the first input", models[0].base, base))
 
 
 def _named(base: Base | None) -> str | Encoder | None:
@@ -173,8 +175,7 @@ def export(
     ``stream`` reads the base from its folder a tensor at a time instead of loading it; the outputs are then not
     compared.
     """
-    found = base or model.base.name
-    encoder = open_encoder(found) if stream and not isinstance(found, Encoder) else _encoder(found)
+    encoder = encoder_of("model", model.base, base, open_encoder if stream else load_encoder)
     return write_dense(Path(folder), model, encoder, force, tasks)
 
 
@@ -203,7 +204,7 @@ def convert(
         if to == "mbert":
             save(model, target, force=force)
             return [target]
-    encoder = base if isinstance(base, Encoder) else load(str(base or model.base.name))
+    encoder = encoder_of(str(path), model.base, base, load)
     return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
 
 
@@ -336,7 +337,7 @@ def search(
     chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
     tell_learned("--search", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
-    encoder = _encoder(base or ingredients[0].base.name)
+    encoder = _later(base, ingredients)()
     recipe = method if isinstance(method, Recipe) else Recipe(method)
     recipe, _ = with_method(recipe, ingredients, bool(data or texts), searched=True)
     given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
@@ -368,7 +369,7 @@ def calibrate(
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
         raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
-    encoder = _encoder(base or found.base.name)
+    encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
@@ -400,7 +401,7 @@ def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predict
     where = str(model) if isinstance(model, str | Path) else "model"
     if isinstance(found, FullModel):
         return Predictor(found, where=where)
-    return Predictor(found, _encoder(base or found.base.name), where)
+    return Predictor(found, encoder_of(where, found.base, base), where)
 
 
 def evaluate(
@@ -474,7 +475,7 @@ def compare(
             sources.unlabelled(name)
     elif texts:
         raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
-    encoder = _encoder(base or ingredients[0].base.name)
+    encoder = _later(base, ingredients)()
     comparison = comparison_of(ingredients, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)
     cells = []

@@ -103,6 +103,9 @@ Size = tuple[Width, Width]
 Plain = Annotated[Any, AfterValidator(_plain_json)]
 """JSON that is only shown: its depth and numbers were bounded by :mod:`mergekit_bert.documents`."""
 
+Words = Annotated[str | Annotated[list[str], Field(max_length=10_000)], AfterValidator(_plain_json)]
+"""A text, or several."""
+
 
 @functools.cache
 def _adapter(kind: Any) -> Any:

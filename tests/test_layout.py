@@ -14,7 +14,7 @@ PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
 GROUND = (
     *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
-    *("files", "tensorfile", "outputs", "hardware", "option", "progress"),
+    *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
 )
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
@@ -171,19 +171,44 @@ def test_only_tensorfile_opens_weight_files() -> None:
     assert openers == {f"{PACKAGE}.tensorfile"}
 
 
+def test_only_terminal_prints() -> None:
+    ways = {"print", "sys.stdout.write", "sys.stderr.write", "Console", "typer.echo", "typer.secho"}
+    printers = {module for module in TREES for name, _ in called(module) if name in ways}
+    assert printers == {f"{PACKAGE}.terminal"}
+
+
 def test_nothing_runs_what_a_file_says() -> None:
     modules = {name.split(".")[0] for module in TREES for name in imported(module)}
     assert modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} == set()
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+    assert options & {"allow_pickle", "weights_only"} == set()
+
+
+DOOR = f"{PACKAGE}.encoder.pretrained"
+
+
+def test_one_module_loads_from_transformers_and_never_trusts_code() -> None:
+    opened = {
+        module: [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+        for module in TREES
+        if {name.rpartition(".")[2] for name, _ in called(module)} & {"from_pretrained", "from_config", "from_dict"}
+    }
+    assert set(opened) == {DOOR}
+    loads = [
+        node for node in opened[DOOR] if dotted(node.func).rpartition(".")[2] in ("from_pretrained", "from_config")
+    ]
+    assert len(loads) == 3
+    told = [{keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords} for node in loads]
+    assert [one["trust_remote_code"] for one in told] == [False] * 3
+    assert [one["use_safetensors"] for one in told if "state_dict" in one] == [True]
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:

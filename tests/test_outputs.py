@@ -100,7 +100,10 @@ with held(Path(sys.argv[1])):
 def test_another_process_holds_it_until_it_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "adapters/a.safetensors"
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _HOLDER, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"

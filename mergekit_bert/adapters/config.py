@@ -15,8 +15,8 @@ from mergekit_bert.strict import STRICT, Before, from_pairs
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
-_LARGEST_RANK = 2**16
-_LARGEST_ALPHA = 1e6
+LARGEST_RANK = 2**16
+LARGEST_ALPHA = 1e6
 _LONGEST_TARGETS = 2**16
 """Characters: older files name every site of a merge."""
 
@@ -56,18 +56,18 @@ class AdapterConfig:
             if not good:
                 raise TrainingError(f"--{name}", f"{found}", expected, f"correct --{name}")
 
-        rank, alpha = f"a whole number from 1 to {_LARGEST_RANK}", f"a positive number up to {_LARGEST_ALPHA:g}"
-        check(1 <= self.rank <= _LARGEST_RANK, "rank", self.rank, rank)
-        check(0 < self.alpha <= _LARGEST_ALPHA, "alpha", self.alpha, alpha)
+        rank, alpha = f"a whole number from 1 to {LARGEST_RANK}", f"a positive number up to {LARGEST_ALPHA:g}"
+        check(1 <= self.rank <= LARGEST_RANK, "rank", self.rank, rank)
+        check(0 < self.alpha <= LARGEST_ALPHA, "alpha", self.alpha, alpha)
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
         size = len(self.targets)
         check(size <= _LONGEST_TARGETS, "targets", f"{size} characters", f"{_LONGEST_TARGETS} at most")
         if self.basis not in BASES:
             raise unknown("basis", self.basis, list(BASES))
         for one in self.rank_pattern.values():
-            check(type(one) is int and 1 <= one <= _LARGEST_RANK, "rank", one, f"{rank} in rank_pattern")
+            check(type(one) is int and 1 <= one <= LARGEST_RANK, "rank", one, f"{rank} in rank_pattern")
         for other in self.alpha_pattern.values():
-            check(0 < other <= _LARGEST_ALPHA, "alpha", other, f"{alpha} in alpha_pattern")
+            check(0 < other <= LARGEST_ALPHA, "alpha", other, f"{alpha} in alpha_pattern")
         try:
             check_patterns([*self.rank_pattern, *self.alpha_pattern])
         except PatternError as error:

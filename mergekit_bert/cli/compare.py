@@ -60,6 +60,7 @@ def command(
     from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_rows, contest_table
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import held
+    from mergekit_bert.terminal import say, say_lines
 
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     set_threads(threads)
@@ -84,10 +85,10 @@ def command(
             force=force,
             progress=True,
         )
-        print(as_text(contest_table(contest.placed, contest.full)), end="")
-        print(contest_rows(contest))
+        say_lines(as_text(contest_table(contest.placed, contest.full)))
+        say(contest_rows(contest))
         if missing := contest_missing(contest):
-            print(missing)
+            say(missing)
         for name, reason in contest.refused.items():
-            print(f"left out {name}: {reason}")
-        print(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")
+            say(f"left out {name}: {reason}")
+        say(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

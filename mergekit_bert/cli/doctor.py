@@ -56,6 +56,7 @@ def command(
     from mergekit_bert.files import write_json
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import Output, claimed, written
+    from mergekit_bert.terminal import say, say_lines
 
     set_threads(threads)
     plain = options.read_texts(texts or [])
@@ -75,24 +76,26 @@ def command(
             folder=folder,
             progress=True,
         )
-        print(as_text(promise_table(found.promises)), end="")
+        say_lines(as_text(promise_table(found.promises)))
         for name, reason in found.promises.left_out.items():
-            print(f"left out {name}: {reason}")
+            say(f"left out {name}: {reason}")
         if len(found.report.names) > 1:
-            print("\n" + as_text(pair_table(found.report)) + "\n".join(matrix_legend(found.report)))
+            say_lines("\n" + as_text(pair_table(found.report)))
+            for line in matrix_legend(found.report):
+                say(line)
         if found.report.capacity is not None:
-            print(f"room in the basis: {found.report.capacity} more adapters of this rank")
+            say(f"room in the basis: {found.report.capacity} more adapters of this rank")
         if verdicts(found.report):
-            print("\n" + as_text(verdict_table(found.report)), end="")
+            say_lines("\n" + as_text(verdict_table(found.report)))
         for hint in hints(found.report):
-            print(f"hint: {hint}")
+            say(f"hint: {hint}")
         if json is not None:
             with written(Output(json, force)) as (part,):
                 write_json(part, to_json(found))
-            print(f"wrote {json}")
+            say(f"wrote {json}")
         if picture is not None:
             with written(Output(picture, force)) as (part,):
                 doctor_picture(found.report, part)
-            print(f"wrote {picture}")
+            say(f"wrote {picture}")
         if found.promises.broken:
             raise typer.Exit(1)

@@ -41,6 +41,7 @@ def command(
     from mergekit_bert.files import beside, refuse_existing, write_atomic, write_json
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import Output, claimed, held, written
+    from mergekit_bert.terminal import say, say_lines
 
     set_threads(threads)
     with contextlib.ExitStack() as holds:
@@ -52,9 +53,9 @@ def command(
             predictions = beside(file, ".predictions")
         evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=predictions, progress=True)
         comparison = evaluation.comparison
-        print(as_text(comparison_table(comparison)), end="")
+        say_lines(as_text(comparison_table(comparison)))
         for missing in comparison.missing:
-            print(f"missing: {missing}")
+            say(f"missing: {missing}")
         if json is not None:
             with written(Output(json, force)) as (part,):
                 write_json(part, comparison.to_json())

@@ -114,6 +114,7 @@ def command(
     time.
     """
     from mergekit_bert import api
+    from mergekit_bert.adapters.base import encoder_of
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.dense import dense_outputs
@@ -122,8 +123,8 @@ def command(
     from mergekit_bert.composing.recipe import changed, read_recipe
     from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
     from mergekit_bert.data.source import INVENTED
-    from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.outputs import Output, claimed
+    from mergekit_bert.terminal import say
 
     options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
@@ -184,7 +185,7 @@ def command(
             model = api.merge(inputs, asked, lazy=True)
         else:
             needed = dense is not None or data is not None or plain or search or steps
-            encoder = load_encoder(base or inputs[0].base.name) if needed else None
+            encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
             over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
             searching = {"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS}
             model = _made(
@@ -204,7 +205,7 @@ def command(
         if save_recipe is not None:
             _save_recipe(Output(save_recipe, force), model, asked, named)
         if not streams:
-            print(f"what it costs: mbert eval {out}")
+            say(f"what it costs: mbert eval {out}")
         if dense is not None:
             for path in api.export(model, dense, base=encoder, force=force):
                 tell_folder(model, path)
@@ -278,8 +279,9 @@ def _save_recipe(output: "Output", model: "Merged | Ensemble", asked: "Recipe", 
     from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.recipe import Recipe, changed, write_recipe
     from mergekit_bert.outputs import written
+    from mergekit_bert.terminal import say
 
     made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked
     with written(output) as (part,):
         write_recipe(part, changed(made, inputs=[str(one) for one in files]))
-    print(f"wrote {output.path}")
+    say(f"wrote {output.path}")

@@ -8,6 +8,7 @@ from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.terminal import say
 from mergekit_bert.training.manifest import read_manifest
 
 
@@ -21,12 +22,12 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
     """Tell how the run went, and score the model on the dev rows where there are any."""
     manifest, held = read_manifest(path, task.metric)
     parameters, training = manifest.parameters, manifest.training
-    print(
+    say(
         f"wrote {path}: {training.examples} rows, best epoch {training.best_epoch} of {training.epochs} "
         f"(held-out {task.metric} {held:.3f}), {manifest.wall_seconds:.0f} s in {training.precision}"
     )
     fewer = f" ({parameters.reduction_percent:.2f} % fewer)" if parameters.reduction_percent else ""
-    print(
+    say(
         f"trained {parameters.trainable:,} of {parameters.total:,} parameters{fewer}, "
         f"peak memory {manifest.peak_memory_bytes / 2**20:.0f} MiB"
     )
@@ -35,9 +36,9 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
         width = min(in_features for _, in_features in model.sites.values())
         left = Ledger(path.parent).capacity_left(model.base.fingerprint, model.basis.count, width)
         last = model.basis.start + model.basis.count - 1
-        print(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
+        say(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
     if has_rows(task, "dev", data):
         for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
-            print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")
+            say(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")
     else:
-        print(f"not scored: there are no dev rows for {task.name}")
+        say(f"not scored: there are no dev rows for {task.name}")

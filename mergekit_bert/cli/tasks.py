@@ -15,16 +15,14 @@ def command(
     A task of your own is a YAML file with the keys name, kind (classify or regress), text (one or two columns), label,
     labels or range, and metric; it is given wherever a task is named.
     """
-    import json
-
-    from rich import print as show
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from mergekit_bert.data.task import TASKS, get_task
+    from mergekit_bert.terminal import say_json, show
 
     if task is not None:
-        print(json.dumps(get_task(task).to_json(), indent=2))
+        say_json(get_task(task).to_json())
         return
     table = Table("task", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
     for one in TASKS:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mergekit_bert.adapters.adapter import Base, Part, Tensors
+from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.delta import Delta, Dense
 from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient
@@ -16,9 +17,10 @@ from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
 from mergekit_bert.encoder.heads import bare_head, head_shapes
-from mergekit_bert.encoder.load import Encoder, quiet_transformers, tokenizer_fingerprint
+from mergekit_bert.encoder.load import Encoder, tokenizer_fingerprint
+from mergekit_bert.encoder.pretrained import Pretrained, open_pretrained, told_as
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
-from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, open_weights
+from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, stored_weights
 from mergekit_bert.errors import CompositionError
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
@@ -64,37 +66,19 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
         raise CompositionError(
             where, "a checkpoint that does not say which base it was made from", "its base", "name it with --base"
         )
-    encoder = base if isinstance(base, Encoder) else open_encoder(base or (record.base["name"] if record else ""))
-    if record is not None and record.base["fingerprint"] != encoder.fingerprint:
-        raise CompositionError(
-            where,
-            f"made from other weights ({record.base['fingerprint'][:12]})",
-            f"a checkpoint of {encoder.name!r} ({encoder.fingerprint[:12]})",
-            "give the --base that it was made from",
-        )
-    config = _config(where, path)
-    weights = open_weights(path, encoder.model)
-    _check_config(where, config, encoder)
+    encoder = encoder_of(where, Base(**record.base) if record is not None else "", base, open_encoder)
+    with told_as(CompositionError):
+        found = open_pretrained(path, where)
+    weights = stored_weights(found.tensors, encoder.model)
+    _check_config(where, found.config, encoder)
     _check_names(where, weights, encoder)
     task = record.task if record is not None else _task_of(where, path)
     length = record.max_length if record is not None else encoder.max_length
-    if record is None or record.base["tokenizer_fingerprint"] != encoder.tokenizer_fingerprint:
-        _check_tokenizer(where, path, encoder)
-    _check_labels(where, config, task)
+    if record is None:
+        _check_tokenizer(found, encoder)
+    _check_labels(where, found.config, task)
     head = _head(where, weights, task, encoder)
     return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
-
-
-def _config(where: str, path: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise CompositionError(
-            where, f"config.json cannot be followed ({found})", "a classifier of transformers'", "check the folder"
-        ) from error
 
 
 def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Delta], Tensors]:
@@ -169,22 +153,16 @@ def _check_names(where: str, weights: StoredWeights, encoder: Encoder) -> None:
             )
 
 
-def _check_tokenizer(where: str, path: Path, encoder: Encoder) -> None:
+def _check_tokenizer(found: Pretrained, encoder: Encoder) -> None:
     """Raise CompositionError where the folder brings another tokenizer than the base's."""
-    from transformers import AutoTokenizer
-
-    if not any(any(path.glob(name)) for name in _TOKENIZER_FILES):
+    if not any(any(found.folder.glob(name)) for name in _TOKENIZER_FILES):
         return
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise CompositionError(where, f"its tokenizer cannot be read ({found})", "the base's", "restore it") from error
+    with told_as(CompositionError):
+        tokenizer = found.tokenizer()
     if tokenizer_fingerprint(tokenizer) != encoder.tokenizer_fingerprint:
         same = tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
         raise CompositionError(
-            where,
+            found.where,
             "other rules of the tokenizer" if same else "another vocabulary",
             f"the tokenizer of base {encoder.name!r}",
             "give the --base that it was made from",

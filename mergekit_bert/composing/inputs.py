@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.base import Loader
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import Input, ingredient
-from mergekit_bert.composing.peft import Loader, read_peft
+from mergekit_bert.composing.peft import read_peft
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 

@@ -1,15 +1,16 @@
 """PEFT folders in and out: which base and task one is for, and what it becomes here."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from mergekit_bert.adapters.adapter import Adapter, Part
+from mergekit_bert.adapters.adapter import Adapter, Base, Part
+from mergekit_bert.adapters.base import Loader, encoder_of
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank
-from mergekit_bert.adapters.file import check_base, provenance
-from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, adapter_of, open_peft
+from mergekit_bert.adapters.file import provenance
+from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
+from mergekit_bert.adapters.peft_reading import adapter_of
 from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
 from mergekit_bert.composing.prediction import Predictor
@@ -18,11 +19,11 @@ from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
-from mergekit_bert.errors import CompositionError, EncoderError
+from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import file_fingerprint
 from mergekit_bert.outputs import Output, written
+from mergekit_bert.patterns import exactly
 
-Loader = Callable[[str], Encoder]
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
 
@@ -35,9 +36,8 @@ def read_peft(
     """
     folder = open_peft(path)
     task = task or folder.task or _named(path)
-    encoder = base if isinstance(base, Encoder) else _base(folder, base, load)
-    if folder.base is not None:
-        check_base(str(path), folder.base, encoder)
+    named = folder.base or "" if base is not None else _base(folder)
+    encoder = encoder_of(str(path), named, base, load)
     adapter, dense = adapter_of(folder, encoder, task)
     return _merged(path, adapter, dense) if dense else adapter
 
@@ -55,19 +55,19 @@ def _named(path: Path) -> Task:
     return TASKS.get(name)
 
 
-def _base(folder: PeftFolder, given: str | None, load: Loader) -> Encoder:
-    if given is not None:
-        return load(given)
-    name, where, remedy = folder.base_name, str(folder.path), "name its base with --base"
-    revision = None if folder.base else folder.config.get("revision")
-    if not isinstance(name, str) or not name or revision not in (None, "", "main"):
-        raise CompositionError(where, f"base {name!r}, revision {revision!r}", "the name of a base", remedy)
-    try:
-        return load(name)
-    except EncoderError as error:
+def _base(folder: PeftFolder) -> Base | str:
+    """What the folder says of its base; raises CompositionError where that cannot be followed."""
+    if folder.base is not None:
+        return folder.base
+    name, revision = folder.base_name, folder.config.revision
+    if not name or revision not in (None, "", "main"):
         raise CompositionError(
-            where, f"its base {name!r}: {error.found}", "a base that can be loaded", remedy
-        ) from error
+            str(folder.path),
+            f"base {name!r:.200}, revision {revision!r:.60}",
+            "the name of a base",
+            "name its base with --base",
+        )
+    return name
 
 
 def _merged(path: Path, adapter: Adapter, dense: Mapping[str, Delta]) -> Merged:
@@ -129,7 +129,7 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
     config = AdapterConfig(
         rank=usual,
         alpha=float(usual),
-        targets="|".join(map(re.escape, low)),
+        targets=exactly(low),
         basis="random",
         rank_pattern=own,
         alpha_pattern={site: float(rank) for site, rank in own.items()},

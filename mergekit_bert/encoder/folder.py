@@ -18,7 +18,8 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
-from mergekit_bert.encoder.load import Encoder, longest, quiet_transformers
+from mergekit_bert.encoder.load import Encoder, longest
+from mergekit_bert.encoder.pretrained import open_pretrained, quiet_transformers, told_as
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
@@ -162,6 +163,8 @@ def read_folder(path: Path) -> FullModel:
     """The folder's record; raises ModelFileError."""
     where = str(path / RECORD)
     remedy = "give a folder written by `mbert finetune` or `mbert merge --dense`"
+    if not (path / RECORD).is_file():
+        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy)
     try:
         value = read_mapping(path / RECORD)
         if value.get("format") != _FORMAT:
@@ -175,27 +178,21 @@ def read_folder(path: Path) -> FullModel:
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
-    """The model and its tokenizer; outputs are logits, or values in the task's range."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            shell, info = AutoModelForSequenceClassification.from_pretrained(
-                str(folder.path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder.path))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise ModelFileError(
-            str(folder.path), f"it cannot be loaded ({found})", "a whole model folder", "write it again"
-        ) from error
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+    """The model and its tokenizer; outputs are logits, or values in the task's range. Raises ModelFileError."""
+    with told_as(ModelFileError):
+        found = open_pretrained(folder.path, str(folder.path))
+        shell, missing = found.load()
+        tokenizer = found.tokenizer()
+    if missing:
+        lacking = ", ".join(sorted(missing)[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
     positions = longest(shell.base_model, shell.config, tokenizer)
     if folder.max_length > positions:
-        found = f"texts of {folder.max_length} tokens"
-        raise ModelFileError(str(folder.path / RECORD), found, f"at most {positions}, the model's", "write it again")
+        raise ModelFileError(
+            str(folder.path / RECORD),
+            f"texts of {folder.max_length} tokens",
+            f"at most {positions}, the model's",
+            "write it again",
+        )
     packing.enable(shell.base_model)
     return Classifier(shell).eval().requires_grad_(False).to(default_device()), tokenizer

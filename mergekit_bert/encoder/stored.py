@@ -11,23 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mergekit_bert.encoder.load import (
-    MINILM,
     Encoder,
     load_encoder,
     longest,
-    minilm_folder,
-    quiet_transformers,
+    open_base,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from mergekit_bert.errors import ModelFileError
+from mergekit_bert.encoder.places import base_folder
+from mergekit_bert.encoder.pretrained import one_line, present_name, quiet_transformers
 from mergekit_bert.tensorfile import StoredTensors
-
-_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -41,9 +37,9 @@ class StoredWeights(Mapping[str, Tensor]):
         self.tensors, self.rest = tensors, list[str]()
         found, names = {}, set(wanted)
         for name in tensors:
-            told = functools.reduce(lambda text, pair: text.replace(*pair), _OLD_NAMES.items(), name)
-            if told.removeprefix(f"{prefix}.") in names:
-                found[told.removeprefix(f"{prefix}.")] = name
+            told = present_name(name).removeprefix(f"{prefix}.")
+            if told in names:
+                found[told] = name
             else:
                 self.rest.append(name)
         self._names = {name: found[name] for name in sorted(found)}
@@ -98,57 +94,44 @@ def open_encoder(name: str | Path) -> Encoder:
 
     Raises what :func:`~mergekit_bert.encoder.load.load_encoder` raises.
     """
-    folder = minilm_folder() if str(name) == MINILM else Path(name)
-    if not (folder / "config.json").is_file():
-        return load_encoder(name)
-    state = tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir()))
+    with quiet_transformers():
+        folder = base_folder(name)
+    state = tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(folder)))
     return _opened(str(name), folder, state) or load_encoder(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
 
 
 @functools.lru_cache(maxsize=2)
 def _opened(name: str, folder: Path, state: object) -> StoredEncoder | None:
-    """The stored encoder, None where the folder is not plain; ``state`` changes when the folder does."""
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            shell, tokenizer = _skeleton(folder), AutoTokenizer.from_pretrained(str(folder))
-        weights = LastKept(*_stored(folder, shell.base_model))
-    except (OSError, ValueError, KeyError, RuntimeError, ModelFileError):
-        return None  # loading it tells what is wrong
-    shapes = {name: tuple(parameter.shape) for name, parameter in shell.base_model.named_parameters()}
-    if weights.shapes != shapes or shell.config.is_encoder_decoder:
+    """The stored encoder, None where weights are missing; ``state`` changes when the folder does."""
+    found = open_base(name)
+    model, config, tokenizer = found.shell().base_model, found.config, found.tokenizer()
+    weights = LastKept(*_stored(found.tensors, model))
+    if weights.keys() != dict(model.named_parameters()).keys():
         return None
-    return StoredEncoder(
-        name=name,
-        config=shell.config,
-        model=shell.base_model,
-        tokenizer=tokenizer,
-        fingerprint=weights_fingerprint(weights),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        max_length=longest(shell.base_model, shell.config, tokenizer),
-        stored=weights,
-    )
+    with one_line(found.where):
+        return StoredEncoder(
+            name=name,
+            config=config,
+            model=model.requires_grad_(False),
+            tokenizer=tokenizer,
+            fingerprint=weights_fingerprint(weights),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+            max_length=longest(model, config, tokenizer),
+            stored=weights,
+        )
 
 
-def _skeleton(folder: Path) -> Any:
-    """A transformers model for sequence classification as ``folder`` describes it, without values."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.from_pretrained(str(folder))
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
-        ).requires_grad_(False)
+def stored_weights(tensors: StoredTensors, model: nn.Module) -> StoredWeights:
+    """Those parameters of an encoder's ``model`` that are among a folder's ``tensors``."""
+    return StoredWeights(*_stored(tensors, model))
 
 
-def open_weights(folder: Path, model: nn.Module) -> StoredWeights:
-    """Those parameters of an encoder's ``model`` that ``folder`` holds; raises ModelFileError."""
-    return StoredWeights(*_stored(folder, model))
-
-
-def _stored(folder: Path, model: Any) -> tuple[StoredTensors, str, list[str]]:
-    return StoredTensors(folder), model.base_model_prefix, [name for name, _ in model.named_parameters()]
+def _stored(tensors: StoredTensors, model: Any) -> tuple[StoredTensors, str, list[str]]:
+    return tensors, model.base_model_prefix, [name for name, _ in model.named_parameters()]
 
 
 def is_buffer(name: str) -> bool:

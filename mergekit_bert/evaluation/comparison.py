@@ -12,7 +12,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.data.metrics import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.folder import FullModel
-from mergekit_bert.encoder.load import MINILM
+from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.evaluation.records import Record, base_of, role_of
 from mergekit_bert.evaluation.scores import Score
 

@@ -83,7 +83,7 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
     if told:
         raise TrainingError(
             str(path),
-            f"another run ({', '.join(told)})",
+            f"another run ({', '.join(sorted(told, key=len))})",  # a message is cut where it gets too long
             "the same command as before",
             "repeat it, choose another --out, or start over with --force",
         )
