@@ -25,7 +25,8 @@ def command(
         ),
     ] = "dev",
     limit: Annotated[
-        int | None, typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2)
+        int | None,
+        typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2, max=options.MOST),
     ] = None,
     rank: options.Rank = None,
     private: options.Private = None,

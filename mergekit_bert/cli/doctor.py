@@ -27,7 +27,8 @@ def command(
     texts: options.Texts = None,
     keep: options.Keep = None,
     rows: Annotated[
-        int | None, typer.Option(help="Rows of each task, of --data or --texts.", min=2, show_default=str(ROWS))
+        int | None,
+        typer.Option(help="Rows of each task, of --data or --texts.", min=2, max=options.MOST, show_default=str(ROWS)),
     ] = None,
     every_site: Annotated[
         bool, typer.Option("--every-site", help="Try the merges at every site, not at one of each kind.")

@@ -60,7 +60,12 @@ def command(
     rows: options.Rows = None,
     search: Annotated[
         int | None,
-        typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),
+        typer.Option(
+            help="Search for the best merge, by so many evaluations at most.",
+            min=1,
+            max=options.MOST,
+            show_default="not",
+        ),
     ] = None,
     search_over: Annotated[
         str | None,
@@ -73,6 +78,7 @@ def command(
         typer.Option(
             help="Labelled rows of each task to search on; of train, what training held out first.",
             min=1,
+            max=options.MOST,
             show_default=str(SEARCH_ROWS),
         ),
     ] = None,

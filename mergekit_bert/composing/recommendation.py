@@ -8,6 +8,8 @@ from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.errors import CompositionError
 
+_LARGEST_SIZE = 1e9
+
 
 def with_method(
     recipe: Recipe,
@@ -25,6 +27,10 @@ def with_method(
     that fits. Raises CompositionError for what no rank can hold to a size.
     """
     if size is not None:
+        if not 0 < size <= _LARGEST_SIZE:
+            raise CompositionError(
+                "--size", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
+            )
         for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
             refuse_beside_size(name, given)
         refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
