@@ -1,5 +1,6 @@
 """Adapters in memory: what training gave one task, and what an adapter type is."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,12 @@ class Base:
     name: str
     fingerprint: str
     tokenizer_fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no name or no SHA-256."""
+        for one in (self.fingerprint, self.tokenizer_fingerprint):
+            if not (isinstance(self.name, str) and isinstance(one, str) and re.fullmatch(r"[0-9a-f]{64}", one)):
+                raise ValueError(f"the base {self.name!r:.60} with fingerprint {one!r:.80}")
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Base":
