@@ -211,6 +211,19 @@ def test_one_module_loads_from_transformers_and_never_trusts_code() -> None:
     assert [one["use_safetensors"] for one in told if "state_dict" in one] == [True]
 
 
+def test_only_one_function_follows_the_name_of_a_base_in_a_file() -> None:
+    loaders = ("load_encoder", "open_encoder", "open_base", "base_folder", "_encoder")
+    followed = {
+        (module, node.lineno)
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in loaders
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute) and inner.attr in ("base", "base_name")
+    }
+    assert followed == set()
+
+
 def test_user_input_does_not_reach_a_bare_exit() -> None:
     exits = {module for module in TREES for name, _ in called(module) if name in ("sys.exit", "exit", "quit")}
     assert exits == {f"{PACKAGE}.cli"}

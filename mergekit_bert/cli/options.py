@@ -81,7 +81,8 @@ ModelBase = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="The encoder, where it is not to be had under the name in the file.",
+        help="The encoder. A file may itself name only minilm, a local folder with its fingerprint, and the names in "
+        "the environment variable MBERT_ALLOWED_BASES (a,b,c).",
         show_default="the one in the file",
     ),
 ]
