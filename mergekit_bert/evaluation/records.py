@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.folder import FullModel
@@ -35,17 +36,22 @@ class _File(Schema):
     sha256: Sha256
     base: Name
     scores: tuple[Score, ...]
+    adapter: Sha256 | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """The recorded figures of one model: its role (``adapter``, ``probe``, ``full``, …), file and base."""
+    """The recorded figures of one model: its role (``adapter``, ``probe``, ``full``, …), file and base.
+
+    ``adapter`` is the SHA-256 that the adapter has in today's format, where its file is of an older one.
+    """
 
     role: str
     sha256: str
     base: str
     scores: tuple[Score, ...]
     path: Path
+    adapter: str | None = None
 
 
 def role_of(model: Model) -> str:
@@ -75,17 +81,17 @@ def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> Non
         earlier = read_record(path)
         for score in (*(earlier.scores if earlier and earlier.sha256 == sha256 else ()), *scores):
             kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
-        write_json(
-            path,
-            {
-                "format": _FORMAT,
-                "role": role_of(model),
-                "model": model_path.name,
-                "sha256": sha256,
-                "base": base_of(model),
-                "scores": [kept[key] for key in sorted(kept)],
-            },
-        )
+        told = {
+            "format": _FORMAT,
+            "role": role_of(model),
+            "model": model_path.name,
+            "sha256": sha256,
+            "base": base_of(model),
+            "scores": [kept[key] for key in sorted(kept)],
+        }
+        if isinstance(model, Adapter) and (today := adapter_sha256(model)) != sha256:
+            told["adapter"] = today
+        write_json(path, told)
 
 
 def read_record(path: Path) -> Record | None:
@@ -96,7 +102,7 @@ def read_record(path: Path) -> Record | None:
             return None
     except (OSError, DocumentError, SchemaError):
         return None
-    return Record(found.role, found.sha256, found.base, found.scores, path)
+    return Record(found.role, found.sha256, found.base, found.scores, path, found.adapter)
 
 
 def _is_current(model: Path, sha256: str) -> bool:

@@ -15,7 +15,6 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert import outputs
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.evaluation import scores
 from mergekit_bert.outputs import Output, held
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert, unchanged
@@ -45,7 +44,6 @@ TRAINING = ("train-adapter", "finetune")
 @pytest.fixture
 def home(bert: mb.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two adapters in ``adapters/``, rows in ``data/``."""
-    monkeypatch.setattr(scores, "RESAMPLES", 20)
     for place, task in enumerate(("sst", "sts")):
         one = random_adapter(bert, task, start=3 * place, seed=place, targets="qv")
         write_adapter(tmp_path / f"adapters/{task}.safetensors", one)
