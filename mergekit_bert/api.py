@@ -486,7 +486,7 @@ def compare(
                 bar(number, recipe.method)
                 given = sources.given(rows or rows_for(recipe), encoder, progress)
                 cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
-        placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
+        placed = standings(with_earlier(cells, folder, comparison, sources.tasks), sources.tasks)
         records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
         figures = full_figures(records, encoder.fingerprint, sources.tasks)
         full = figures if "overall" in figures else None

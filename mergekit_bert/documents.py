@@ -17,7 +17,7 @@ from mergekit_bert.text import one_line
 
 Json = Any
 MAX_DEPTH = 64
-_MAX_DIGITS = 19
+_MAX_DIGITS = 20
 """Of a whole number: all that 64 bits can hold."""
 _MAX_VALUES = 1_000_000
 """Of one document: each costs Python up to 300 bytes."""

@@ -39,7 +39,7 @@ def file_fingerprint(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors"))])
+    return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors")) if part.is_file()])
 
 
 def beside(model: Path, ending: str) -> Path:

@@ -14,12 +14,19 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mergekit_bert.strict import STRICT as STRICT  # for those that import the validator anyway
-from mergekit_bert.text import has_control_characters, one_line
+from mergekit_bert.text import has_control_characters, one_line, printable
 
 T = TypeVar("T")
-
-
 _SHOULD = re.compile(r"^\w+ should (be |have )?")
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a mapping",
+}
+"""What pydantic calls a kind of value, and what a file's author does."""
 
 
 class SchemaError(ValueError):
@@ -31,7 +38,7 @@ class SchemaError(ValueError):
 
     def __init__(self, reason: str, place: str = "", found: str = "", expected: str = "") -> None:
         """Keep the parts, escaped and cut."""
-        super().__init__(one_line(reason, 300))
+        super().__init__(reason)
         self.place, self.found, self.expected = (one_line(text, 200) for text in (place, found, expected))
 
 
@@ -72,7 +79,6 @@ def _scalar(value: Any) -> Any:
 
 
 _TEXT = 10_000
-
 
 Text = Annotated[str, Field(max_length=_TEXT), AfterValidator(_plain)]
 """A text that may be shown."""
@@ -115,17 +121,23 @@ def validate(kind: Callable[..., T], value: Any) -> T:
     try:
         found: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))
     except ValidationError as error:
-        raise _first(error) from error
+        raise SchemaError(_first(error), *_parts(error)) from error
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise SchemaError(str(error)) from error
+        raise SchemaError(printable(" ".join(str(error).split()), 200)) from error
     return found
 
 
-def _first(error: ValidationError) -> SchemaError:
+def _first(error: ValidationError) -> str:
     """The first of what is wrong, and how many more there are."""
-    all_found = error.errors(include_url=False, include_context=False)
-    place = ".".join(str(part) for part in all_found[0]["loc"])
-    more = f" and {len(all_found) - 1} more" if len(all_found) > 1 else ""
-    message = all_found[0]["msg"].removeprefix("Value error, ")
-    reason = f"{place}: {message[:1].lower()}{message[1:]}{more}" if place else f"{message}{more}"
-    return SchemaError(reason, place, reprlib.repr(all_found[0]["input"]), _SHOULD.sub("", message))
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    where = ".".join(str(part) for part in found[0]["loc"])
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    message = found[0]["msg"].removeprefix("Value error, ")
+    return printable(f"{where}: {message[:1].lower()}{message[1:]}{more}" if where else f"{message}{more}", 300)
+
+
+def _parts(error: ValidationError) -> tuple[str, str, str]:
+    """Where the first is that is wrong, what stands there, and what should."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    expected = _SHOULD.sub("", first["msg"].removeprefix("Value error, "))
+    return ".".join(str(part) for part in first["loc"]), reprlib.repr(first["input"]), _WORDS.get(expected, expected)

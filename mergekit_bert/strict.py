@@ -19,3 +19,15 @@ class Before:
         from pydantic_core import core_schema
 
         return core_schema.no_info_before_validator_function(self.change, handler(source))
+
+
+def from_pairs(value: Any) -> Any:
+    """A mapping from the pairs that a file keeps of it; raises ValueError for a key that comes twice."""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):
+        return value
+    if not all(isinstance(key, str) for key, _ in value):
+        raise ValueError("a pattern that is no text")
+    found = dict(value)
+    if len(found) < len(value):
+        raise ValueError("a pattern twice")
+    return found

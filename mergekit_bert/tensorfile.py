@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mergekit_bert.documents import DocumentError, parse_json
+from mergekit_bert.documents import DocumentError, parse_json, read_mapping
 from mergekit_bert.errors import ModelFileError, OutputError
 from mergekit_bert.files import Json, atomic_file, canonical_json
 
@@ -318,19 +318,22 @@ class StoredTensors(Mapping[str, Any]):
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The file itself, a folder's ``model.safetensors``, or the shards that its index names."""
+    """The file itself, a folder's ``model.safetensors``, or, where there is none, the shards that its index names."""
     if not path.is_dir():
         return [path]
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return [path / "model.safetensors"]
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError("names of files elsewhere, or none")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = read_mapping(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise DocumentError("no weight_map of names of files")
+        files = sorted(set(names.values()))
+        if not files or any(Path(name).name != name or name == ".." for name in files):
+            raise DocumentError("names of files elsewhere, or none")
+    except (OSError, DocumentError) as error:
         raise ModelFileError(str(index), f"broken ({error})", "an index of shards", "write the folder again") from error
-    return [path / name for name in sorted(names)]
+    return [path / name for name in files]
 
 
 def _places(path: Path) -> dict[str, _Place]:

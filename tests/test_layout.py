@@ -183,13 +183,32 @@ def test_nothing_runs_what_a_file_says() -> None:
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
     }
-    assert options & {"trust_remote_code", "allow_pickle", "weights_only"} == set()
+    assert options & {"allow_pickle", "weights_only"} == set()
+
+
+DOOR = f"{PACKAGE}.encoder.pretrained"
+
+
+def test_one_module_loads_from_transformers_and_never_trusts_code() -> None:
+    opened = {
+        module: [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+        for module in TREES
+        if {name.rpartition(".")[2] for name, _ in called(module)} & {"from_pretrained", "from_config", "from_dict"}
+    }
+    assert set(opened) == {DOOR}
+    loads = [
+        node for node in opened[DOOR] if dotted(node.func).rpartition(".")[2] in ("from_pretrained", "from_config")
+    ]
+    assert len(loads) == 3
+    told = [{keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords} for node in loads]
+    assert [one["trust_remote_code"] for one in told] == [False] * 3
+    assert [one["use_safetensors"] for one in told if "state_dict" in one] == [True]
 
 
 def test_user_input_does_not_reach_a_bare_exit() -> None:

@@ -113,7 +113,7 @@ def test_patterns_are_limited_together() -> None:
     with pytest.raises(PatternError, match="too many patterns, or too large ones"):
         check_patterns(f"(a|b|c|.{{{n}}})" for n in range(1, 400))
     with pytest.raises(PatternError, match="too many patterns"):
-        check_patterns(map(str, range(10**9)))
+        check_patterns(map(str, range(10**5)))
 
 
 def test_a_set_at_its_limit_does_not_hang() -> None:

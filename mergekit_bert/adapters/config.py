@@ -10,7 +10,7 @@ from mergekit_bert.errors import TrainingError
 from mergekit_bert.option import option
 from mergekit_bert.patterns import PatternError, check_patterns, matches_ending
 from mergekit_bert.registry import unknown
-from mergekit_bert.strict import STRICT, Before
+from mergekit_bert.strict import STRICT, Before, from_pairs
 
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
@@ -19,18 +19,6 @@ LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e6
 _LONGEST_TARGETS = 2**16
 """Characters: older files name every site of a merge."""
-
-
-def _from_pairs(value: Any) -> Any:
-    """A mapping from the pairs that a file keeps of it; raises ValueError for a key that comes twice."""
-    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):
-        return value
-    if not all(isinstance(key, str) for key, _ in value):
-        raise ValueError("a pattern that is no text")
-    found = dict(value)
-    if len(found) < len(value):
-        raise ValueError("a pattern twice")
-    return found
 
 
 @dataclass(frozen=True)
@@ -58,8 +46,8 @@ class AdapterConfig:
     )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")
-    rank_pattern: Annotated[Mapping[str, int], Before(_from_pairs)] = field(default_factory=dict)
-    alpha_pattern: Annotated[Mapping[str, float], Before(_from_pairs)] = field(default_factory=dict)
+    rank_pattern: Annotated[Mapping[str, int], Before(from_pairs)] = field(default_factory=dict)
+    alpha_pattern: Annotated[Mapping[str, float], Before(from_pairs)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range."""

@@ -20,7 +20,7 @@ class StatisticRecord(Schema):
 
 
 class TrainingRecord(Schema):
-    """Where an adapter came from. Each kind of training writes a part of this."""
+    """Where an adapter came from. Each kind of training writes a part of this, and so does a merge that becomes one."""
 
     examples: Count | None = None
     held_out: Count | None = None
@@ -49,6 +49,8 @@ class TrainingRecord(Schema):
     avoid: list[Name] | None = None
     peft_version: Name | None = None
     use_dora: bool | None = None
+    method: Name | None = None
+    weights: dict[Name, Finite] | None = None
 
 
 class PartRecord(Schema):

@@ -1,6 +1,5 @@
 """What a training command says when it is done."""
 
-import json
 from pathlib import Path
 
 from mergekit_bert import api
@@ -10,7 +9,7 @@ from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.terminal import say
-from mergekit_bert.training.manifest import MANIFEST, run_folder
+from mergekit_bert.training.manifest import read_manifest
 
 
 def check_dev(task: Task, data: str | None) -> None:
@@ -21,17 +20,16 @@ def check_dev(task: Task, data: str | None) -> None:
 
 def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
     """Tell how the run went, and score the model on the dev rows where there are any."""
-    manifest = json.loads((run_folder(path) / MANIFEST).read_text(encoding="utf-8"))
-    parameters, training = manifest["parameters"], manifest["training"]
-    held = manifest["history"][training["best_epoch"] - 1][f"held_out_{task.metric}"]
+    manifest, held = read_manifest(path, task.metric)
+    parameters, training = manifest.parameters, manifest.training
     say(
-        f"wrote {path}: {training['examples']} rows, best epoch {training['best_epoch']} of {training['epochs']} "
-        f"(held-out {task.metric} {held:.3f}), {manifest['wall_seconds']:.0f} s in {training['precision']}"
+        f"wrote {path}: {training.examples} rows, best epoch {training.best_epoch} of {training.epochs} "
+        f"(held-out {task.metric} {held:.3f}), {manifest.wall_seconds:.0f} s in {training.precision}"
     )
-    fewer = f" ({parameters['reduction_percent']:.2f} % fewer)" if parameters["reduction_percent"] else ""
+    fewer = f" ({parameters.reduction_percent:.2f} % fewer)" if parameters.reduction_percent else ""
     say(
-        f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters{fewer}, "
-        f"peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"trained {parameters.trainable:,} of {parameters.total:,} parameters{fewer}, "
+        f"peak memory {manifest.peak_memory_bytes / 2**20:.0f} MiB"
     )
     model = api.load(path)
     if isinstance(model, Adapter) and model.basis:

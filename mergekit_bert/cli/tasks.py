@@ -18,6 +18,7 @@ def command(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from mergekit_bert.data.kind import kind_of
     from mergekit_bert.data.task import TASKS, get_task
     from mergekit_bert.terminal import say_json, show
 
@@ -26,6 +27,5 @@ def command(
         return
     table = Table("task", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
     for one in TASKS:
-        labels = f"{one.outputs} classes" if one.range is None else f"{one.range[0]:g} to {one.range[1]:g}"
-        table.add_row(one.name, labels, one.metric, f"{one.chance:.3f}", one.description)
+        table.add_row(one.name, kind_of(one).summary(one), one.metric, f"{one.chance:.3f}", one.description)
     show(table)

@@ -1,21 +1,13 @@
 """What the metadata of a merged or ensemble file may say: every field with its type and bounds, nothing beside them."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.record import AdapterRecord, PartRecord
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
-
-
-def _layers_of(value: Any) -> Any:
-    """Layers are pairs in a file, since their order counts and a file's keys are sorted."""
-    if not isinstance(value, Mapping) or isinstance(value.get("layers"), Mapping | None):
-        return value
-    return {**value, "layers": dict(value["layers"])}
 
 
 class DeltaRecord(Schema):
@@ -111,7 +103,7 @@ class MergedRecord(PatchRecord):
     order: list[Name]
     own: dict[Name, PatchRecord]
     parts: dict[Name, PartRecord]
-    recipe: Annotated[Recipe, BeforeValidator(_layers_of)]
+    recipe: Recipe
     trace: TraceRecord
     experts: dict[Name, AdapterRecord]
     kept: list[Name]

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergekit_bert.data.kind import Label, LabelError, kind_of
 from mergekit_bert.data.readers import SUFFIXES, Record, missing_column, read_lines, read_records
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
@@ -22,10 +22,10 @@ MAX_TEXT = 2 * 2**20
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts (one or two a row) and labels: an index into the task's labels, or a value in its range."""
+    """Texts (one or two a row) and labels, as :data:`~mergekit_bert.data.kind.Label` has them."""
 
     texts: tuple[tuple[str, ...], ...]
-    labels: tuple[float, ...] | None
+    labels: tuple[Label, ...] | None
     where: str
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Rows:
                     text.encode()
                 except (AttributeError, UnicodeEncodeError) as error:
                     raise DataError(
-                        f"{self.where}, row {number}", f"no valid text ({text!r:.40})", "Unicode text", "correct it"
+                        f"{self.where}, row {number}", f"no valid text ({_shown(text)})", "Unicode text", "correct it"
                     ) from error
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Rows:
         return {"fingerprint": self.fingerprint(), "count": len(self), "texts": sorted(set(self.hashes()))}
 
     def label_column(self) -> np.ndarray:
-        """Labels as float64: indices of a classification, or values of a regression."""
+        """Labels as float64: an index, a value, or a column of marks for each label."""
         assert self.labels is not None
         return np.asarray(self.labels, dtype=np.float64)
 
@@ -143,7 +143,7 @@ def read_texts(path: Path, task: Task) -> Rows:
 def parse_rows(where: str, records: Iterable[tuple[str, Record]], task: Task, labelled: bool) -> Rows:
     """Rows from (place, record) pairs, e.g. ``("line 7", {"sentence": …, "label": …})``."""
     texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
+    labels: list[Label] = []
     for place, record in records:
         spot = f"{where}, {place}"
         texts.append(tuple(_text(spot, column, record[column]) for column in task.text))
@@ -165,24 +165,12 @@ def _text(spot: str, column: str, value: Any) -> str:
     return value
 
 
-def parse_label(spot: str, task: Task, value: Any) -> float:
-    """A label as it stands in the data, as an index or a value; raises :class:`DataError`."""
-    if task.kind == "classify":
-        text = str(value)
-        if text not in task.labels and isinstance(value, float) and value.is_integer():
-            text = str(int(value))  # Parquet and JSON keep whole labels as 1.0
-        if text not in task.labels:
-            raise DataError(spot, f"label {value!r}", f"one of {', '.join(task.labels)}", "correct the line")
-        return float(task.labels.index(text))
-    assert task.range is not None
-    low, high = task.range
+def parse_label(spot: str, task: Task, value: Any) -> Label:
+    """A label as it stands in the data; raises :class:`DataError`."""
     try:
-        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not low <= number <= high:
-        raise DataError(spot, f"label {value!r}", f"a number from {low:g} to {high:g}", "correct the line")
-    return number
+        return kind_of(task).parse(task, value)
+    except LabelError as error:
+        raise DataError(spot, f"label {value!r}", error.expected, "correct the line") from error
 
 
 def parse_requests(
@@ -200,3 +188,31 @@ def parse_requests(
                 raise missing_column(spot, column, record, ("task", *task.text))
         found.append((task.name, tuple(_text(spot, column, record[column]) for column in task.text)))
     return found
+
+
+def given_rows(where: str, texts: object) -> Rows:
+    """Rows as a caller gives them: an iterable of texts, or of iterables of texts; ``where`` is the parameter's name.
+
+    Raises :class:`DataError` naming the row.
+    """
+    rows = [
+        (row,) if isinstance(row, str) else tuple(items(f"{where}, row {number}", row, "a text, or a list of two"))
+        for number, row in enumerate(items(where, texts, "a list of texts, or of pairs of texts"), start=1)
+    ]
+    return Rows(tuple(rows), None, where)
+
+
+def items(where: str, given: object, expected: str) -> list[Any]:
+    """What an iterable gives; raises :class:`DataError` for all that is no list of things: a string, bytes, a dict."""
+    try:
+        if isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set):
+            raise TypeError
+        source = iter(given)  # type: ignore[call-overload]
+    except TypeError:
+        raise DataError(where, f"{_shown(given)} ({type(given).__name__})", expected, "correct it") from None
+    return list(source)
+
+
+def _shown(value: object) -> str:
+    """The beginning of ``value``, on one line."""
+    return " ".join(repr(value).split())[:40]

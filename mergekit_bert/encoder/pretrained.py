@@ -7,6 +7,7 @@ shapes of the weights on disk account for it: transformers gets a configuration 
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -27,6 +28,7 @@ _LOADING = RLock()
 """Held while transformers is quiet: how loud it is, is one setting for all threads."""
 _CALLS_A_TENSOR, _CALLS = 32, 2**12
 """How many operations building a model may take: about 6 a tensor, and half of the tensors may be missing."""
+_TOKENIZER = re.compile(r"\w{1,60}(Tokenizer|TokenizerFast|Backend)")
 _SPARE = 2**24
 """Values that a model may have beyond those of its weights: buffers, a head."""
 
@@ -70,18 +72,28 @@ class Pretrained:
         return shell, set(info["missing_keys"])
 
     def tokenizer(self) -> Any:
-        """The tokenizer."""
+        """The tokenizer, without the truncation and padding that its file may ask for.
+
+        A fast tokenizer keeps both as state, and a call that asks for neither would change it under other threads.
+        """
         from transformers import AutoTokenizer
 
         with quiet_transformers(), one_line(self.where):
             for values in (self.vetted.config, self.vetted.tokenizer):
                 _check_tokenizer_class(self.where, values.get("tokenizer_class"))
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 str(self.folder),
                 config=self.config,
                 trust_remote_code=False,
                 **dict.fromkeys(self.vetted.named_files),
             )
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            if backend is not None:  # some rules are followed only now, and may not hold
+                backend.no_truncation()
+                backend.no_padding()
+                backend.encode("a", "b")
+                backend.encode("a")
+            return tokenizer
 
 
 def open_pretrained(folder: Path, where: str) -> Pretrained:
@@ -131,9 +143,9 @@ def _check_tokenizer_class(where: str, name: str | None) -> None:
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     plain = (name or "").removesuffix("Fast")
-    for found in map(tokenizer_class_from_name, (plain, f"{plain}Fast") if plain else ()):
-        if found is not None and not issubclass(found, PreTrainedTokenizerBase):
-            raise EncoderError(where, f"tokenizer_class {name!r:.60} is no tokenizer", EXPECTED, REMEDY)
+    found = [tokenizer_class_from_name(one) for one in (plain, f"{plain}Fast") if _TOKENIZER.fullmatch(one)]
+    if name and not (found and all(one is None or issubclass(one, PreTrainedTokenizerBase) for one in found)):
+        raise EncoderError(where, f"tokenizer_class {name!r:.60} is no tokenizer", EXPECTED, REMEDY)
 
 
 def _check_shapes(where: str, shell: Any, tensors: StoredTensors) -> None:

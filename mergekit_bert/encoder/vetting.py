@@ -6,9 +6,10 @@ everything of that kind is refused. Nothing here imports torch or transformers.
 """
 
 import json
+import math
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from typing import Any
 from mergekit_bert.errors import EncoderError
 
 CONFIG, TOKENIZER_CONFIG, TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER = "tokenizer.json"
+_VOCABULARIES = (TOKENIZER, "vocab.json", "added_tokens.json")
 _READ = (".json", ".txt", ".model", ".jinja", ".codes")
 """Endings of the files that transformers reads, apart from weights."""
 _MOST_BYTES, _MOST_CONFIG_BYTES, _DEEPEST = 2**27, 2**24, 64
+_MOST_IDS, _MOST_GROWTH = 2**22, 2**10
+"""A tokenizer keeps a place for every id up to the largest; rules that replace letters make texts longer."""
 _MOST_LAYERS, _SMALL = 2**10, 2**16
 """Numbers in a configuration up to ``_SMALL`` are cheap, whatever but layers they count."""
 _POSITION = re.compile(r"position|length|theta|rope|base")
@@ -68,12 +73,35 @@ def vet_folder(folder: Path, where: str) -> Vetted:
                 raise _refused(where, name, f"options other than plain words ({key}: {value!r:.60})")
     if named := [key for key in tokens if _FILE.fullmatch(key)]:
         raise _refused(where, TOKENS, f"a file ({named[0]})")
-    longest = tokenizer.get("model_max_length", 1)
-    if isinstance(longest, bool) or not isinstance(longest, int | float) or longest < 1:
+    _vet_vocabulary(folder, where, tokenizer)
+    longest = tokenizer.get("model_max_length")
+    if longest is not None and not (type(longest) in (int, float) and longest >= 1):
         raise EncoderError(
             where, f"model_max_length is {longest!r:.60} in {TOKENIZER_CONFIG}", "a number of tokens", "correct it"
         )
     return Vetted(config, tokenizer)
+
+
+def _vet_vocabulary(folder: Path, where: str, tokenizer: Mapping[str, Any]) -> None:
+    """Raise EncoderError for ids, or rules of a tokenizer, that would fill the memory."""
+    parts: dict[str, Any] = {TOKENIZER_CONFIG: list(map(int, tokenizer.get("added_tokens_decoder") or ()))}
+    parts |= {name: _read_if_there(folder / name, where, _MOST_BYTES) for name in _VOCABULARIES}
+    rules = parts[TOKENIZER].get("normalizer")
+    parts[TOKENIZER].pop("truncation", None)  # a length to cut at, however large
+    for name, values in parts.items():
+        largest = max((leaf for leaf in _leaves(values) if isinstance(leaf, int)), default=0)
+        if largest > _MOST_IDS:
+            raise EncoderError(
+                where, f"the number {largest!s:.60} in {name}", f"ids up to {_MOST_IDS}", "restore the file"
+            )
+    growth = math.prod(max(1, len(str(text))) for key, text in _pairs(rules) if key in ("content", "prepend"))
+    if growth > _MOST_GROWTH:
+        raise EncoderError(
+            where,
+            f"rules in {TOKENIZER} that make a text {growth} times as long",
+            f"{_MOST_GROWTH}",
+            "restore the file",
+        )
 
 
 def _harmless(options: Any) -> bool:
@@ -119,14 +147,12 @@ def _vet_files(folder: Path, where: str) -> None:
         )
 
 
-def read_object(path: Path, where: str) -> dict[str, Any]:
-    """A JSON object of reasonable size and depth that has each key once; raises EncoderError."""
+def read_object(path: Path, where: str, most: int = _MOST_CONFIG_BYTES) -> dict[str, Any]:
+    """A JSON object of at most ``most`` bytes and of reasonable depth, with each key once; raises EncoderError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_CONFIG_BYTES + 1)
-        if len(data) > _MOST_CONFIG_BYTES:
-            raise ValueError(f"more than {_MOST_CONFIG_BYTES} bytes")
-        value = json.loads(data.decode(), object_pairs_hook=_each_once, parse_constant=_no_number)
+        if path.stat().st_size > most:
+            raise ValueError(f"more than {most} bytes")
+        value = json.loads(path.read_bytes().decode(), object_pairs_hook=_each_once, parse_constant=_no_number)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}")
         if _depth(value) > _DEEPEST:
@@ -135,12 +161,12 @@ def read_object(path: Path, where: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         found = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
         raise EncoderError(
-            where, f"{path.name} cannot be followed ({found})", "a JSON object", "restore the file"
+            where, f"{path.name} cannot be read ({found})", "a JSON object", "restore the file"
         ) from error
 
 
-def _read_if_there(path: Path, where: str) -> dict[str, Any]:
-    return read_object(path, where) if path.is_file() else {}
+def _read_if_there(path: Path, where: str, most: int = _MOST_CONFIG_BYTES) -> dict[str, Any]:
+    return read_object(path, where, most) if path.is_file() else {}
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,26 +180,36 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text}, which is not JSON")
 
 
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+    level, depth = [value], 0
+    while level:
+        level = [inner for one in level for inner in _inner(one) if isinstance(inner, dict | list)]
+        depth += 1
+    return depth
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
     """Every key at any depth and its value."""
     if isinstance(value, dict):
         yield from value.items()
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _pairs(inner)
+    for inner in _inner(value):
+        if isinstance(inner, dict | list):
+            yield from _pairs(inner)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     """Every value at any depth that holds no others."""
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(inner)
-    else:
+    if not isinstance(value, dict | list):
         yield value
+    for inner in _inner(value):
+        if isinstance(inner, dict | list):
+            yield from _leaves(inner)
+        else:
+            yield inner
 
 
 def vet_numbers(values: Mapping[str, Any], largest: int, where: str) -> None:

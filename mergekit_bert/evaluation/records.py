@@ -5,20 +5,36 @@ A record of a model file that has since changed is not used.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.files import beside, file_fingerprint, write_json
 from mergekit_bert.outputs import held
+from mergekit_bert.schema import Name, Schema, SchemaError, Sha256, validate
 
 SUFFIX = ".scores.json"
 _FORMAT = 1
+_BYTES = 4 * 2**20
+
+
+class _File(Schema):
+    """The layout of a record's file."""
+
+    format: Annotated[int, Field(ge=_FORMAT, le=_FORMAT)]
+    role: Name
+    model: Name
+    sha256: Sha256
+    base: Name
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True)
@@ -75,16 +91,19 @@ def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> Non
 def read_record(path: Path) -> Record | None:
     """The record at ``path``; None where there is none, or it is broken or out of date."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value["format"] != _FORMAT:
+        found = validate(_File, read_mapping(path, _BYTES))
+        if Path(found.model).name != found.model or not _is_current(path.parent / found.model, found.sha256):
             return None
-        scores = tuple(Score(**score) for score in value["scores"])
-        model = path.parent / Path(value["model"]).name
-        if model.exists() and file_fingerprint(model) != value["sha256"]:
-            return None
-        return Record(value["role"], value["sha256"], value["base"], scores, path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DocumentError, SchemaError):
         return None
+    return Record(found.role, found.sha256, found.base, found.scores, path)
+
+
+def _is_current(model: Path, sha256: str) -> bool:
+    """Whether the figures are still those of ``model``; where it is gone, they stay what they were."""
+    if not model.exists():
+        return True
+    return (model.is_file() or (model.is_dir() and model.name != "..")) and file_fingerprint(model) == sha256
 
 
 def find_records(folders: Sequence[Path]) -> list[Record]:

@@ -31,7 +31,7 @@ class RunLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / LOG).open("ab")
-            self._file.truncate(keep_bytes)
+            self._file.truncate(min(keep_bytes, self.bytes()))
         except OSError as error:
             raise OutputError(
                 str(folder),

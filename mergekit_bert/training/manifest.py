@@ -5,19 +5,22 @@ manifest when it has ended.
 """
 
 import contextlib
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
+
+from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.errors import OutputError, TrainingError
 from mergekit_bert.files import beside, file_fingerprint, remove, write_json
 from mergekit_bert.hardware import GpuMeter, default_device, peak_memory_bytes
 from mergekit_bert.outputs import Output, held, written
+from mergekit_bert.schema import Count, Finite, Name, Schema, SchemaError, validate
 from mergekit_bert.training.log import BOARD, LOG
 from mergekit_bert.training.loop import Outcome, Setting
 from mergekit_bert.training.resume import CHECKPOINT, check_same
@@ -26,6 +29,12 @@ from mergekit_bert.training.trainable import Trainable
 MANIFEST = "manifest.json"
 _RUN = "run.json"
 _PACKAGES = ("mbert", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+class _Part(Schema):
+    """A part of the manifest, of which more may be there."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def claim(out: Path, control: Control, inside: tuple[str, ...] = ()) -> Iterator
     """
     folder = run_folder(out)
     with held(out):
-        begun = _begun(folder)[1]
+        begun = _begun(folder, passing=not control.resume)[1]
         _refuse_other(folder, out, begun)
         finished, force, own = control.resume and is_finished(out), control.force, False
         if control.resume and not finished:
@@ -92,14 +101,61 @@ def is_finished(out: Path) -> bool:
     return out.exists() and not any((run_folder(out) / name).exists() for name in (_RUN, CHECKPOINT))
 
 
-def _begun(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """What is written about the run of ``folder``, and the file that says so; nothing where there is none."""
+def _begun(folder: Path, passing: bool = False) -> tuple[Path, dict[str, Any]]:
+    """What is written about the run of ``folder``, and the file that says so; nothing where there is none.
+
+    Raises TrainingError for a file that says something else; ``passing`` counts it as none.
+    """
     for path in (folder / _RUN, folder / MANIFEST):
-        with contextlib.suppress(OSError, ValueError):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(value, dict) and isinstance(value.get("run"), dict):
-                return path, value
+        try:
+            value = read_mapping(path)
+            if not isinstance(value.get("run"), dict):
+                raise DocumentError("no record of a run")
+            return path, value
+        except FileNotFoundError:
+            continue
+        except (OSError, DocumentError) as error:
+            if not passing:
+                raise _broken(path, error) from error
     return folder / _RUN, {}
+
+
+def _broken(path: Path, error: Exception) -> TrainingError:
+    reason = getattr(error, "strerror", None) or error
+    return TrainingError(str(path), f"broken ({reason})", "a record as mbert writes it", "start over with --force")
+
+
+class _Parameters(_Part):
+    trainable: Count
+    total: Annotated[Count, Field(ge=1)]
+    reduction_percent: Finite
+
+
+class _Training(_Part):
+    examples: Count
+    epochs: Count
+    best_epoch: Annotated[Count, Field(ge=1)]
+    precision: Name
+
+
+class Manifest(_Part):
+    """What a finished run's manifest tells people; it holds more."""
+
+    training: _Training
+    history: list[dict[Name, Finite]]
+    parameters: _Parameters
+    wall_seconds: Annotated[Finite, Field(ge=0)]
+    peak_memory_bytes: Count
+
+
+def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
+    """The manifest of the run that made ``out``, and the best epoch's held-out figure; raises TrainingError."""
+    path = run_folder(out) / MANIFEST
+    try:
+        manifest = validate(Manifest, read_mapping(path))
+        return manifest, manifest.history[manifest.training.best_epoch - 1][f"held_out_{metric}"]
+    except (OSError, DocumentError, SchemaError, LookupError) as error:
+        raise _broken(path, error) from error
 
 
 def recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:

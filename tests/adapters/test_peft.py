@@ -240,6 +240,9 @@ def test_merged_low_rank_models_are_a_folder_a_task(
         assert same_outputs(reload(path, tiny_folders["bert"], task), merged, bert, task)
         back = read_peft(path, bert)
         assert isinstance(back, Adapter)
+        write_adapter(tmp_path / "again.safetensors", back)
+        assert same_adapter(back, read_adapter(tmp_path / "again.safetensors"))
+        assert back.training["method"] == "fedavg"
         assert back.config.at("encoder.layer.0.attention.self.query").rank == 5
         assert back.config.at("encoder.layer.0.output.dense").rank == 3
         part = merged.part(task.name)
@@ -258,10 +261,11 @@ def test_a_folder_merges_with_an_adapter_to_the_dense_sum(
     write_adapter(tmp_path / "sst.safetensors", random_adapter(bert, "sst"))
     one = read_adapter(tmp_path / "sst.safetensors")
     stored = load_file(folder / "adapter_model.safetensors")
-    (other,) = read_inputs(folder)
+    (other,) = read_inputs(folder, str(tiny_folders["bert"]))
     assert isinstance(other, Adapter)
     assert other.base == dataclasses.replace(one.base, name=other.base.name)
-    merged = mb.merge([tmp_path / "sst.safetensors", folder], "task_arithmetic", weights={"sst": 0.7, "sts": -0.3})
+    weights = {"sst": 0.7, "sts": -0.3}
+    merged = mb.merge([tmp_path / "sst.safetensors", folder], "task_arithmetic", weights, base=tiny_folders["bert"])
     assert isinstance(merged, Merged)
     for site, own in dense64(one).items():
         if site.startswith("pooler"):
@@ -285,6 +289,7 @@ def test_folders_of_one_base_load_it_once(
     monkeypatch.setattr("mergekit_bert.api.load_encoder", load)
     for name in ("sst", "sts", "para"):
         make(tmp_path / name, tiny_folders["bert"], get_task(name), target_modules=["query"])
+    monkeypatch.setenv("MBERT_ALLOWED_BASES", f"another, {tiny_folders['bert']}")
     merged = mb.merge(
         [tmp_path / name for name in ("sst", "sts", "para")], "fedavg", dict.fromkeys(("sst", "sts", "para"), 1.0)
     )
@@ -416,8 +421,13 @@ BASELESS: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
     "no base": (edit(base_model_name_or_path=None), CompositionError, "base None, .*; name its base with --base"),
     "a base that is gone": (
         edit(base_model_name_or_path="/no/such"),
-        CompositionError,
-        "its base '/no/such': no such folder; .*--base",
+        ModelFileError,
+        "names the base '/no/such', which a file may not choose; .*name it with --base",
+    ),
+    "a folder that nothing is known of": (
+        lambda path: None,
+        ModelFileError,
+        "names the base '.*bert', which a file may not choose; .*name it with --base",
     ),
     "a revision": (edit(revision="v2"), CompositionError, "revision 'v2'; .*--base"),
 }

@@ -79,11 +79,12 @@ def test_a_folder_of_pefts_own_with_a_task_of_ones_own(here: Path, tiny_folders:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_folders["bert"], num_labels=3)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, use_dora=True, target_modules=["query"], init_lora_weights=False)
     peft.get_peft_model(model, config).save_pretrained(here / "dora")
-    done = mbert("convert", "dora", "--to", "mbert", "--out", "m.safetensors", here=here)
+    words = ("convert", "dora", "--to", "mbert", "--out", "m.safetensors", "--base", tiny_folders["bert"])
+    done = mbert(*words, here=here)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "does not say its task" in done.err
     assert "--task NAME" in done.err
-    done = mbert("convert", "dora", "--to", "mbert", "--out", "m.safetensors", "--task", "mood.yml", here=here)
+    done = mbert(*words, "--task", "mood.yml", here=here)
     assert (done.code, done.err) == (0, "")
     found = json.loads(mbert("inspect", "m.safetensors", "--json", here=here).out)
     assert (found["kind"], found["method"], list(found["parts"])) == ("merged", "peft", ["mood"])

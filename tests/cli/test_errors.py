@@ -88,7 +88,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown task to tell": (("tasks", "sstt"), r"task: 'sstt'; .*; did you mean 'sst'\?"),
     "task that contradicts itself": (
         ("tasks", "odd.yml"),
-        r"odd.yml: kind is 'rank'; expected one of classify",
+        r"odd.yml, line 2: kind is 'rank'; expected one of classify",
     ),
     "missing task file": (
         ("train-adapter", "--task", "none.yml"),

@@ -273,8 +273,8 @@ EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
         (_config(num_attention_heads=4), "num_attention_heads is 4; expected 2"),
         (_config(id2label={"0": "a", "1": "b"}), "2 labels; expected 5 for task 'sst'"),
         (_config(id2label=LABELS), "labels in the order 4, 3, 2, 1, 0; expected 0, 1, 2, 3, 4"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be followed"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors; expected weights in"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99), "not readable as safetensors"),
     ],
 )
@@ -297,7 +297,7 @@ def test_what_the_folder_does_not_say_must_be_said(bert: mb.Encoder, plain: Path
 
 def test_another_base_is_refused(pair: list[Path], tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "other", "bert", seed=9)
-    with pytest.raises(CompositionError, match=r"made from other weights .*give the --base that it was made from"):
+    with pytest.raises(ModelFileError, match=r"made for base .*bert' \(weights .*give the --base it was trained on"):
         read_checkpoint(pair[0], str(other))
 
 

@@ -1,6 +1,7 @@
 """Tasks: built in or from YAML; a record that contradicts itself is refused, and says how."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"name": "../up"}, "name is '../up'"),
     (CLASSIFY, {"name": None}, "name is None; expected text"),
     (CLASSIFY, {"name": ["a", "b"]}, "name is ['a', 'b']; expected one text"),
-    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, regress"),
+    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, multilabel, regress"),
     (CLASSIFY, {"kind": {"a": 1}}, "kind is {'a': 1}; expected text"),
     (CLASSIFY, {"text": []}, "text is []; expected one or two columns"),
     (CLASSIFY, {"text": ["a", "b", "c"]}, "text is ['a', 'b', 'c']; expected one or two columns"),
@@ -96,15 +97,15 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"range": [0, 1]}, "range is (0.0, 1.0); expected no range: a classification has labels"),
     (CLASSIFY, {"metric": "pearson"}, "metric is 'pearson'; expected a metric of a task of kind 'classify'"),
     (CLASSIFY, {"metric": []}, "metric is []; expected at least one metric"),
-    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, f1"),
+    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, exact_match, f1"),
     (CLASSIFY, {"colour": "red"}, "unknown key 'colour'; expected keys among description, files, kind"),
     (CLASSIFY, {"files": {"test": "x"}}, "files is {'test': 'x'}; expected a mapping of train and dev to paths"),
     (CLASSIFY, {"files": {"dev": None}}, "files is {'dev': None}; expected a mapping"),
     (CLASSIFY, {"files": ["a.tsv"]}, "files is ['a.tsv']; expected a mapping"),
     (REGRESS, {"range": [5, 0]}, "range is (5.0, 0.0); expected [low, high] with low < high"),
     (REGRESS, {"range": [1, 1]}, "range is (1.0, 1.0); expected [low, high] with low < high"),
-    (REGRESS, {"range": [float("nan"), 1]}, "range is (nan, 1.0)"),
-    (REGRESS, {"range": [0, float("inf")]}, "range is (0.0, inf)"),
+    (REGRESS, {"range": [float("nan"), 1]}, "line 5: .nan, which is no number"),
+    (REGRESS, {"range": [0, float("inf")]}, "line 6: .inf, which is no number"),
     (REGRESS, {"range": None}, "range is None; expected [low, high]"),
     (REGRESS, {"range": [0]}, "range is [0]; expected two numbers"),
     (REGRESS, {"range": "0-5"}, "range is '0-5'; expected two numbers"),
@@ -129,25 +130,52 @@ def test_a_missing_key_is_told(tmp_path: Path, key: str) -> None:
         get_task(write(tmp_path, {name: value for name, value in CLASSIFY.items() if name != key}))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "a NoneType; expected a mapping of keys"),
-        ("- a\n- b", "a list; expected a mapping of keys"),
-        ("name: [", "not readable as YAML"),
-        ("name: !!python/object/apply:os.getcwd []", "not readable as YAML"),
-    ],
+LAUGHS = "name: a\nkind: classify\n" + "".join(
+    f"{two}: &{two} [{', '.join([f'*{one}' if one else 'ha'] * 9)}]\n"
+    for one, two in zip(["", *"bcdefgh"], "bcdefghi", strict=True)
 )
-def test_what_is_no_yaml_mapping_is_told(tmp_path: Path, content: str, message: str) -> None:
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
+    "nothing": ("", r"task.yml: not a mapping; expected a task in plain YAML"),
+    "a list": ("- a\n- b", r"task.yml: not a mapping; expected a task in plain YAML"),
+    "no end": ("name: [", r"task.yml, line 1: not YAML \(.*\); expected a task in plain YAML"),
+    "a call": ("name: !!python/object/apply:os.getcwd []", r"line 1: the tag 'tag:yaml.org,2002:python/object/"),
+    "latin-1": ("description: café".encode("latin-1"), r"task.yml: no text in UTF-8; "),
+    "laughs": (LAUGHS, r"line 3: an anchor or alias; "),
+    "brackets": ("name: " + "[" * 60_000, r"line 1: nested more than 64 deep; "),
+    "digits": ("name: a\nrange: [0, " + "9" * 4300 + "]", r"line 2: a number of 4,300 digits; "),
+    "far range": (f"name: a\nrange: [0, {10**400}]", r"line 2: a number of 401 digits; "),
+    "infinite range": ("name: a\nrange: [0, 1.0e+999]", r"line 2: the number 1.0e\+999, which is not finite; "),
+    "a key twice": ("name: a\nkind: b\nname: c", r"line 3: the key 'name' again; "),
+    "an unknown key": ("name: a\nsize: 2", r"line 2: unknown key 'size'; expected keys among description, files, "),
+    "a steering name": ('name: "a\\e[2J"\nkind: classify\ntext: b\nmetric: f1', r"task 'a\\x1b\[2J': name is 'a\\x1b"),
+    "a long value": ("name: a\nkind: " + "x" * 60_000 + "\ntext: b\nmetric: f1", r"line 2: kind is 'x+…; expected"),
+    "too long": ("# " + "x" * 70_000, r"task.yml: more than 65,536 bytes; "),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_yaml_is_one_quick_line(tmp_path: Path, case: str) -> None:
+    content, message = HOSTILE[case]
+    path = tmp_path / "task.yml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as caught:
-        get_task(write(tmp_path, content))
+        get_task(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2500
 
 
-def test_yaml_in_another_encoding_is_told(tmp_path: Path) -> None:
-    (tmp_path / "task.yml").write_bytes("description: café".encode("latin-1"))
-    with pytest.raises(DataError, match="not readable as YAML"):
-        get_task(tmp_path / "task.yml")
+def test_dates_and_odd_numbers_are_labels_as_they_stand(tmp_path: Path) -> None:
+    text = "name: a\nkind: classify\ntext: b\nmetric: f1\nlabels: [2020-13-45, 2020-01-01, 007, 0x10, 1:30, 1.50]"
+    labels = ("2020-13-45", "2020-01-01", "007", "0x10", "1:30", "1.5")
+    assert get_task(write(tmp_path, text)).labels == labels
+
+
+def test_a_folder_and_a_pipe_are_no_task(tmp_path: Path) -> None:
+    (tmp_path / "folder.yml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yml")
+    for name, found in (("folder", "a folder"), ("pipe", "no regular file")):
+        with pytest.raises(DataError, match=f"{name}.yml: {found}; "):
+            get_task(tmp_path / f"{name}.yml")
 
 
 def test_a_missing_yaml_file_is_told(tmp_path: Path) -> None:

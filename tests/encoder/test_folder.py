@@ -92,7 +92,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_edit(base=None), "broken"),
         (_edit(max_length="long"), "broken"),
         (_edit(max_length=float("inf")), "broken"),
-        (_edit(seen=[{"step": "search", "texts": []}]), "broken .'fingerprint'"),
+        (_edit(seen=[{"step": "search", "texts": []}]), "broken .seen.0.fingerprint: field required"),
         (_edit(seen=7), "broken"),
     ],
 )
@@ -113,9 +113,9 @@ def _without_head(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors; expected weights in safetens"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 5), "cannot be loaded"),
-        (lambda folder: (folder / "config.json").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (_without_head, "weights are missing .classifier.bias, classifier.weight"),
     ],
 )

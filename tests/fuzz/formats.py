@@ -8,7 +8,7 @@ from tests.fuzz.format import Format
 FORMATS: Mapping[str, Format] = {
     one.name: one
     for one in (
-        *(models.ADAPTER, models.MERGED, models.ENSEMBLE, models.PEFT, models.FOLDER, models.BASES),
+        *(models.ADAPTER, models.MERGED, models.ENSEMBLE, models.OLD, models.PEFT, models.FOLDER, models.BASES),
         *(records.LEDGER, records.SCORES, records.CHECKPOINTS, records.RUNS),
         *(records.SEARCHES, records.COMPARISONS, records.CELLS, records.DESCENTS),
         *(

@@ -30,7 +30,7 @@ from mergekit_bert.evaluation.tables import as_text
 from mergekit_bert.tensorfile import read_tensors
 from tests.adapters.helpers import random_adapter
 from tests.corpus import write_corpus
-from tests.fuzz.containers import MODEL, WEIGHTS
+from tests.fuzz.containers import MODEL, WEIGHTS, sealed
 from tests.fuzz.format import BASE, Format, Workshop, answered, measured, saved, shown, strict_json
 from tests.fuzz.trees import JSON
 
@@ -58,7 +58,7 @@ def merged_with(shop: Workshop, inputs: list[Input], method: str, folder: Path, 
 def use_file(shop: Workshop, folder: Path) -> Stages:
     """Read a model file, look at it, let it answer, merge it with another, and take one of its inputs out."""
     path = folder / FILE
-    read_tensors(path)
+    read_tensors(path, old=True)
     yield "container", None
     model = read_model(path)
     yield "read", model
@@ -162,6 +162,27 @@ MERGED = Format(
     use=use_file,
     share=5,
     digest=True,
+)
+
+
+def _old(method: str) -> Maker:
+    def make(shop: Workshop, folder: Path) -> None:
+        """A file of format 1, whose digest leaves the metadata out."""
+        path = folder / FILE
+        model = api.merge(_two(shop), method, keep_inputs=True) if method else shop.trio[0]
+        mb.save(model, path)
+        tensors, told = read_tensors(path)
+        path.write_bytes(sealed(tensors, {**told, "format": 1, "sha256": ""}))
+
+    return make
+
+
+OLD = Format(
+    name="format-1",
+    specimens={"adapter": _old(""), "merged": _old("fedavg"), "ensemble": _old("ensemble")},
+    targets={FILE: MODEL},
+    use=use_file,
+    share=2,
 )
 ENSEMBLE = Format(
     name="ensemble",

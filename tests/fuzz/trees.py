@@ -1,10 +1,9 @@
 """Changes of JSON: values of the wrong kind or size, exchanged values, keys missing, unknown or there twice."""
 
 import copy
-import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -39,6 +38,13 @@ def spell(tree: Tree) -> str:
     if isinstance(tree, list | tuple):
         return "[" + ",".join(map(spell, tree)) + "]"
     return json.dumps(tree)
+
+
+def is_plain(tree: Tree) -> bool:
+    """Whether ``tree`` has nothing that is put down as it stands, and no key twice."""
+    if isinstance(tree, Raw) or (isinstance(tree, dict) and any(isinstance(key, Twin) for key in tree)):
+        return False
+    return all(map(is_plain, _inner(tree)))
 
 
 PATTERNS = ("(a+)+$", "(.*)*(.*)*(.*)*x", r"((\w|\.)+)+!", "(([a-z.0-9])+)+;", "(", "a{9999}", "(?<=a)b", r"(.)\1", "")
@@ -127,6 +133,11 @@ def odd_value(source: Source) -> Tree:
     return copy.deepcopy(source.choice(source.choice((_TEXTS, _NUMBERS, _OTHERS))))
 
 
+def odd_text(source: Source) -> str:
+    """A text that hardly any place is made for."""
+    return source.choice(_TEXTS)
+
+
 def nudged(source: Source, value: Tree) -> Tree:
     """Something near ``value``: of its kind, and nearly as good."""
     if isinstance(value, bool) or value is None:
@@ -173,8 +184,7 @@ def place_in(source: Source, tree: Tree) -> Path:
 
 def _values(tree: Tree) -> int:
     """How many values there are in ``tree``."""
-    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return 1 + sum(map(_values, inner))
+    return 1 + sum(map(_values, _inner(tree)))
 
 
 def value_at(tree: Tree, path: Path) -> Tree:
@@ -232,7 +242,7 @@ def _twice(source: Source, parent: Any, key: Any, tree: Tree) -> None:
 
 
 _WAYS: tuple[tuple[Callable[[Source, Any, Any, Tree], None], int], ...] = (
-    *((_odd, 6), (_near, 5), (_exchange, 1), (_neighbours, 2)),
+    *((_odd, 5), (_near, 8), (_exchange, 1), (_neighbours, 2)),
     *((_drop, 2), (_more, 1), (_rename, 1), (_twice, 1)),
 )
 
@@ -264,11 +274,20 @@ _DEEP = 120
 
 def parsed(data: bytes, read: Callable[[bytes], Tree] = json.loads) -> Tree | None:
     """The tree in ``data``; None where an earlier change left none."""
-    depth = itertools.accumulate((one in b"[{") - (one in b"]}") for one in data)
     try:
-        return read(data) if max(depth, default=0) < _DEEP else None
+        tree = read(data)
     except (ValueError, RecursionError, yaml.YAMLError):
         return None
+    level = [tree]
+    for _ in range(_DEEP):
+        level = [inner for one in level for inner in _inner(one)]
+        if not level:
+            return tree
+    return None
+
+
+def _inner(tree: Tree) -> Iterable[Tree]:
+    return tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
 
 
 def json_tree(source: Source, data: bytes, other: bytes) -> bytes:
@@ -279,7 +298,8 @@ def json_tree(source: Source, data: bytes, other: bytes) -> bytes:
 
 def yaml_tree(source: Source, data: bytes, other: bytes) -> bytes:
     """A YAML file with one thing wrong in its tree; the outermost mapping stays a block, what is in it becomes JSON."""
-    tree = parsed(data, yaml.safe_load)
+    brackets = data.count(b"[") + data.count(b"{")  # PyYAML takes seconds for many
+    tree = parsed(data, yaml.safe_load) if brackets < _DEEP else None
     if not isinstance(tree, dict):
         return any_text(source, data, other)
     found = change_tree(source, tree)
