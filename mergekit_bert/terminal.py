@@ -26,6 +26,11 @@ def say_lines(text: str) -> None:
     sys.stdout.write(printable(text))
 
 
+def say_tsv(text: str) -> None:
+    """Print a TSV, in which line ends of the data are quoted and so can be read back."""
+    sys.stdout.write("\r".join(printable(part) for part in text.split("\r")))
+
+
 def say_json(value: Any, sort_keys: bool = False) -> None:
     """Print ``value`` as indented JSON, escaped as JSON does it."""
     print(json.dumps(value, indent=2, sort_keys=sort_keys).replace("\x7f", "\\u007f"))

@@ -39,7 +39,7 @@ def command(
     from mergekit_bert.errors import DataError
     from mergekit_bert.files import write_atomic
     from mergekit_bert.outputs import Output, claimed, written
-    from mergekit_bert.terminal import say_lines
+    from mergekit_bert.terminal import say_tsv
 
     if text and rows is not None:
         raise DataError("mbert predict", "texts and --input", "one of them", "drop one")
@@ -50,7 +50,7 @@ def command(
             with written(output) as (part,):
                 write_atomic(part, answer.encode())
         if out is None:
-            say_lines(answer)
+            say_tsv(answer)
 
 
 def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | None, base: str | None) -> str:
