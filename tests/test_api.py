@@ -11,7 +11,6 @@ import torch
 import mergekit_bert as mb
 from mergekit_bert.data.tasks import sst as sst_module
 from mergekit_bert.errors import DataError, ModelFileError, OutputError
-from mergekit_bert.evaluation import scores
 from tests.corpus import write_corpus
 from tests.tiny import tiny_rows
 
@@ -22,7 +21,6 @@ SMALL = mb.AdapterConfig(rank=2)
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test runs in a folder of its own, with rows in data/."""
-    monkeypatch.setattr(scores, "RESAMPLES", 20)
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "data", ("sst", "sts"), train=40, dev=12)
     return tmp_path

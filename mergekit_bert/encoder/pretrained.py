@@ -46,7 +46,8 @@ class Pretrained:
     def shell(self) -> Any:
         """The model for sequence classification that the folder describes and its weights fit, on the meta device."""
         try:
-            with one_line(self.where), _Limited(_CALLS + _CALLS_A_TENSOR * len(self.tensors)):
+            # no_grad stands outside: what restores it must not be refused too.
+            with one_line(self.where), torch.no_grad(), _Limited(_CALLS + _CALLS_A_TENSOR * len(self.tensors)):
                 shell = skeleton(self.config)
         except _TooLargeError as error:
             found = f"config.json asks for more layers than its {len(self.tensors)} tensors make"

@@ -82,7 +82,8 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
     merges = [cell for cell in finished if cell.recipe.method != ENSEMBLE] or finished
     best = max(merges, key=lambda cell: overall(figures[id(cell)]))
     source = np.random.default_rng(0)
-    draws = {name: source.integers(0, len(true), (RESAMPLES, len(true))) for name, (_, true) in columns.items()}
+    drawn = [[source.integers(0, len(true), len(true)) for _, true in columns.values()] for _ in range(RESAMPLES)]
+    draws = dict(zip(columns, map(np.stack, zip(*drawn, strict=True)), strict=True))
     top = overall(values(best, draws))
     placed = []
     for cell in finished:

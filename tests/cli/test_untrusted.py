@@ -104,9 +104,11 @@ def test_no_file_chooses_a_base(here: Path, bert: mb.Encoder, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["pipe", "http://evil/base", "/dev/stdin", "a\0b", "\n\x1b[31mevil", "x" * 10**5])
 def test_nothing_odd_is_opened(here: Path, bert: mb.Encoder, name: str) -> None:
+    plain = name.isprintable() and len(name) < 100
+    told = "which a file may not choose" if plain else "broken metadata (base.name: "
     os.mkfifo(here / "pipe")
     write_adapter(here / "evil.safetensors", naming(bert, name))
-    refused(mbert("predict", "evil.safetensors", "hello", stdin=b"y\n", here=here), here, "which a file may not choose")
+    refused(mbert("predict", "evil.safetensors", "hello", stdin=b"y\n", here=here), here, told)
 
 
 def test_the_user_s_word_counts(here: Path, bert: mb.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_a_bloated_header_is_refused(folder: Path) -> None:
     path, count = folder / "model.safetensors", 400_000
     entries = ",".join(f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(count))
     path.write_bytes(len(entries := f"{{{entries}}}").to_bytes(8, "little") + entries.encode())
-    refused(folder, "a header of [0-9]+ bytes")
+    refused(folder, "not readable as safetensors")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

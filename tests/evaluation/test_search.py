@@ -159,9 +159,11 @@ def test_evaluations_of_another_search_are_not_used(
     assert computed(Recipe("fedavg"), other) == 3
     assert computed(Recipe("fedavg", seed=1), other) == 3
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
-    path.write_text(path.read_text()[:-20])
-    assert computed(Recipe("task_arithmetic", seed=1), other) == 3
-    path.write_text('{"key": 1}')
+    for broken in (path.read_text()[:-20], '{"key": 1}'):
+        path.write_text(broken)
+        with pytest.raises(CompositionError, match="remove it: the search then begins anew"):
+            computed(Recipe("task_arithmetic", seed=1), other)
+    path.unlink()
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
 
 

@@ -216,7 +216,7 @@ def use_comparison(shop: Workshop, folder: Path) -> Stages:
     cells = run_cells(mb.Recipe("fedavg"), inputs, shop.encoder, tasks, _given(shop), folder)
     yield "cells", [[one.name, one.refused, one.outputs] for one in cells]
     with patch.object(contest, "RESAMPLES", 5):
-        placed = standings(with_earlier(cells, folder, comparison), tasks)
+        placed = standings(with_earlier(cells, folder, comparison, tasks), tasks)
     shown(as_text(contest_table(placed)))
     yield "table", [[one.cell.name, finite(one.overall), one.values] for one in placed]
     found = contest.Contest(placed, None, {}, "dev", {"sst": 12, "sts": 12})

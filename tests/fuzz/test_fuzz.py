@@ -23,7 +23,6 @@ def told() -> dict[str, Any]:
     return value
 
 
-@pytest.mark.xfail(reason="the readers are being made strict", strict=False)
 def test_a_spoiled_file_is_refused_in_one_line_or_does_no_harm(told: dict[str, Any]) -> None:
     lines = [
         f"{one['verdict']} ({one['count']}) {one['file']}, {one['change']}: {one['error']} {one['at']}\n"
