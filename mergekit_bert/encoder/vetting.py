@@ -79,7 +79,7 @@ def vet_folder(folder: Path, where: str) -> Vetted:
         raise EncoderError(
             where, f"model_max_length is {longest!r:.60} in {TOKENIZER_CONFIG}", "a number of tokens", "correct it"
         )
-    return Vetted(config, tokenizer)
+    return Vetted({key: value for key, value in config.items() if key not in _REFUSED}, tokenizer)
 
 
 def _vet_vocabulary(folder: Path, where: str, tokenizer: Mapping[str, Any]) -> None:

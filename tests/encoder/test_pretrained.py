@@ -89,7 +89,7 @@ def test_the_evil_is_evil(folder: Path) -> None:
     "spoil",
     [
         distributed,
-        says(quantization_config=None, auto_map={}),
+        says(quantization_config=None, auto_map=None, fusion_config={}),
         says(attn_implementation="flash_attention_2"),
         says(configuration_files=["config.4.0.0.json"]),
         lambda folder: (folder / "pytorch_model.bin").write_bytes(pickle.dumps(os.getcwd)),
