@@ -41,7 +41,7 @@ def main(
     tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = ",".join(TASKS),
 ) -> None:
     import mergekit_bert as mb
-    from mergekit_bert.data.rows import tsv_text
+    from mergekit_bert.data.readers import tsv_text
     from mergekit_bert.files import write_atomic
 
     encoder = mb.load_encoder("minilm")

@@ -16,7 +16,8 @@ from mergekit_bert.composing.ingredient import Ingredient, of_adapter
 from mergekit_bert.composing.merging import Given
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.data.invented import invent
-from mergekit_bert.data.metrics import metric, overall_score, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import Task
@@ -188,10 +189,10 @@ def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws row
     """The overall score of ``cell`` on each draw of the rows."""
     figures = []
     for name, (task, rows) in dev.items():
-        true, predicted = rows.label_column(), predicted_column(task.kind, cell.outputs[name])
-        value = metric(task.metric).value
-        figures.append([(task.metric, value(true[draw], predicted[draw])) for draw in index[name]])
-    return np.array([overall_score(draw) for draw in zip(*figures, strict=True)])
+        true, predicted = rows.label_column(), kind_of(task).predicted(task, cell.outputs[name])
+        figures.append((task.metric, metric(task.metric).of(true[index[name]], predicted[index[name]])))
+    found: np.ndarray = overall_score(figures)
+    return found
 
 
 def interval(percents: Float[np.ndarray, "sets draws"]) -> tuple[float, float]:
@@ -212,7 +213,7 @@ def _overall(figures: Mapping[str, float]) -> float:
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
-    return metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
+    return metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
 
 
 def _split(one: Set, name: str) -> tuple[Rows, Rows]:

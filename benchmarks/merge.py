@@ -336,7 +336,7 @@ def apart_from_mergekit(ours: Path, theirs: Path) -> dict[str, float]:
 
     Biases and norms are left out: mbert adds their changes, mergekit gives them to the method too.
     """
-    from mergekit_bert.files import StoredTensors
+    from mergekit_bert.tensorfile import StoredTensors
 
     one, two = StoredTensors(ours), StoredTensors(theirs)
     names = [name for name, shape in one.shapes.items() if "encoder.layer.0." in name and len(shape) == 2]

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         train_adapter,
     )
     from mergekit_bert.composing.composition import Ensemble, Merged
-    from mergekit_bert.composing.prediction import Prediction, Predictor
+    from mergekit_bert.composing.prediction import Predictor
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.data.kind import Prediction
     from mergekit_bert.data.source import load_rows, write_sample
     from mergekit_bert.data.task import Task, get_task
     from mergekit_bert.encoder.folder import FullModel
@@ -79,7 +80,8 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.config": ("AdapterConfig",),
     "composing.composition": ("Ensemble", "Merged"),
-    "composing.prediction": ("Prediction", "Predictor"),
+    "composing.prediction": ("Predictor",),
+    "data.kind": ("Prediction",),
     "composing.recipe": ("Recipe",),
     "data.source": ("load_rows", "write_sample"),
     "data.task": ("Task", "get_task"),

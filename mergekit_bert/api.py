@@ -1,5 +1,6 @@
 """The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import Recipe, refuse_beside_size, rows_for, with_method
+from mergekit_bert.composing.recipe import Recipe, rows_for
+from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
@@ -54,7 +56,8 @@ from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search as search_merge
 from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
-from mergekit_bert.files import SUFFIX, beside, refuse_existing, write_atomic, write_json
+from mergekit_bert.files import SUFFIX, beside, write_atomic, write_json
+from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.training import manifest, run
@@ -154,8 +157,8 @@ def load(path: str | Path) -> Model:
 
 def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
     """Write ``model`` to one safetensors file; raises OutputError where one exists, unless ``force``."""
-    refuse_existing(_file(path), force)
-    write_model(Path(path), model)
+    with written(Output(_file(path), force)) as (part,):
+        write_model(part, model)
 
 
 def export(
@@ -196,10 +199,11 @@ def convert(
     target = _file(out) if to == "mbert" else _folder(out)
     known = get_task(task) if task is not None else None
     load = functools.cache(load_encoder)
-    model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
-    if to == "mbert":
-        save(model, target, force=force)
-        return [target]
+    with claimed(*([Output(target, force)] if to == "mbert" else [])):
+        model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
+        if to == "mbert":
+            save(model, target, force=force)
+            return [target]
     encoder = encoder_of(str(path), model.base, base, load)
     return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
 
@@ -338,8 +342,9 @@ def search(
     recipe, _ = with_method(recipe, ingredients, bool(data or texts), searched=True)
     given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
     path = beside(_file(out), SEARCHED) if out is not None else None
-    held = {name: one.held_out for name, one in chosen.items()}
-    model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, held)
+    told = {name: one.held_out for name, one in chosen.items()}
+    with held(Path(out)) if out is not None else contextlib.nullcontext():
+        model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
     return with_inputs(model, found) if keep_inputs else model
 
 
@@ -372,8 +377,8 @@ def calibrate(
     if "heads" in taken:
         tell_learned("--calibrate heads", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
-        held = {name: one.held_out for name, one in chosen["heads"].items()}
-        found = calibrate_heads(found, encoder, labelled, show=progress, held=held)
+        told = {name: one.held_out for name, one in chosen["heads"].items()}
+        found = calibrate_heads(found, encoder, labelled, show=progress, held=told)
     return found
 
 
@@ -472,28 +477,36 @@ def compare(
         raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _later(base, ingredients)()
     comparison = comparison_of(ingredients, encoder, sources.tasks)
-    refuse_other(folder, comparison, force)
     calibration = sources.calibration(steps, calibrate_rows)
     cells = []
-    with progress_bar("compare", len(recipes), progress) as bar:
-        for number, recipe in enumerate(recipes):
-            bar(number, recipe.method)
-            given = sources.given(rows or rows_for(recipe), encoder, progress)
-            cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
-    placed = standings(with_earlier(cells, folder, comparison), sources.tasks)
-    records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-    figures = full_figures(records, encoder.fingerprint, sources.tasks)
-    full = figures if "overall" in figures else None
-    absent = [name for name in sources.tasks if name not in figures and sources.whole]
-    missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
-    refused = {cell.name: cell.refused for cell in cells if cell.refused}
-    counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
-    contest = Contest(placed, full, refused, on, counts, missing)
-    table, markdown, picture = (folder / name for name in RESULTS)
-    write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
-    write_atomic(markdown, f"{contest_rows(contest)}\n\n{as_markdown(contest_table(placed, full))}".encode())
-    contest_picture(placed, picture)
+    with held(folder):
+        refuse_other(folder, comparison, force)
+        with progress_bar("compare", len(recipes), progress) as bar:
+            for number, recipe in enumerate(recipes):
+                bar(number, recipe.method)
+                given = sources.given(rows or rows_for(recipe), encoder, progress)
+                cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
+        placed = standings(with_earlier(cells, folder, comparison, sources.tasks), sources.tasks)
+        records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
+        figures = full_figures(records, encoder.fingerprint, sources.tasks)
+        full = figures if "overall" in figures else None
+        absent = [name for name in sources.tasks if name not in figures and sources.whole]
+        missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
+        refused = {cell.name: cell.refused for cell in cells if cell.refused}
+        counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
+        contest = Contest(placed, full, refused, on, counts, missing)
+        _write_contest(folder, contest, comparison, force)
     return contest
+
+
+def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool) -> None:
+    """Write the results; those of an earlier call may go, not what has been put there since this one began."""
+    refuse_other(folder, comparison, force)
+    with written(*(Output(folder / name, (folder / name).exists()) for name in RESULTS)) as (table, markdown, picture):
+        write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
+        text = as_markdown(contest_table(contest.placed, contest.full))
+        write_atomic(markdown, f"{contest_rows(contest)}\n\n{text}".encode())
+        contest_picture(contest.placed, picture)
 
 
 def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:

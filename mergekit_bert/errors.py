@@ -12,14 +12,20 @@ MbertError
 └── MissingExtraError  an optional package that is not installed
 """
 
+from mergekit_bert.text import one_line
+
+_LIMITS = (500, 300, 800, 800)
+"""Characters of each part: a message never prints a whole value of a file."""
+
 
 class MbertError(Exception):
-    """An error the user can fix, told in one line."""
+    """An error the user can fix, in one line that is safe to print."""
 
     def __init__(self, where: str, found: str, expected: str, remedy: str) -> None:
-        """Keep the four parts; ``str(error)`` joins them."""
-        self.where, self.found, self.expected, self.remedy = where, found, expected, remedy
-        super().__init__(f"{where}: {found}; expected {expected}; {remedy}")
+        """Keep the four parts, escaped and cut; ``str(error)`` joins them."""
+        parts = (where, found, expected, remedy)
+        self.where, self.found, self.expected, self.remedy = map(one_line, parts, _LIMITS)
+        super().__init__(f"{self.where}: {self.found}; expected {self.expected}; {self.remedy}")
 
 
 class UnknownNameError(MbertError):

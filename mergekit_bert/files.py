@@ -1,34 +1,27 @@
-"""Files on disk: atomic writes, refusal to overwrite, fingerprints, and the one strict safetensors container.
+"""Files on disk: atomic writes, refusal to overwrite, and fingerprints.
 
-Only this module opens weight files. It knows nothing of adapters: what the tensors mean is for
-:mod:`mergekit_bert.adapters.file` and :mod:`mergekit_bert.composing.file`.
+What is written here may take the place of an older version: these are files that mbert keeps for itself. What a user
+asked for is written through :mod:`mergekit_bert.outputs`.
 """
 
 import contextlib
 import glob
 import hashlib
 import json
-import math
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from mergekit_bert.errors import ModelFileError, OutputError
+from mergekit_bert.errors import OutputError
 
 Json = Any
-METADATA_KEY = "mbert"
-_CHECKSUM = "sha256"
 SUFFIX = ".safetensors"
-_LONGEST_HEADER = 2**24
-"""Bytes: some 100 000 tensors."""
-_AGAIN = "write the file again, or name another"
 
 
 def canonical_json(value: Json) -> str:
@@ -46,7 +39,7 @@ def file_fingerprint(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors"))])
+    return fingerprint([file_fingerprint(part) for part in sorted(path.glob("*.safetensors")) if part.is_file()])
 
 
 def beside(model: Path, ending: str) -> Path:
@@ -54,14 +47,25 @@ def beside(model: Path, ending: str) -> Path:
     return model.parent / f"{model.name.removesuffix(SUFFIX)}{ending}"
 
 
+def kind_at(path: Path) -> str:
+    """What lies at ``path``, following no link: "file", "folder", "symbolic link", …; "" for nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link"}
+    return kinds.get(stat.S_IFMT(mode), "device or pipe")
+
+
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise :class:`OutputError` when ``path`` exists and ``force`` was not given."""
-    if path.exists() and not force:
+    """Raise :class:`OutputError` when anything lies at ``path``, a dangling link too, and ``force`` was not given."""
+    if os.path.lexists(path) and not force:
         raise OutputError(str(path), "it exists already", "a new path", "choose another place or give --force")
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
+    """Turn what the system says while ``path`` is written into an :class:`OutputError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -71,10 +75,54 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
+def replace(part: Path, path: Path) -> None:
+    """Move ``part`` to ``path``, in the place of an older one: a file takes that of a file, a folder of a folder.
+
+    Raises OutputError where something of another kind lies there, OSError where it cannot be moved.
+    """
+    kind = kind_at(path)
+    if kind not in ("", kind_at(part)):
+        raise OutputError(str(path), f"it is a {kind}", "a place that can be written", "choose another path")
+    if kind != "folder":
+        os.replace(part, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    os.replace(path, old / "old")
+    try:
+        os.replace(part, path)
+    except BaseException:
+        os.replace(old / "old", path)
+        os.rmdir(old)
+        raise
+    shutil.rmtree(old)
+
+
+def place(part: Path, path: Path) -> None:
+    """Move ``part`` to ``path``, where nothing may lie: raises FileExistsError, and replaces nothing."""
+    if part.is_dir():
+        if os.path.lexists(path):
+            raise FileExistsError(path)
+        os.rename(part, path)  # onto a folder that has just appeared only where that is empty
+        return
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name first
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(path)
+            raise
+    else:
+        os.unlink(part)
+
+
 @contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a temporary file that is flushed and becomes ``path`` when the block ends well."""
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -84,7 +132,7 @@ def _atomic_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
-            os.replace(name, path)
+            replace(Path(name), path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -93,7 +141,7 @@ def _atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: a killed process leaves the old file or none, never half of one."""
-    with _atomic_file(path) as file:
+    with atomic_file(path) as file:
         file.write(data)
 
 
@@ -106,38 +154,22 @@ def write_json(path: Path, value: Json) -> None:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
             part.chmod(0o755)
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(part, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(part, path)
+            replace(part, path)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
 
 
-@contextlib.contextmanager
-def withdrawn(path: Path) -> Iterator[None]:
-    """Remove the file or folder ``path`` when the block, which checks it, raises."""
-    try:
-        yield
-    except Exception:
-        remove(path)
-        raise
-
-
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where there is one."""
-    if path.is_dir():
+    """Remove a file, a link or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -147,315 +179,3 @@ def sweep_parts(path: Path) -> None:
     """Remove what killed writers of ``path`` left beside it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         remove(part)
-
-
-def tensor_file_sha256(tensors: Mapping[str, Any], metadata: Json) -> str:
-    """SHA-256 (hex) of the file that :func:`write_tensors` writes, without writing it."""
-    digest = hashlib.sha256()
-    for piece in _pieces(tensors, metadata):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(tensors: Mapping[str, Any], metadata: Json) -> Iterator[bytes | memoryview]:
-    """Torch ``tensors`` and ``metadata`` as a safetensors file, piece by piece; equal inputs give equal bytes."""
-    # Inside the one key: several would be several orders.
-    return _container(tensors, {METADATA_KEY: canonical_json({**metadata, _CHECKSUM: _checksum(tensors)})})
-
-
-def _container(tensors: Mapping[str, Any], header: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    described = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    start, order = safetensors_header(described, header)
-    yield start
-    for name in order:
-        yield _bytes_of(tensors[name])
-
-
-_DTYPES = {
-    "bool": ("BOOL", 1),
-    "uint8": ("U8", 1),
-    "int8": ("I8", 1),
-    "float8_e5m2": ("F8_E5M2", 1),
-    "float8_e4m3fn": ("F8_E4M3", 1),
-    "int16": ("I16", 2),
-    "float16": ("F16", 2),
-    "bfloat16": ("BF16", 2),
-    "int32": ("I32", 4),
-    "float32": ("F32", 4),
-    "float64": ("F64", 8),
-    "int64": ("I64", 8),
-}
-"""Torch dtype -> (name in the format, bytes), in the order of the format's own list, which sorts the tensors."""
-
-
-def safetensors_header(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, list[str]]:
-    """The header of a safetensors file of tensors (torch dtype, shape), and the order in which their bytes follow."""
-    rank = {name: place for place, name in enumerate(_DTYPES)}
-    kinds = {name: dtype.removeprefix("torch.") for name, (dtype, _) in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-rank[kinds[name]], name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name in order:
-        told, size = _DTYPES[kinds[name]]
-        shape = tensors[name][1]
-        end = offset + size * math.prod(shape)
-        header[name] = {"dtype": told, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, order
-
-
-def _bytes_of(tensor: Any) -> memoryview:
-    import torch
-
-    flat: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return flat
-
-
-def _checksum(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def finite(tensor: Any) -> bool:
-    """Whether a tensor holds no NaN and no infinity; one in 8 bits, which torch cannot ask, counts as finite."""
-    if not tensor.is_floating_point() or tensor.element_size() == 1:
-        return True
-    # A sum is many times quicker than a look at every value; one that is not finite proves nothing.
-    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Json) -> None:
-    """Write ``tensors`` and ``metadata`` as one safetensors file, atomically; OutputError for a value not finite."""
-    _write(path, tensors, _pieces(tensors, metadata))
-
-
-def write_plain_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write ``tensors`` as other libraries write PyTorch's, atomically; OutputError for a value not finite."""
-    _write(path, tensors, _container(tensors, {"format": "pt"}))
-
-
-def _write(path: Path, tensors: Mapping[str, Any], pieces: Iterator[bytes | memoryview]) -> None:
-    for name, tensor in tensors.items():
-        if not finite(tensor):
-            raise OutputError(
-                str(path), f"tensor {name!r} would hold NaN or infinity", "finite values", "use smaller weights"
-            )
-    with _atomic_file(path) as file:
-        for piece in pieces:
-            file.write(piece)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Any], Json]:
-    """Read what :func:`write_tensors` wrote: CPU torch tensors and the metadata.
-
-    Raises :class:`ModelFileError` for a file that is missing, cut short, damaged, foreign, or not finite.
-    """
-    tensors, header = _opened(path, "a .safetensors file written by mbert")
-    if METADATA_KEY not in header:
-        raise ModelFileError(
-            str(path),
-            f"a foreign header (metadata keys: {', '.join(sorted(header)) or 'none'})",
-            f"the metadata key {METADATA_KEY!r}",
-            "give a file written by mbert",
-        )
-    try:
-        metadata = json.loads(header[METADATA_KEY])
-        canonical_json(metadata)  # Python reads NaN and infinity, which are not JSON
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(str(path), f"broken metadata ({error})", "JSON", _AGAIN) from error
-    if isinstance(metadata, dict) and metadata.pop(_CHECKSUM, None) != _checksum(tensors):
-        raise ModelFileError(str(path), "values that do not fit their checksum", "the values as written", _AGAIN)
-    _check_finite(path, tensors)
-    return tensors, metadata
-
-
-def read_plain_tensors(path: Path) -> dict[str, Any]:
-    """CPU torch tensors of a safetensors file that any library wrote, as they are.
-
-    Raises :class:`ModelFileError` for a file that is missing, cut short, damaged, or not finite.
-    """
-    tensors, _ = _opened(path, "a .safetensors file")
-    _check_finite(path, tensors)
-    return tensors
-
-
-def _opened(path: Path, expected: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file."""
-    from safetensors import safe_open
-
-    if not path.is_file():
-        found = "it is a folder" if path.is_dir() else "no such file"
-        raise ModelFileError(str(path), found, expected, "check the path")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(
-            str(path), f"not readable as safetensors ({error})", "a whole safetensors file", _AGAIN
-        ) from error
-
-
-def _check_finite(path: Path, tensors: Mapping[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        if not finite(tensor):
-            raise ModelFileError(str(path), f"tensor {name!r} holds NaN or infinity", "finite values", _AGAIN)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor's bytes lie."""
-
-    file: Path
-    start: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class StoredTensors(Mapping[str, Any]):
-    """The tensors of a safetensors file, or of all of a folder, each read when it is asked for and kept by nobody.
-
-    ``shapes`` has the shape of each. Raises :class:`ModelFileError` for what is not there or not whole, and on reading
-    for values that are not finite.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Read names, types and shapes."""
-        self.path = path
-        self._places = {name: place for file in _weight_files(path) for name, place in _places(file).items()}
-        self.shapes = {name: place.shape for name, place in self._places.items()}
-
-    def __getitem__(self, name: str) -> Any:
-        """The CPU torch tensor, read now."""
-        import torch
-
-        place = self._places[name]
-        tensor = torch.empty(place.shape, dtype=getattr(torch, place.dtype))
-        room = _bytes_of(tensor)
-        try:
-            with place.file.open("rb") as file:
-                file.seek(place.start)
-                if file.readinto(room) != len(room):
-                    raise ModelFileError(str(place.file), "it was cut short", "a whole safetensors file", _AGAIN)
-        except OSError as error:
-            raise ModelFileError(str(place.file), str(error.strerror).lower(), "a readable file", _AGAIN) from error
-        if not finite(tensor):
-            raise ModelFileError(
-                str(place.file), f"tensor {name!r} holds NaN or infinity", "finite values", "give another checkpoint"
-            )
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        """The names, in the order of the files."""
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._places)
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The file itself, a folder's ``model.safetensors``, or, where there is none, the shards that its index names."""
-    if not path.is_dir():
-        return [path]
-    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if whole.is_file() or not index.is_file():
-        return [whole]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError("names of files elsewhere, or none")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelFileError(str(index), f"broken ({error})", "an index of shards", "write the folder again") from error
-    return [path / name for name in sorted(names)]
-
-
-def _places(path: Path) -> dict[str, _Place]:
-    """Where the tensors of a safetensors file lie."""
-    from safetensors import safe_open
-
-    if not path.is_file():
-        raise ModelFileError(str(path), "no such file", "a .safetensors file", "check the path")
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > _LONGEST_HEADER:
-                raise ValueError(f"a header of {size} bytes")
-            with safe_open(path, framework="pt", device="cpu"):
-                pass  # it refuses a header that does not fit the file
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(
-            str(path), f"not readable as safetensors ({error})", "a whole safetensors file", _AGAIN
-        ) from error
-    header.pop("__metadata__", None)
-    kinds = {told: dtype for dtype, (told, _) in _DTYPES.items()}
-    odd = {entry["dtype"] for entry in header.values()} - set(kinds)
-    if odd:
-        raise ModelFileError(str(path), f"tensors of type {min(odd)}", f"types among {', '.join(kinds)}", _AGAIN)
-    return {
-        name: _Place(path, 8 + size + entry["data_offsets"][0], kinds[entry["dtype"]], tuple(entry["shape"]))
-        for name, entry in header.items()
-    }
-
-
-@contextlib.contextmanager
-def tensors_in_any_order(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Callable[[str, Any], None]]:
-    """Write a plain safetensors file of float32 tensors that come one by one: yields ``put(name, tensor)``.
-
-    Where each tensor goes is known from the shapes, so that none is kept but the one that is being written, in a
-    thread of its own; it must not be changed after it was put. At the end the file is read back, a tensor at a time.
-    Raises :class:`OutputError` for a value that is not finite and for a file that reads otherwise.
-    """
-    described = {name: ("float32", shape) for name, shape in shapes.items()}
-    header, order = safetensors_header(described, {"format": "pt"})
-    starts, start = {}, len(header)
-    for name in order:
-        starts[name], start = start, start + 4 * math.prod(shapes[name])
-    sums: dict[str, int] = {}
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(file.write, header)
-
-        def write(start: int, tensor: Any) -> int:
-            file.seek(start)
-            return file.write(_bytes_of(tensor))
-
-        def put(name: str, tensor: Any) -> None:
-            if str(tensor.dtype) != "torch.float32" or tuple(tensor.shape) != shapes[name] or name in sums:
-                raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, or for the second time")
-            if not finite(tensor):
-                raise OutputError(
-                    str(path), f"tensor {name!r} would hold NaN or infinity", "finite values", "use smaller weights"
-                )
-            sums[name] = _bit_sum(tensor)
-            nonlocal writing
-            writing.result()
-            writing = writer.submit(write, starts[name], tensor)
-
-        yield put
-        writing.result()
-    if sums.keys() != shapes.keys():
-        raise ValueError(f"never put: {', '.join(sorted(shapes.keys() - sums.keys()))}")
-    written = StoredTensors(path)
-    if written.shapes != shapes or any(_bit_sum(written[name]) != total for name, total in sums.items()):
-        raise OutputError(str(path), "what was read back differs", "the same tensors", "check the disk")
-
-
-def _bit_sum(tensor: Any) -> int:
-    """The sum of a float32 tensor's words, modulo 2³²: quick, and exact whatever their order."""
-    import torch
-
-    return int(tensor.cpu().contiguous().view(torch.int32).sum(dtype=torch.int32))

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mergekit_bert.terminal import PlainConsole
+from mergekit_bert.text import one_line
 
 
 @runtime_checkable
@@ -20,18 +22,18 @@ class Bar(Protocol):
 def progress_bar(title: str, total: int, show: bool) -> Iterator[Bar]:
     """A progress bar on standard error; nothing where it is not wanted or not a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bars:
-        task = bars.add_task(title, total=total, note="")
+    with Progress(*columns, console=PlainConsole(stderr=True), disable=not show) as bars:
+        task = bars.add_task(one_line(title), total=total, note="")
 
         def update(done: int, note: str = "") -> None:
             bars.update(task, completed=done)
             if note:
-                bars.update(task, note=note)
+                bars.update(task, note=one_line(note))
 
         yield update

@@ -18,6 +18,7 @@ from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.evaluation.tables import as_markdown, as_text, grid_table
 from mergekit_bert.files import write_atomic
+from mergekit_bert.terminal import say, say_lines
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.manifest import is_finished
 
@@ -42,18 +43,18 @@ def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int 
             path = model_path(out, role, task)
             reused = is_finished(path) and not force
             _train(role, task, data, path, encoder, seed, force)
-            print(f"{'reused' if reused else 'trained'} {path}", flush=True)
+            say(f"{'reused' if reused else 'trained'} {path}")
             measured[role] += _measure(path, data, encoder)
     for method in _METHODS:
         path = model_path(out, method)
         api.save(api.merge([model_path(out, "adapters", task) for task in tasks], method), path, force=True)
-        print(f"merged {path}", flush=True)
+        say(f"merged {path}")
         measured[method] = _measure(path, data, encoder)
     grid = grid_of([get_task(task) for task in tasks], measured)
-    print(as_text(grid_table(grid)), end="")
+    say_lines(as_text(grid_table(grid)))
     write_atomic(out / "table.md", as_markdown(grid_table(grid)).encode())
     heatmap(grid, "full", out / "heatmap.png", f"{base} on {data}")
-    print(f"wrote {out / 'table.md'} and {out / 'heatmap.png'}; {time.monotonic() - started:.0f} s in all")
+    say(f"wrote {out / 'table.md'} and {out / 'heatmap.png'}; {time.monotonic() - started:.0f} s in all")
     return grid
 
 

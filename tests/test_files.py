@@ -1,6 +1,5 @@
-"""Files: writes that are whole or absent, containers that are read strictly, bytes that repeat."""
+"""Files: writes that are whole or absent, and fingerprints."""
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -18,11 +17,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save, save_file
 
-from mergekit_bert import files
-from mergekit_bert.errors import ModelFileError, OutputError
-from tests.adapters.helpers import quick, read_raw, same_tensors, write_raw
+from mergekit_bert import files, tensorfile
+from mergekit_bert.errors import OutputError
+from tests.adapters.helpers import quick
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -68,6 +66,64 @@ def test_an_existing_path_is_refused_unless_forced(tmp_path: Path) -> None:
         files.refuse_existing(path, force=False)
 
 
+def test_a_dangling_link_exists(tmp_path: Path) -> None:
+    (tmp_path / "x").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        files.refuse_existing(tmp_path / "x", force=False)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_nothing_but_a_file_is_replaced_by_a_file(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "x", tmp_path / "target"
+    if kind == "link":
+        target.write_bytes(b"theirs")
+    if "link" in kind:
+        path.symlink_to("target")
+    else:
+        (os.mkfifo if kind == "pipe" else os.mkdir)(path)
+    before = sorted((one.name, one.lstat().st_mode, one.lstat().st_ino) for one in tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"x: it is a .*; expected a place that can be written"):
+        files.write_atomic(path, b"ours")
+    assert sorted((one.name, one.lstat().st_mode, one.lstat().st_ino) for one in tmp_path.iterdir()) == before
+    assert kind != "link" or target.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_nothing_but_a_folder_is_replaced_by_a_folder(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "x", tmp_path / "target"
+    target.mkdir()
+    (target / "theirs").write_text("theirs")
+    path.write_text("theirs") if kind == "file" else path.symlink_to("target")
+    with pytest.raises(OutputError, match=r"x: it is a .*; expected a place"), files.atomic_folder(path):
+        pass
+    assert kind == "file" or os.readlink(path) == "target"
+    assert (target / "theirs").read_text() == "theirs"
+    assert parts(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_moved_gives_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, really = tmp_path / "model", os.replace
+    with files.atomic_folder(path) as part:
+        (part / "old").write_text("old")
+
+    def fail_second(source: Path, target: Path) -> None:
+        if target == path and not (source / "old").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fail_second)
+    with pytest.raises(OutputError, match="no space left"), files.atomic_folder(path) as part:
+        (part / "new").write_text("new")
+    assert (os.listdir(path), parts(tmp_path)) == (["old"], [])
+
+
+def test_removing_a_link_leaves_its_target(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x").symlink_to("folder")
+    files.remove(tmp_path / "x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 def test_write_atomic_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "x.bin"
     for data in (b"first", b"second"):
@@ -109,12 +165,12 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     path = tmp_path / "x.safetensors"
-    files.write_tensors(path, {"w": torch.ones(3)}, {"n": 1})
+    tensorfile.write_tensors(path, {"w": torch.ones(3)}, {"n": 1})
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         fill(patch)
         with pytest.raises(OutputError, match="no space left on device") as caught:
-            files.write_tensors(path, {"w": torch.zeros(3)}, {"n": 2})
+            tensorfile.write_tensors(path, {"w": torch.zeros(3)}, {"n": 2})
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
@@ -210,113 +266,3 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path, raised: Exceptio
         fail()
     assert os.listdir(path) == ["old"]
     assert parts(tmp_path) == []
-
-
-def test_equal_tensors_give_equal_bytes_in_whatever_order_and_layout(tmp_path: Path) -> None:
-    square = torch.arange(6.0).reshape(2, 3)
-
-    def written(tensors: dict[str, torch.Tensor], metadata: Any) -> bytes:
-        files.write_tensors(tmp_path / "x.safetensors", tensors, metadata)
-        data = (tmp_path / "x.safetensors").read_bytes()
-        assert hashlib.sha256(data).hexdigest() == files.tensor_file_sha256(tensors, metadata)
-        return data
-
-    one = written({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 2})
-    assert one == written({"b": torch.ones(2), "a": square.T.contiguous().T}, {"y": 2, "x": 1})
-    assert one != written({"a": square, "b": torch.ones(2)}, {"x": 1, "y": 3})
-
-
-def test_the_container_is_byte_for_byte_what_safetensors_writes() -> None:
-    kinds = ["bool", "uint8", "int8", "int16", "float16", "bfloat16", "int32", "float32", "float64", "int64"]
-    kinds += ["float8_e4m3fn", "float8_e5m2"]
-    tensors = {f"{n}.{kind}": torch.ones(2, 3).to(getattr(torch, kind)) for n, kind in enumerate(kinds)}
-    tensors |= {"empty": torch.ones(0, 4), "scalar": torch.tensor(2.0), 'ü "\n\t\x01': torch.ones(1)}
-    for metadata in ({"mbert": 'ü "quoted" \\ \n \x7f \x1f'}, {"mbert": ""}):
-        told = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-        header, order = files.safetensors_header(told, metadata)
-        assert header + b"".join(bytes(files._bytes_of(tensors[name])) for name in order) == save(tensors, metadata)
-
-
-def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
-    both = torch.arange(4.0)
-    tensors = {"one": both, "same": both, "tail": both[2:]}
-    files.write_tensors(tmp_path / "x.safetensors", tensors, {})
-    assert same_tensors(files.read_tensors(tmp_path / "x.safetensors")[0], tensors)
-
-
-@pytest.fixture
-def container(tmp_path: Path) -> Path:
-    path = tmp_path / "x.safetensors"
-    files.write_tensors(path, {"w": torch.arange(6.0).reshape(2, 3), "v": torch.ones(4)}, {"n": [1, None, "ü"]})
-    return path
-
-
-def test_what_was_written_is_read(container: Path) -> None:
-    tensors, metadata = files.read_tensors(container)
-    assert same_tensors(tensors, {"w": torch.arange(6.0).reshape(2, 3), "v": torch.ones(4)})
-    assert metadata == {"n": [1, None, "ü"]}
-
-
-def _metadata(value: str | None) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        header, data = read_raw(path)
-        header["__metadata__"] = {"format": "pt"} if value is None else {"mbert": value}
-        write_raw(path, header, data)
-
-    return change
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    path.write_bytes(data)
-
-
-def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
-    data = b"".join(files._pieces({"w": torch.tensor([1.0, value]).to(dtype)}, {}))
-    return lambda path: path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda path: path.unlink(), "no such file"),
-        (lambda path: (path.unlink(), path.mkdir()), "it is a folder"),
-        (lambda path: path.write_bytes(b""), "not readable as safetensors"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 a zip of pickles"), "not readable as safetensors"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "not readable as safetensors"),
-        (_flip, "values that do not fit their checksum"),
-        (lambda path: save_file({"w": torch.ones(2)}, path, {"mbert": "{}"}), "values that do not fit their checksum"),
-        (_metadata(None), "a foreign header .metadata keys: format"),
-        (_metadata("{'n': 1}"), "broken metadata"),
-        (_metadata("[" * 100_000), "broken metadata"),
-        (_holding(float("nan"), torch.float32), "tensor 'w' holds NaN or infinity"),
-        (_holding(float("-inf"), torch.float32), "tensor 'w' holds NaN or infinity"),
-        (_holding(float("inf"), torch.bfloat16), "tensor 'w' holds NaN or infinity"),
-    ],
-)
-def test_a_broken_container_is_its_own_one_line_error(
-    container: Path, change: Callable[[Path], object], message: str
-) -> None:
-    change(container)
-    with pytest.raises(ModelFileError, match=message) as caught:
-        files.read_tensors(container)
-    assert str(container) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_container_cut_anywhere_is_refused(container: Path) -> None:
-    whole = container.read_bytes()
-    for size in range(len(whole)):
-        container.write_bytes(whole[:size])
-        with pytest.raises(ModelFileError):
-            files.read_tensors(container)
-
-
-@quick
-@given(st.binary(max_size=200))
-def test_no_bytes_bring_the_reader_down(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(data)
-    with contextlib.suppress(ModelFileError):
-        files.read_tensors(path)

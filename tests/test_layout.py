@@ -12,7 +12,10 @@ import mergekit_bert
 
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
-GROUND = ("errors", "registry", "files", "hardware", "option", "progress")
+GROUND = (
+    *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
+    *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
+)
 WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
 ABOVE = ("__init__", "api", "quickstart", "cli")
 FILES = sorted(ROOT.rglob("*.py"))
@@ -155,7 +158,7 @@ def test_torchs_random_numbers_come_from_a_generator_that_is_named() -> None:
     assert unnamed == []
 
 
-def test_only_files_opens_weight_files() -> None:
+def test_only_tensorfile_opens_weight_files() -> None:
     openers = {
         module
         for module, tree in TREES.items()
@@ -165,7 +168,13 @@ def test_only_files_opens_weight_files() -> None:
         if (getattr(node, "module", None) or alias.name).split(".")[0] == "safetensors"
         and alias.name != "SafetensorError"  # what others read may fail with it
     }
-    assert openers == {f"{PACKAGE}.files"}
+    assert openers == {f"{PACKAGE}.tensorfile"}
+
+
+def test_only_terminal_prints() -> None:
+    ways = {"print", "sys.stdout.write", "sys.stderr.write", "Console", "typer.echo", "typer.secho"}
+    printers = {module for module in TREES for name, _ in called(module) if name in ways}
+    assert printers == {f"{PACKAGE}.terminal"}
 
 
 def test_nothing_runs_what_a_file_says() -> None:
@@ -174,7 +183,7 @@ def test_nothing_runs_what_a_file_says() -> None:
     calls = {name for module in TREES for name, _ in called(module)}
     assert calls & {"eval", "exec", "compile", "torch.load", "torch.save", "yaml.load", "np.load"} == set()
     options = {
-        keyword.arg
+        (keyword.arg, ast.unparse(keyword.value))
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
@@ -235,8 +244,8 @@ def test_the_version_is_written_in_one_place() -> None:
 LIGHT = """
 import sys
 {code}
-heavy = sorted({{"torch", "transformers", "numpy", "scipy", "matplotlib", "datasets"}} & set(sys.modules))
-print("HEAVY", heavy)
+heavy = {{"torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "re2", "mergekit_bert.schema"}}
+print("HEAVY", sorted(heavy & set(sys.modules)))
 """
 
 

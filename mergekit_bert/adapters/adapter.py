@@ -1,9 +1,8 @@
 """Adapters in memory: what training gave one task, and what an adapter type is."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from mergekit_bert.adapters.statistics import Statistic
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.registry import Registry
+from mergekit_bert.schema import STRICT, BaseName, Sha256
 
 Size = tuple[int, int]
 """(out_features, in_features) of a site."""
@@ -48,15 +48,11 @@ TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType)
 class Base:
     """Which encoder an adapter belongs to: a name for people, fingerprints for certainty."""
 
-    name: str
-    fingerprint: str
-    tokenizer_fingerprint: str
+    name: BaseName
+    fingerprint: Sha256
+    tokenizer_fingerprint: Sha256
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for what is no name or no SHA-256."""
-        for one in (self.fingerprint, self.tokenizer_fingerprint):
-            if not (isinstance(self.name, str) and isinstance(one, str) and re.fullmatch(r"[0-9a-f]{64}", one)):
-                raise ValueError(f"the base {self.name!r:.60} with fingerprint {one!r:.80}")
+    __pydantic_config__: ClassVar = STRICT
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Base":

@@ -11,7 +11,7 @@ SHAKE-256, hence the same rows on every machine.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,15 +20,18 @@ from scipy import fft
 from torch import Tensor
 
 from mergekit_bert.errors import BasisError
+from mergekit_bert.schema import STRICT, Count, Seed, Width
 
 
 @dataclass(frozen=True)
 class BasisRows:
     """Rows ``start … start + count - 1`` of the basis with this seed, at every site."""
 
-    seed: int
-    start: int
-    count: int
+    seed: Seed
+    start: Count
+    count: Width
+
+    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         """Raise BasisError for numbers that name no rows."""

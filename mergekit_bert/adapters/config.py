@@ -2,18 +2,23 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from mergekit_bert.errors import TrainingError
 from mergekit_bert.option import option
+from mergekit_bert.patterns import PatternError, check_patterns, matches_ending
 from mergekit_bert.registry import unknown
+from mergekit_bert.strict import STRICT, Before, from_pairs
 
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+LARGEST_RANK = 2**16
+LARGEST_ALPHA = 1e6
+_LONGEST_TARGETS = 2**16
+"""Characters: older files name every site of a merge."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,11 @@ class AdapterConfig:
     ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
     arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, random and trained,
     or frozen directions that other tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`). ``rank_pattern`` and
-    ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names, see :func:`matching`.
+    ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names, see :func:`matching`;
+    the first that matches counts.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     rank: int = option(12, "Rank of each site's Delta.")
     alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
@@ -38,8 +46,8 @@ class AdapterConfig:
     )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Annotated[Mapping[str, int], Before(from_pairs)] = field(default_factory=dict)
+    alpha_pattern: Annotated[Mapping[str, float], Before(from_pairs)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range."""
@@ -48,17 +56,22 @@ class AdapterConfig:
             if not good:
                 raise TrainingError(f"--{name}", f"{found}", expected, f"correct --{name}")
 
-        check(self.rank >= 1, "rank", self.rank, "a whole number of at least 1")
-        check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a positive number")
+        rank, alpha = f"a whole number from 1 to {LARGEST_RANK}", f"a positive number up to {LARGEST_ALPHA:g}"
+        check(1 <= self.rank <= LARGEST_RANK, "rank", self.rank, rank)
+        check(0 < self.alpha <= LARGEST_ALPHA, "alpha", self.alpha, alpha)
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
+        size = len(self.targets)
+        check(size <= _LONGEST_TARGETS, "targets", f"{size} characters", f"{_LONGEST_TARGETS} at most")
         if self.basis not in BASES:
             raise unknown("basis", self.basis, list(BASES))
-        for rank in self.rank_pattern.values():
-            check(type(rank) is int and rank >= 1, "rank", rank, "a whole number of at least 1 in rank_pattern")
-        for alpha in self.alpha_pattern.values():
-            check(math.isfinite(alpha) and alpha > 0, "alpha", alpha, "a positive number in alpha_pattern")
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            check(_compiles(pattern), "targets", repr(pattern), "a regular expression in rank_pattern or alpha_pattern")
+        for one in self.rank_pattern.values():
+            check(type(one) is int and 1 <= one <= LARGEST_RANK, "rank", one, f"{rank} in rank_pattern")
+        for other in self.alpha_pattern.values():
+            check(0 < other <= LARGEST_ALPHA, "alpha", other, f"{alpha} in alpha_pattern")
+        try:
+            check_patterns([*self.rank_pattern, *self.alpha_pattern])
+        except PatternError as error:
+            check(False, "targets", error, "regular expressions in rank_pattern and alpha_pattern")
         several = bool(self.rank_pattern) and self.basis == "orthogonal"
         check(not several, "basis", "orthogonal with a rank_pattern", "one rank at every site, or --basis random")
 
@@ -80,21 +93,25 @@ class AdapterConfig:
         return value | {name: [list(pair) for pair in value[name].items()] for name in _PATTERNS if name in value}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "AdapterConfig":
-        """The inverse of :meth:`to_json`; raises TypeError, ValueError or TrainingError for anything else."""
-        patterns: dict[str, Any] = {name: dict(value[name]) for name in _PATTERNS if name in value}
-        return cls(**{**value, **patterns})
+    def from_json(cls, value: Any) -> "AdapterConfig":
+        """The inverse of :meth:`to_json`; raises SchemaError, TrainingError or UnknownNameError for anything else."""
+        from mergekit_bert.schema import validate
+
+        return validate(cls, value)
 
 
 def matching(patterns: Mapping[str, T], name: str, default: T) -> T:
     """The value of the first pattern that matches ``name``, whole or from a dot on: PEFT's rule."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))
-    return next(found, default)
+    return next((value for pattern, value in patterns.items() if matches_ending(pattern, name)), default)
 
 
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(rf"({pattern})$")
-    except (re.error, TypeError):
-        return False
-    return True
+def carried(patterns: Mapping[str, T], default: T, names: Mapping[str, str]) -> dict[str, T]:
+    """``patterns`` of names (the keys of ``names``) as patterns of their new names: whole names, where they must be.
+
+    They are put in the order of JSON's keys, since the first one that matches counts.
+    """
+    exact = {new: matching(patterns, old, default) for old, new in names.items()}
+    kept = dict(sorted(patterns.items()))
+    if all(matching(kept, new, default) == value for new, value in exact.items()):
+        return kept
+    return {new: value for new, value in sorted(exact.items()) if value != default}

@@ -7,29 +7,27 @@ rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
 
 import dataclasses
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part, Size
-from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part
+from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
-from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import read_tensors, tensor_file_sha256, write_tensors
+from mergekit_bert.schema import validate
+from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 
-FORMAT = 1
-RECORD_KEYS = frozenset(
-    {"type", "config", "task", "base", "max_length", "sites", "shifts", "head", "basis", "training", "scores"}
-)
+FORMAT = 2
+"""Format 1 differs in its checksum alone, which leaves the metadata out; it stays readable."""
 _STATISTICS = "statistics"
 """A key that is there only in the record of an adapter that has some."""
+_MOST_REBUILT = 64
+"""Values of rebuilt factors to each one in the file: a layer is not that much wider than it is high."""
 _REWRITE = "write the file again with this version of mbert"
 
 
@@ -50,7 +48,7 @@ def _contents(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_adapter(path: Path) -> Adapter:
     """Read an adapter file; raises ModelFileError for anything that is not exactly one."""
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, old=True)
     kind = check_format(str(path), metadata)
     if kind != "adapter":
         raise ModelFileError(str(path), f"a file of kind {kind!r}", "an adapter", "give the adapters it was made from")
@@ -81,11 +79,13 @@ class strict:  # noqa: N801 (reads as a statement)
             ) from error
 
 
-def check_format(where: str, metadata: Any) -> str:
+def check_format(where: str, metadata: Mapping[str, Any]) -> str:
     """The file's kind; raises ModelFileError for another format version."""
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        found = metadata.get("format") if isinstance(metadata, dict) else metadata
-        raise ModelFileError(where, f"format version {found!r}", f"version {FORMAT}", "use the mbert that wrote it")
+    version = metadata.get("format")
+    if type(version) is not int or version not in (1, FORMAT):
+        raise ModelFileError(
+            where, f"format version {version!r}", f"version 1 or {FORMAT}", "use the mbert that wrote it"
+        )
     return str(metadata.get("kind"))
 
 
@@ -140,88 +140,79 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     return kept | {"sha256": adapter_sha256(adapter)}
 
 
-def unpack(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Adapter:
-    """The inverse of :func:`pack`; every name and shape is checked."""
-    check_keys(where, record, RECORD_KEYS | ({_STATISTICS} & set(record)))
-    kind, config = TYPES.get(record["type"]), AdapterConfig.from_json(record["config"])
-    sites = {site: (int(size[0]), int(size[1])) for site, size in record["sites"].items()}
-    basis = BasisRows(**record["basis"]) if record["basis"] else None
+def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
+    """The inverse of :func:`pack`; every field, name and shape is checked before anything is made of it."""
+    record = validate(AdapterRecord, value)
+    kind, basis = TYPES.get(record.type), record.basis
     expected = {
         f"site.{site}.{name}": shape
-        for site, size in sites.items()
-        for name, shape in kind.shapes(config.at(site), size).items()
+        for site, size in record.sites.items()
+        for name, shape in kind.shapes(record.config.at(site), size).items()
         if not (basis and name == "A")
     }
-    expected |= {
-        f"{part}.{name}": tuple(shape)
-        for part, key in (("shift", "shifts"), ("head", "head"))
-        for name, shape in record[key].items()
-    }
-    shapes = _statistic_shapes(where, record)
-    expected |= {f"{prefix}.{name}": shape for prefix, own in shapes.items() for name, shape in own.items()}
+    expected |= {f"shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
+    expected |= {f"head.{name}": tuple(shape) for name, shape in record.head.items()}
+    for statistic, sites in record.statistics.items():
+        for site, told in sites.items():
+            shapes = STATISTICS[statistic].shapes(*told.shape)
+            expected |= {f"{statistic}.{site}.{name}": shape for name, shape in shapes.items()}
     check_tensors(where, tensors, expected)
-    by_site: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
-    for site, size in sites.items():
-        for name, shape in kind.shapes(config.at(site), size).items():
+    _check_rebuilt(where, tensors, record)
+    by_site: dict[str, dict[str, Tensor]] = {site: {} for site in record.sites}
+    for site, size in record.sites.items():
+        for name, shape in kind.shapes(record.config.at(site), size).items():
             built = basis.matrix(site, size[1]) if basis and name == "A" else tensors[f"site.{site}.{name}"]
             if tuple(built.shape) != shape:
                 raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", _REWRITE)
             by_site[site][name] = built
     return Adapter(
-        type=record["type"],
-        config=config,
-        task=Task.from_json(record["task"]),
-        base=Base(**record["base"]),
-        max_length=int(record["max_length"]),
-        sites=sites,
+        type=record.type,
+        config=record.config,
+        task=record.task,
+        base=record.base,
+        max_length=record.max_length,
+        sites=record.sites,
         tensors=by_site,
-        shifts={name: tensors[f"shift.{name}"] for name in record["shifts"]},
-        head={name: tensors[f"head.{name}"] for name in record["head"]},
+        shifts={name: tensors[f"shift.{name}"] for name in record.shifts},
+        head={name: tensors[f"head.{name}"] for name in record.head},
         basis=basis,
-        training=dict(record["training"]),
-        scores={name: float(value) for name, value in record["scores"].items()},
-        statistics=_unpack_statistics(tensors, record, sites),
+        training=record.training.model_dump(exclude_unset=True),
+        scores=record.scores,
+        statistics=_unpack_statistics(tensors, record),
     )
 
 
-def _statistic_shapes(where: str, record: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shapes of a statistic's tensors, by ``<kind>.<site>``."""
-    shapes = {}
-    for kind, found in record.get(_STATISTICS, {}).items():
-        for site, told in found.items():
-            check_keys(where, told, {"shape", "count", "lost"})
-            first, second = told["shape"]
-            shapes[f"{kind}.{site}"] = STATISTICS[kind].shapes(int(first), int(second))
-    return shapes
+def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRecord) -> None:
+    """Raise ModelFileError where the factors that no file stores would take far more memory than the file."""
+    if record.basis is None:
+        return
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    rebuilt = sum(record.basis.count * in_features for _, in_features in record.sites.values())
+    if rebuilt > _MOST_REBUILT * stored:
+        raise ModelFileError(
+            where,
+            f"{rebuilt:,} values of basis rows to {stored:,} in the file",
+            "sites as wide as an encoder's",
+            _REWRITE,
+        )
 
 
-def _unpack_statistics(
-    tensors: Mapping[str, Tensor], record: Mapping[str, Any], sites: Mapping[str, Size]
-) -> dict[str, dict[str, Statistic]]:
+def _unpack_statistics(tensors: Mapping[str, Tensor], record: AdapterRecord) -> dict[str, dict[str, Statistic]]:
     """The inverse of :func:`_pack_statistics`; they must fit the adapter's sites and leave none out."""
     measured: dict[str, dict[str, Statistic]] = {}
-    if _STATISTICS in record and not (record[_STATISTICS] and all(record[_STATISTICS].values())):
-        raise ValueError("statistics of nothing")
-    for kind, found in record.get(_STATISTICS, {}).items():
+    for kind, found in record.statistics.items():
         measured[kind] = {}
         for site, told in found.items():
             names = STATISTICS[kind].shapes(0, 0)
             values = {name: tensors[f"{kind}.{site}.{name}"] for name in names}
-            one = STATISTICS[kind](**values, count=int(told["count"]), lost=float(told["lost"]))
-            if not one.fits(sites.get(site)) or one.count < 0 or one.lost < 0:
+            one = STATISTICS[kind](**values, count=told.count, lost=told.lost)
+            if not one.fits(record.sites.get(site)):
                 raise ValueError(f"{kind} of {site} that cannot be")
             measured[kind][site] = one
-        for site in sites:
+        for site in record.sites:
             if site not in found and not of_the_head(site):
                 raise ValueError(f"no {kind} of {site}")
     return measured
-
-
-def check_keys(where: str, record: Mapping[str, Any], known: AbstractSet[str]) -> None:
-    """Raise ModelFileError unless ``record`` has exactly the known keys."""
-    if set(record) != known:
-        odd = ", ".join(sorted(set(record) ^ known))
-        raise ModelFileError(where, f"missing or extra metadata: {odd}", ", ".join(sorted(known)), _REWRITE)
 
 
 def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -14,6 +14,7 @@ from mergekit_bert.adapters.adapter import Part, Size
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.statistics import Fisher, Gram, Statistic, check_kinds
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
@@ -99,7 +100,7 @@ def _fishers(
             calls.clear()
             with torch.enable_grad():
                 outputs = outputs_of(model, batch)
-            for direction in _directions(task, outputs.detach()):
+            for direction in kind_of(task).directions(outputs.detach()):
                 score, made = (direction * outputs).sum(), [output for *_, output in calls]
                 gradients = torch.autograd.grad(score, made, retain_graph=True, allow_unused=True)
                 pairs: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -110,20 +111,6 @@ def _fishers(
                     sums[site] += _squared(own, batch.lengths).double()
             count += len(batch.lengths)
     return {site: Fisher.of(total / count, count) for site, total in sums.items()}
-
-
-def _directions(task: Task, outputs: Float[Tensor, "rows out"]) -> list[Float[Tensor, "rows out"]]:
-    """``v_k`` with ``Σ v_k v_kᵀ = E[s sᵀ]``, ``s`` the derivative of ``log p(y)`` by the outputs and ``y`` from ``p``.
-
-    So ``E[(∂ log p / ∂W)²] = Σ_k (∂ (v_kᵀ z) / ∂W)²``, exactly. For classes ``E[s sᵀ] = diag(p) − p pᵀ``, which
-    is 0 along (1, …, 1) and leaves one fewer than classes; for a Gaussian of unit variance it is 1.
-    """
-    if task.kind != "classify":
-        return [torch.ones_like(outputs)]
-    chances = outputs.double().softmax(-1)
-    values, vectors = torch.linalg.eigh(chances.diag_embed() - chances[:, :, None] * chances[:, None])
-    roots = vectors * values.clamp(min=0).sqrt()[:, None]
-    return list(roots.to(outputs.dtype).unbind(-1)[1:])
 
 
 def _squared(pairs: Sequence[tuple[Tensor, Tensor]], lengths: tuple[int, ...]) -> Float[Tensor, "out in"]:

@@ -1,4 +1,4 @@
-"""Writing PEFT adapter folders, as :mod:`mergekit_bert.adapters.peft` reads them and PEFT loads them."""
+"""Writing PEFT adapter folders, as :mod:`mergekit_bert.adapters.peft_reading` reads them and PEFT loads them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, carried, identity
+from mergekit_bert.adapters.config import carried
+from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.encoder.folder import RECORD, scale_head
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import atomic_folder, write_json, write_plain_tensors
+from mergekit_bert.files import atomic_folder, write_json
+from mergekit_bert.tensorfile import write_plain_tensors
 
+FILES = (RECORD, CONFIG, WEIGHTS)
+"""The names in such a folder."""
 _HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 """What others know a base by."""
 

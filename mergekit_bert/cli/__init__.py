@@ -1,11 +1,15 @@
 """The command line: ``mbert COMMAND``. One file per command; heavy imports happen when a command needs them."""
 
+import contextlib
+import errno
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from mergekit_bert.cli import (
     bench,
@@ -23,10 +27,39 @@ from mergekit_bert.cli import (
     tasks,
     train_adapter,
 )
+from mergekit_bert.cli.streams import Stream, standard_streams
 from mergekit_bert.errors import MbertError, MbertWarning
+from mergekit_bert.terminal import say
+from mergekit_bert.text import one_line, printable
+
+_CUT_OFF = 141
+"""The exit code where the reader of standard output has gone, as shells tell of SIGPIPE."""
+
+
+@contextlib.contextmanager
+def _escaped() -> Iterator[None]:
+    """Escape what a usage error repeats of the command line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *given: Any, **options: Any) -> Any:
+        with _escaped():
+            return super().make_context(*given, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="mbert",
+    cls=_Commands,
     help="Train one small adapter per task on a frozen BERT-like encoder, merge or route the adapters, and know from "
     "one table what each choice costs.",
     no_args_is_help=True,
@@ -39,7 +72,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _start(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
-        print(f"mbert {metadata.version('mbert')}")
+        say(f"mbert {metadata.version('mbert')}")
         raise typer.Exit
 
 
@@ -71,20 +104,47 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, MbertWarning):
-        print(f"note: {message}", file=sys.stderr)
+        say(f"note: {one_line(str(message))}", error=True)
 
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 the user can fix it (one line says how), 2 usage."""
     warnings.showwarning = _show_warning
+    with standard_streams() as out:
+        code = _run() or _end(out)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command."""
     try:
         app(prog_name="mbert")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except MbertError as error:
-        _fail(str(error))
+        return _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or 'mbert'}: {(error.strerror or str(error)).lower()}; check the path and the disk")
+        return _fail(f"{error.filename or 'mbert'}: {_reason(error)}; check the path and the disk")
+    return 0
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
+def _end(out: Stream) -> int:
+    """The exit code of a command that has done its work: has it been able to print it?"""
+    out.flush()
+    if out.lost is None:
+        return 0
+    if out.lost.errno == errno.EPIPE:
+        return _CUT_OFF
+    return _fail(
+        f"standard output: {_reason(out.lost)}, so what was printed is lost; expected a place that can be written; "
+        "give another (files that the command writes are there)"
+    )
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _fail(message: str) -> int:
+    say(f"error: {one_line(message)}", error=True)
+    return 1

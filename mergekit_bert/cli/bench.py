@@ -25,7 +25,6 @@ def command(
     train-adapter: the estimate is for a run with them.
     """
     import torch
-    from rich import print as show
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -34,6 +33,7 @@ def command(
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.hardware import default_device, matrix_rate, pick_precision, set_threads, threads
     from mergekit_bert.progress import progress_bar
+    from mergekit_bert.terminal import say, show
     from mergekit_bert.training.bench import BATCH_SIZES, measure, seconds_of_run, tokens_of
 
     set_threads(train.threads)
@@ -48,14 +48,14 @@ def command(
         own = [one.tokens_per_second for one in speeds if one.precision == precision]
         table.add_row(precision, *(f"{rate:,.0f}" for rate in own))
     told = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
-    print(f"{device}, {threads()} CPU threads; matrix products, GFLOP/s: {told}")
-    print(f"training an adapter for {found.name}, tokens a second:")
+    say(f"{device}, {threads()} CPU threads; matrix products, GFLOP/s: {told}")
+    say(f"training an adapter for {found.name}, tokens a second:")
     show(table)
     picked = {torch.float32: "fp32", torch.bfloat16: "bf16"}[pick_precision(train.precision, device)]
     best = max(speeds, key=lambda one: one.tokens_per_second)
     seconds = seconds_of_run(tokens, train, speeds, picked)
-    print(f"--precision {train.precision} means {picked} here; the fastest is {best.precision}, {best.batch_size} rows")
-    print(
+    say(f"--precision {train.precision} means {picked} here; the fastest is {best.precision}, {best.batch_size} rows")
+    say(
         f"a run on {len(tokens)} rows, {train.epochs} epochs of {train.batch_size} rows a step in {picked}: "
         f"about {seconds:.0f} s, and the score on dev"
     )

@@ -25,7 +25,8 @@ def command(
         ),
     ] = "dev",
     limit: Annotated[
-        int | None, typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2)
+        int | None,
+        typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2, max=options.MOST),
     ] = None,
     rank: options.Rank = None,
     private: options.Private = None,
@@ -59,33 +60,36 @@ def command(
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_rows, contest_table
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import held
+    from mergekit_bert.terminal import say, say_lines
 
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     set_threads(threads)
-    contest = api.compare(
-        choose_inputs(files or [], keep or [], api.ADAPTERS, base),
-        methods=options.read_names(methods),
-        spaces=options.read_names(spaces),
-        data=data,
-        texts=options.read_texts(texts or []),
-        rows=rows,
-        limit=limit,
-        on=on,
-        rank=rank,
-        private=private,
-        calibrate=[calibrate],
-        calibrate_rows=calibrate_rows or options.CALIBRATE_ROWS,
-        seed=seed,
-        out=out,
-        base=base,
-        references=files or [],
-        force=force,
-        progress=True,
-    )
-    print(as_text(contest_table(contest.placed, contest.full)), end="")
-    print(contest_rows(contest))
-    if missing := contest_missing(contest):
-        print(missing)
-    for name, reason in contest.refused.items():
-        print(f"left out {name}: {reason}")
-    print(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")
+    with held(out):
+        contest = api.compare(
+            choose_inputs(files or [], keep or [], api.ADAPTERS, base),
+            methods=options.read_names(methods),
+            spaces=options.read_names(spaces),
+            data=data,
+            texts=options.read_texts(texts or []),
+            rows=rows,
+            limit=limit,
+            on=on,
+            rank=rank,
+            private=private,
+            calibrate=[calibrate],
+            calibrate_rows=calibrate_rows or options.CALIBRATE_ROWS,
+            seed=seed,
+            out=out,
+            base=base,
+            references=files or [],
+            force=force,
+            progress=True,
+        )
+        say_lines(as_text(contest_table(contest.placed, contest.full)))
+        say(contest_rows(contest))
+        if missing := contest_missing(contest):
+            say(missing)
+        for name, reason in contest.refused.items():
+            say(f"left out {name}: {reason}")
+        say(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

@@ -41,6 +41,7 @@ def command(
     where a method makes them dense. A PEFT folder of a regression gives values in the task's range.
     """
     from mergekit_bert import api
+    from mergekit_bert.terminal import say
 
     for path in api.convert(file, to, out, base=base, task=task, force=force):
-        print(f"wrote {path}")
+        say(f"wrote {path}")

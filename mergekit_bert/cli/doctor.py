@@ -27,7 +27,8 @@ def command(
     texts: options.Texts = None,
     keep: options.Keep = None,
     rows: Annotated[
-        int | None, typer.Option(help="Rows of each task, of --data or --texts.", min=2, show_default=str(ROWS))
+        int | None,
+        typer.Option(help="Rows of each task, of --data or --texts.", min=2, max=options.MOST, show_default=str(ROWS)),
     ] = None,
     every_site: Annotated[
         bool, typer.Option("--every-site", help="Try the merges at every site, not at one of each kind.")
@@ -53,44 +54,49 @@ def command(
     from mergekit_bert.evaluation.doctor import hints, to_json, verdicts
     from mergekit_bert.evaluation.pictures import doctor_picture
     from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
-    from mergekit_bert.files import refuse_existing, write_json
+    from mergekit_bert.files import write_json
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import Output, claimed, written
+    from mergekit_bert.terminal import say, say_lines
 
     set_threads(threads)
     plain = options.read_texts(texts or [])
     if rows is not None and not (data or plain):
         raise CompositionError("--rows", "neither --data nor --texts", "rows to take so many of", "add one, or drop it")
-    for path in filter(None, (json, picture)):
-        refuse_existing(path, force)
-    inputs = choose_inputs(files or [], keep or [], api.ADAPTERS, base)
-    folder = files[0].parent if files else api.ADAPTERS
-    found = api.doctor(
-        inputs,
-        data,
-        methods=options.read_names(methods),
-        rows=rows or ROWS,
-        every_site=every_site,
-        texts=plain,
-        base=base,
-        folder=folder,
-        progress=True,
-    )
-    print(as_text(promise_table(found.promises)), end="")
-    for name, reason in found.promises.left_out.items():
-        print(f"left out {name}: {reason}")
-    if len(found.report.names) > 1:
-        print("\n" + as_text(pair_table(found.report)) + "\n".join(matrix_legend(found.report)))
-    if found.report.capacity is not None:
-        print(f"room in the basis: {found.report.capacity} more adapters of this rank")
-    if verdicts(found.report):
-        print("\n" + as_text(verdict_table(found.report)), end="")
-    for hint in hints(found.report):
-        print(f"hint: {hint}")
-    if json is not None:
-        write_json(json, to_json(found))
-        print(f"wrote {json}")
-    if picture is not None:
-        doctor_picture(found.report, picture)
-        print(f"wrote {picture}")
-    if found.promises.broken:
-        raise typer.Exit(1)
+    with claimed(*(Output(path, force) for path in (json, picture) if path is not None)):
+        inputs = choose_inputs(files or [], keep or [], api.ADAPTERS, base)
+        folder = files[0].parent if files else api.ADAPTERS
+        found = api.doctor(
+            inputs,
+            data,
+            methods=options.read_names(methods),
+            rows=rows or ROWS,
+            every_site=every_site,
+            texts=plain,
+            base=base,
+            folder=folder,
+            progress=True,
+        )
+        say_lines(as_text(promise_table(found.promises)))
+        for name, reason in found.promises.left_out.items():
+            say(f"left out {name}: {reason}")
+        if len(found.report.names) > 1:
+            say_lines("\n" + as_text(pair_table(found.report)))
+            for line in matrix_legend(found.report):
+                say(line)
+        if found.report.capacity is not None:
+            say(f"room in the basis: {found.report.capacity} more adapters of this rank")
+        if verdicts(found.report):
+            say_lines("\n" + as_text(verdict_table(found.report)))
+        for hint in hints(found.report):
+            say(f"hint: {hint}")
+        if json is not None:
+            with written(Output(json, force)) as (part,):
+                write_json(part, to_json(found))
+            say(f"wrote {json}")
+        if picture is not None:
+            with written(Output(picture, force)) as (part,):
+                doctor_picture(found.report, part)
+            say(f"wrote {picture}")
+        if found.promises.broken:
+            raise typer.Exit(1)

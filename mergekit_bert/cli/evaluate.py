@@ -1,5 +1,6 @@
 """``mbert eval``: what a model keeps of its adapters and of full fine-tuning."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -39,19 +40,25 @@ def command(
     from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table
     from mergekit_bert.files import beside, refuse_existing, write_atomic, write_json
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import Output, claimed, held, written
+    from mergekit_bert.terminal import say, say_lines
 
     set_threads(threads)
-    for path in (json, markdown, predictions):
-        if path is not None:
-            refuse_existing(path, force)
-    if predictions is None and os.access(file.parent, os.W_OK):
-        predictions = beside(file, ".predictions")
-    evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=predictions, progress=True)
-    comparison = evaluation.comparison
-    print(as_text(comparison_table(comparison)), end="")
-    for missing in comparison.missing:
-        print(f"missing: {missing}")
-    if json is not None:
-        write_json(json, comparison.to_json())
-    if markdown is not None:
-        write_atomic(markdown, as_markdown(comparison_table(comparison)).encode())
+    with contextlib.ExitStack() as holds:
+        holds.enter_context(claimed(*(Output(path, force) for path in (json, markdown) if path is not None)))
+        if predictions is not None:
+            refuse_existing(predictions, force)
+            holds.enter_context(held(predictions))
+        elif os.access(file.parent, os.W_OK):
+            predictions = beside(file, ".predictions")
+        evaluation = api.evaluate(file, data, base=base, tasks=task or [], predictions=predictions, progress=True)
+        comparison = evaluation.comparison
+        say_lines(as_text(comparison_table(comparison)))
+        for missing in comparison.missing:
+            say(f"missing: {missing}")
+        if json is not None:
+            with written(Output(json, force)) as (part,):
+                write_json(part, comparison.to_json())
+        if markdown is not None:
+            with written(Output(markdown, force)) as (part,):
+                write_atomic(part, as_markdown(comparison_table(comparison)).encode())

@@ -28,13 +28,24 @@ def command(
     from mergekit_bert import api
     from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task
+    from mergekit_bert.encoder.folder import FILES
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import Output, claimed
 
     set_threads(train.threads)
     found = get_task(task)
     path = out or api.MODELS / found.name
     check_dev(found, data)
-    api.finetune(
-        found, data, path, base=base, train=train, resume=resume, force=force, tensorboard=tensorboard, progress=True
-    )
-    after_training(found, path, data)
+    with claimed(Output(path, force or resume, FILES)):
+        api.finetune(
+            found,
+            data,
+            path,
+            base=base,
+            train=train,
+            resume=resume,
+            force=force,
+            tensorboard=tensorboard,
+            progress=True,
+        )
+        after_training(found, path, data)

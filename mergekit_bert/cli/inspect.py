@@ -13,16 +13,11 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what a model file is: tasks and labels, base, sites and ranks, norms, training, weights, recorded scores."""
-    import json as encoder
-
-    from rich.console import Console
-
     from mergekit_bert.evaluation.describe import describe, description_tables
+    from mergekit_bert.terminal import say_json, show
 
     told = describe(file)
     if json:
-        print(encoder.dumps(told, indent=2, sort_keys=True))
-        return
-    console = Console()
-    for table in description_tables(told):
-        console.print(table)
+        say_json(told, sort_keys=True)
+    else:
+        show(*description_tables(told))

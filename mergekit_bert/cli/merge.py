@@ -1,5 +1,6 @@
 """``mbert merge``: several adapters as one model."""
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mergekit_bert.composing.composition import Ensemble, Merged
     from mergekit_bert.composing.ingredient import Ingredient
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.outputs import Output
 
 EXAMPLE = (
     "Example: mbert merge adapters/sst.safetensors adapters/sts.safetensors --method ties --space core "
@@ -58,7 +60,12 @@ def command(
     rows: options.Rows = None,
     search: Annotated[
         int | None,
-        typer.Option(help="Search for the best merge, by so many evaluations at most.", min=1, show_default="not"),
+        typer.Option(
+            help="Search for the best merge, by so many evaluations at most.",
+            min=1,
+            max=options.MOST,
+            show_default="not",
+        ),
     ] = None,
     search_over: Annotated[
         str | None,
@@ -71,6 +78,7 @@ def command(
         typer.Option(
             help="Labelled rows of each task to search on; of train, what training held out first.",
             min=1,
+            max=options.MOST,
             show_default=str(SEARCH_ROWS),
         ),
     ] = None,
@@ -115,96 +123,98 @@ def command(
     from mergekit_bert.adapters.base import encoder_of
     from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
     from mergekit_bert.composing.calibration import read_steps
+    from mergekit_bert.composing.dense import dense_outputs
     from mergekit_bert.composing.merging import parse_weights, reads_rows
     from mergekit_bert.composing.method import read_settings
-    from mergekit_bert.composing.recipe import changed, read_recipe, refuse_beside_size, with_method
+    from mergekit_bert.composing.recipe import changed, read_recipe
+    from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
     from mergekit_bert.data.source import INVENTED
-    from mergekit_bert.files import refuse_existing
+    from mergekit_bert.outputs import Output, claimed
+    from mergekit_bert.terminal import say
 
     options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     plain, steps = options.read_texts(texts or []), read_steps(calibrate)
-    if save_recipe is not None:
-        refuse_existing(save_recipe, force)
     given = read_recipe(recipe) if recipe is not None else None
     named = files or [Path(one) for one in (given.inputs if given else ())]
     more = out or data or plain or add or remove or keep_inputs or search or steps
     streams = dense is not None and not more and _are_checkpoints(named)
     out = out or OUT
-    if not streams:
-        refuse_existing(out, force)
-
-    if add or remove:
-        inputs, given = api.changed_inputs(named, add or [], remove or [], base)
-        keep_inputs = True
-    else:
-        inputs = _chosen_inputs(named, keep or [], out, base)
-    asked = changed(
-        given,
-        method=method,
-        space=space,
-        options=read_settings(set_ or []),
-        weights=parse_weights(weights or ""),
-        rank=rank,
-        private=private,
-        seed=seed,
-    )
-    refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
-    asked, reason = with_method(
-        asked,
-        inputs,
-        bool(data or plain),
-        invented=data == INVENTED and not plain,
-        searched=bool(search),
-        calibrated=bool(steps),
-        size=size,
-    )
-    if reads_rows(asked, inputs):
-        if steps and rows is not None and calibrate_rows is None:
-            raise CompositionError(
-                "--rows",
-                f"with --calibrate it could mean those that {asked.method} reads, or those to calibrate on",
-                "--rows together with --calibrate-rows",
-                "add --calibrate-rows N",
-            )
-    else:
-        if steps and calibrate_rows is None:  # then these alone can be meant
-            rows, calibrate_rows = None, rows
-        _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))
-        if data is not None and not search and not steps:
-            _note_idle(asked.method, data)
-    if dense is not None:  # before any long work
-        for task in (task for one in inputs for task in one.parts):
-            refuse_existing(dense / task, force)
-
-    if streams:
-        encoder = inputs[0].model.encoder
-        model = api.merge(inputs, asked, lazy=True)
-    else:
-        needed = dense is not None or data is not None or plain or search or steps
-        encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
-        over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
-        model = _made(
-            inputs,
-            asked,
-            out,
-            merging={"rows": rows, "keep_inputs": keep_inputs},
-            searching={"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS} if search else {},
-            calibrating={"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS} if steps else {},
-            sources={"data": data, "texts": plain, "base": encoder or base},
+    wanted = [path for path in (None if streams else out, save_recipe) if path is not None]
+    with contextlib.ExitStack() as holds:
+        holds.enter_context(claimed(*(Output(path, force) for path in wanted)))
+        if add or remove:
+            inputs, given = api.changed_inputs(named, add or [], remove or [], base)
+            keep_inputs = True
+        else:
+            inputs = _chosen_inputs(named, keep or [], out, base)
+        asked = changed(
+            given,
+            method=method,
+            space=space,
+            options=read_settings(set_ or []),
+            weights=parse_weights(weights or ""),
+            rank=rank,
+            private=private,
+            seed=seed,
         )
-        api.save(model, out, force=force)
-        tell_file(model, out)
+        refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
+        asked, reason = with_method(
+            asked,
+            inputs,
+            bool(data or plain),
+            invented=data == INVENTED and not plain,
+            searched=bool(search),
+            calibrated=bool(steps),
+            size=size,
+        )
+        if reads_rows(asked, inputs):
+            if steps and rows is not None and calibrate_rows is None:
+                raise CompositionError(
+                    "--rows",
+                    f"with --calibrate it could mean those that {asked.method} reads, or those to calibrate on",
+                    "--rows together with --calibrate-rows",
+                    "add --calibrate-rows N",
+                )
+        else:
+            if steps and calibrate_rows is None:  # then these alone can be meant
+                rows, calibrate_rows = None, rows
+            _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))
+            if data is not None and not search and not steps:
+                _note_idle(asked.method, data)
+        if dense is not None:  # before any long work
+            tasks = [task for one in inputs for task in one.parts]
+            holds.enter_context(claimed(*dense_outputs(dense, tasks, force)))
 
-    if reason:
-        tell_choice(asked.method, reason, len(inputs))
-    if save_recipe is not None:
-        _save_recipe(save_recipe, model, asked, named)
-    if not streams:
-        print(f"what it costs: mbert eval {out}")
-    if dense is not None:
-        for path in api.export(model, dense, base=encoder, force=force):
-            tell_folder(model, path)
+        if streams:
+            encoder = inputs[0].model.encoder
+            model = api.merge(inputs, asked, lazy=True)
+        else:
+            needed = dense is not None or data is not None or plain or search or steps
+            encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
+            over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
+            searching = {"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS}
+            model = _made(
+                inputs,
+                asked,
+                out,
+                merging={"rows": rows, "keep_inputs": keep_inputs},
+                searching=searching if search else {},
+                calibrating={"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS} if steps else {},
+                sources={"data": data, "texts": plain, "base": encoder or base},
+            )
+            api.save(model, out, force=force)
+            tell_file(model, out)
+
+        if reason:
+            tell_choice(asked.method, reason, len(inputs))
+        if save_recipe is not None:
+            _save_recipe(Output(save_recipe, force), model, asked, named)
+        if not streams:
+            say(f"what it costs: mbert eval {out}")
+        if dense is not None:
+            for path in api.export(model, dense, base=encoder, force=force):
+                tell_folder(model, path)
 
 
 def _are_checkpoints(files: Sequence[Path]) -> bool:
@@ -270,11 +280,14 @@ def _made(
     return api.calibrate(model, inputs=inputs, **calibrating, **sources, progress=True) if calibrating else model
 
 
-def _save_recipe(path: Path, model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:
+def _save_recipe(output: "Output", model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:
     """Write what was asked, with what a search found."""
     from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.recipe import Recipe, changed, write_recipe
+    from mergekit_bert.outputs import written
+    from mergekit_bert.terminal import say
 
     made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked
-    write_recipe(path, changed(made, inputs=[str(one) for one in files]))
-    print(f"wrote {path}")
+    with written(output) as (part,):
+        write_recipe(part, changed(made, inputs=[str(one) for one in files]))
+    say(f"wrote {output.path}")

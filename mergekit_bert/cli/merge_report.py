@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.terminal import say
 
 
 def tell_file(model: Merged | Ensemble, out: Path) -> None:
     """Say what was written."""
     size = f"{out.stat().st_size / 2**20:.2f} MiB"
     if isinstance(model, Ensemble):
-        print(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
+        say(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
         return
     ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
     low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
@@ -17,39 +18,39 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
     shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
     space = model.recipe.get("space", "full")
     where = f" in {space} space" if space != "full" else ""
-    print(f"wrote {out}: {model.title}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
+    say(f"wrote {out}: {model.title}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
     if "lost" in model.trace:
         lost = model.trace["lost"]
         worst = max(lost["sites"], key=lost["sites"].get, default="none")
-        print(
+        say(
             f"rank {lost['rank']}: {lost['in_all']:.2%} of the energy ‖Δ‖² is lost in all, most at {worst} "
             f"({lost['sites'].get(worst, 0.0):.2%})"
         )
     if model.private:
         rank, held = model.private["rank"], model.private["bytes"]
-        print(f"private: each task keeps a remainder of rank {rank} at most, {held / 2**20:.2f} MiB in all")
+        say(f"private: each task keeps a remainder of rank {rank} at most, {held / 2**20:.2f} MiB in all")
     if "search" in model.trace:
         told = model.trace["search"]
         scores = [one["score"] for one in told["evaluations"]]
-        print(
+        say(
             f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges "
             "(on the rows searched, where the best is too good; eval tells what it is worth elsewhere)"
         )
     for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
         kept = "" if told["strength"] else " (the old head is kept)"
         figures = f"{told['before']:.3f} to {told['after']:.3f}"
-        print(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
+        say(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
 
 
 def tell_choice(method: str, reason: str, inputs: int) -> None:
     """Say which method was taken where none was named, and why: the evidence is of several inputs."""
     why = f"since {reason} (docs/evidence.md)" if inputs > 1 else "though there is nothing to merge a single input with"
-    print(f"chosen: {method}, {why}")
+    say(f"chosen: {method}, {why}")
 
 
 def tell_folder(model: Merged | Ensemble, folder: Path) -> None:
     """Say what was written as a plain Hugging Face folder."""
-    print(f"wrote {folder}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
+    say(f"wrote {folder}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
 
 
 def _counted(model: Merged) -> str:

@@ -12,19 +12,19 @@ def command(
     markdown: Annotated[bool, typer.Option("--markdown", help="All methods in full, as Markdown.")] = False,
 ) -> None:
     """List the merge methods, or show one: formula, source, what it needs, spaces, options and their ranges."""
-    from rich.console import Console
     from rich.table import Table
 
     from mergekit_bert.composing.method import METHODS
     from mergekit_bert.composing.reference import COLUMNS, method_page, method_row
+    from mergekit_bert.terminal import say_lines, show
 
     if name is not None:
-        print(method_page(METHODS.get(name)))
+        say_lines(f"{method_page(METHODS.get(name))}\n")
         return
     if markdown:
-        print("\n".join(method_page(method) for method in METHODS), end="")
+        say_lines("\n".join(method_page(method) for method in METHODS))
         return
     table = Table(*COLUMNS, show_lines=False)
     for method in METHODS:
         table.add_row(*method_row(method))
-    Console().print(table)
+    show(table)

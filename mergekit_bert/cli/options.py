@@ -12,6 +12,8 @@ import typer
 
 from mergekit_bert.errors import CompositionError, DataError
 
+MOST = 10**9
+"""Of anything that is counted."""
 CALIBRATE_ROWS = 256
 """What holds where nothing is given; None as the default tells whether something was."""
 
@@ -61,13 +63,16 @@ Private = Annotated[
 ]
 Rows = Annotated[
     int | None,
-    typer.Option(help="Rows of each task for methods that need some.", show_default="the method's own number", min=1),
+    typer.Option(
+        help="Rows of each task for methods that need some.", show_default="the method's own number", min=1, max=MOST
+    ),
 ]
 CalibrateRows = Annotated[
     int | None,
     typer.Option(
         help="Rows of each task to calibrate on (labels are read for heads).",
         min=1,
+        max=MOST,
         show_default=str(CALIBRATE_ROWS),
     ),
 ]

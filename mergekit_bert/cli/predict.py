@@ -36,17 +36,32 @@ def command(
 
     Rows of several tasks may come together: without --task, each row of the input names its own in the column task.
     """
-    from mergekit_bert import api
-    from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
-    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows, read_records, read_table
     from mergekit_bert.errors import DataError
-    from mergekit_bert.files import refuse_existing, write_atomic
+    from mergekit_bert.files import write_atomic
+    from mergekit_bert.outputs import Output, claimed, written
+    from mergekit_bert.terminal import say_tsv
 
-    if out is not None:
-        refuse_existing(out, force)
-    model = api.load(file)
     if text and rows is not None:
         raise DataError("mbert predict", "texts and --input", "one of them", "drop one")
+    outputs = [Output(out, force)] if out is not None else []
+    with claimed(*outputs):
+        answer = _answer(file, text, rows, task, base)
+        for output in outputs:
+            with written(output) as (part,):
+                write_atomic(part, answer.encode())
+        if out is None:
+            say_tsv(answer)
+
+
+def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | None, base: str | None) -> str:
+    """The table of predictions as TSV."""
+    from mergekit_bert import api
+    from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
+    from mergekit_bert.data.readers import read_records, read_table
+    from mergekit_bert.data.rows import Rows, parse_requests, parse_rows
+    from mergekit_bert.errors import DataError
+
+    model = api.load(file)
     mixed = task is None and len(model.tasks) > 1 and not text
     columns = ("task",) if mixed else the_task(model, task).text
     if not text and rows is None and sys.stdin.isatty():
@@ -60,14 +75,11 @@ def command(
     if text:
         table = Rows((tuple(text),), None, where)
     else:
-        records = read_records(rows, columns) if rows else read_table(where, sys.stdin.buffer.read(), columns)
+        more = [column for one in model.tasks for column in one.text]
+        records = read_records(rows, columns, more) if rows else read_table(where, sys.stdin.buffer.read, columns)
         if mixed:
             requests = parse_requests(where, records, {one.name: one for one in model.tasks})
         else:
             table = parse_rows(where, records, the_task(model, task), labelled=False)
     predictor = api.predictor(model, base=base)
-    answer = mixed_table(predictor, requests) if mixed else predict_table(predictor, the_task(model, task), table)
-    if out is not None:
-        write_atomic(out, answer.encode())
-    else:
-        sys.stdout.write(answer)
+    return mixed_table(predictor, requests) if mixed else predict_table(predictor, the_task(model, task), table)

@@ -27,7 +27,9 @@ def command(
     that all is done in a few minutes; on real text every command's defaults apply.
     """
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import held
     from mergekit_bert.quickstart import quickstart
 
     set_threads(threads)
-    quickstart(data, base, out, TASKS, seed, force)
+    with held(out):
+        quickstart(data, base, out, TASKS, seed, force)

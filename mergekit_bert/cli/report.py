@@ -1,6 +1,5 @@
 """What a training command says when it is done."""
 
-import json
 from pathlib import Path
 
 from mergekit_bert import api
@@ -9,7 +8,8 @@ from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.training.manifest import MANIFEST, run_folder
+from mergekit_bert.terminal import say
+from mergekit_bert.training.manifest import read_manifest
 
 
 def check_dev(task: Task, data: str | None) -> None:
@@ -20,26 +20,25 @@ def check_dev(task: Task, data: str | None) -> None:
 
 def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
     """Tell how the run went, and score the model on the dev rows where there are any."""
-    manifest = json.loads((run_folder(path) / MANIFEST).read_text(encoding="utf-8"))
-    parameters, training = manifest["parameters"], manifest["training"]
-    held = manifest["history"][training["best_epoch"] - 1][f"held_out_{task.metric}"]
-    print(
-        f"wrote {path}: {training['examples']} rows, best epoch {training['best_epoch']} of {training['epochs']} "
-        f"(held-out {task.metric} {held:.3f}), {manifest['wall_seconds']:.0f} s in {training['precision']}"
+    manifest, held = read_manifest(path, task.metric)
+    parameters, training = manifest.parameters, manifest.training
+    say(
+        f"wrote {path}: {training.examples} rows, best epoch {training.best_epoch} of {training.epochs} "
+        f"(held-out {task.metric} {held:.3f}), {manifest.wall_seconds:.0f} s in {training.precision}"
     )
-    fewer = f" ({parameters['reduction_percent']:.2f} % fewer)" if parameters["reduction_percent"] else ""
-    print(
-        f"trained {parameters['trainable']:,} of {parameters['total']:,} parameters{fewer}, "
-        f"peak memory {manifest['peak_memory_bytes'] / 2**20:.0f} MiB"
+    fewer = f" ({parameters.reduction_percent:.2f} % fewer)" if parameters.reduction_percent else ""
+    say(
+        f"trained {parameters.trainable:,} of {parameters.total:,} parameters{fewer}, "
+        f"peak memory {manifest.peak_memory_bytes / 2**20:.0f} MiB"
     )
     model = api.load(path)
     if isinstance(model, Adapter) and model.basis:
         width = min(in_features for _, in_features in model.sites.values())
         left = Ledger(path.parent).capacity_left(model.base.fingerprint, model.basis.count, width)
         last = model.basis.start + model.basis.count - 1
-        print(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
+        say(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
     if has_rows(task, "dev", data):
         for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
-            print(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")
+            say(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")
     else:
-        print(f"not scored: there are no dev rows for {task.name}")
+        say(f"not scored: there are no dev rows for {task.name}")

@@ -15,19 +15,17 @@ def command(
     A task of your own is a YAML file with the keys name, kind (classify or regress), text (one or two columns), label,
     labels or range, and metric; it is given wherever a task is named.
     """
-    import json
-
-    from rich import print as show
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from mergekit_bert.data.kind import kind_of
     from mergekit_bert.data.task import TASKS, get_task
+    from mergekit_bert.terminal import say_json, show
 
     if task is not None:
-        print(json.dumps(get_task(task).to_json(), indent=2))
+        say_json(get_task(task).to_json())
         return
     table = Table("task", "labels", "metric", "chance", "what it is", box=SIMPLE_HEAD)
     for one in TASKS:
-        labels = f"{one.outputs} classes" if one.range is None else f"{one.range[0]:g} to {one.range[1]:g}"
-        table.add_row(one.name, labels, one.metric, f"{one.chance:.3f}", one.description)
+        table.add_row(one.name, kind_of(one).summary(one), one.metric, f"{one.chance:.3f}", one.description)
     show(table)

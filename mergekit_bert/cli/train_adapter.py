@@ -58,8 +58,8 @@ def command(
     from mergekit_bert.data.task import get_task
     from mergekit_bert.encoder.load import load_encoder
     from mergekit_bert.errors import TrainingError
-    from mergekit_bert.files import refuse_existing
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.outputs import Output, claimed
 
     set_threads(train.threads)
     if out is not None and len(task) > 1:
@@ -70,25 +70,24 @@ def command(
     check_kinds(kinds)
     tasks = [get_task(one) for one in task]
     paths = [out or api.default_out(one, kind) for one in tasks]
-    for one, path in zip(tasks, paths, strict=True):  # before any long work
+    for one in tasks:  # before any long work
         check_dev(one, data)
-        if not resume:
-            refuse_existing(path, force)
-    encoder = load_encoder(base)
-    for one, path in zip(tasks, paths, strict=True):
-        api.train_adapter(
-            one,
-            data,
-            path,
-            base=encoder,
-            kind=kind,
-            adapter=adapter,
-            train=train,
-            resume=resume,
-            force=force,
-            tensorboard=tensorboard,
-            progress=True,
-            with_stats=kinds,
-            avoid=avoid or (),
-        )
-        after_training(one, path, data, encoder)
+    with claimed(*(Output(path, force or resume) for path in paths)):
+        encoder = load_encoder(base)
+        for one, path in zip(tasks, paths, strict=True):
+            api.train_adapter(
+                one,
+                data,
+                path,
+                base=encoder,
+                kind=kind,
+                adapter=adapter,
+                train=train,
+                resume=resume,
+                force=force,
+                tensorboard=tensorboard,
+                progress=True,
+                with_stats=kinds,
+                avoid=avoid or (),
+            )
+            after_training(one, path, data, encoder)

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from mergekit_bert.adapters.adapter import Tensors
 from mergekit_bert.adapters.attach import fold
@@ -26,7 +25,8 @@ from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.private import remainders
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
-from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import encode
@@ -174,7 +174,7 @@ def _cross_validated(
         for found, one in zip(figures, heads, strict=True):
             with torch.no_grad():
                 outputs = _outputs(judge, {name: value.double() for name, value in one.items()})
-            column = predicted_column(task.kind, outputs.numpy(force=True))
+            column = kind_of(task).predicted(task, outputs.numpy(force=True))
             found.append(metric(task.metric).value(truth, column))
     return figures
 
@@ -217,11 +217,9 @@ def _stored(head: Classifier) -> _Stored:
 
 def _labels(task: Task, rows: Rows) -> Tensor:
     """Classes, or values on 0…1."""
-    labels = torch.from_numpy(rows.label_column())
-    if task.range is None:
-        return labels.long()
-    low, high = task.range
-    return (labels - low) / (high - low)
+    assert rows.labels is not None
+    targets = kind_of(task).targets(task, rows.labels)
+    return targets.double() if targets.is_floating_point() else targets
 
 
 def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict[str, Tensor]:
@@ -240,7 +238,7 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
     def value() -> Tensor:
         optimizer.zero_grad()
         outputs = _outputs(head, {name: old[name] + unit * move for name, move in moves.items()})
-        total = _loss(task, outputs, labels) + sum(move.square().sum() for move in moves.values())
+        total = kind_of(task).loss(outputs, labels) + sum(move.square().sum() for move in moves.values())
         total.backward()
         return total
 
@@ -255,13 +253,6 @@ def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
     values = {f"shell.{name}": value.to(hidden.device) for name, value in tensors.items()}
     outputs: Tensor = functional_call(head, values, (), {"input_ids": ids})
     return outputs
-
-
-def _loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Tensor) -> Float[Tensor, ""]:
-    """The loss of training."""
-    if task.range is None:
-        return functional.cross_entropy(outputs, labels)
-    return functional.mse_loss(outputs[:, 0], labels)
 
 
 def calibrate_scales(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.adapter import Base, Part, Tensors
 from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.delta import Delta, Dense
-from mergekit_bert.adapters.file import strict
 from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.lazy import LazyMap
@@ -67,9 +66,7 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
         raise CompositionError(
             where, "a checkpoint that does not say which base it was made from", "its base", "name it with --base"
         )
-    with strict(where):
-        named = Base(**record.base) if record is not None else ""
-    encoder = encoder_of(where, named, base, open_encoder)
+    encoder = encoder_of(where, Base(**record.base) if record is not None else "", base, open_encoder)
     with told_as(CompositionError):
         found = open_pretrained(path, where)
     weights = stored_weights(found.tensors, encoder.model)

@@ -16,11 +16,11 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.folder import folder_in_parts, load_folder, read_folder
+from mergekit_bert.encoder.folder import FILES, folder_in_parts, load_folder, read_folder
 from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.stored import StoredEncoder
-from mergekit_bert.files import refuse_existing, withdrawn
+from mergekit_bert.outputs import Output, written
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
@@ -35,29 +35,32 @@ def write_dense(
     compared too. Raises OutputError, ModelFileError.
     """
     tasks = [find_task(model, name) for name in only] or list(model.tasks)
-    paths = [folder / task.name for task in tasks]
-    for path in paths:
-        refuse_existing(path, force)
-    stored = isinstance(encoder, StoredEncoder)
-    expected = None if stored else Predictor(model, encoder)  # it checks that model and encoder fit
-    if stored:
-        check_base("model", model.base, encoder)
-    shared = (model.deltas, model.shifts) if isinstance(model, Merged) else ({}, {})
-    owns = [_own(model, task.name) for task in tasks]
-    with contextlib.ExitStack() as open_folders:
-        puts = [
-            open_folders.enter_context(folder_in_parts(path, own.head, encoder, task, _record(model, task)))
-            for path, task, own in zip(paths, tasks, owns, strict=True)
-        ]
-        for name, weight in encoder.weights.items():
-            merged = _changed(name, weight, *shared)
-            for put, own in zip(puts, owns, strict=True):
-                put(name, _changed(name, merged, own.deltas, own.shifts))
-    if expected is not None:
-        for path, task in zip(paths, tasks, strict=True):
-            with withdrawn(path):
-                _check(path, task, model, expected)
-    return paths
+    outputs = dense_outputs(folder, [task.name for task in tasks], force)
+    with written(*outputs) as parts:
+        stored = isinstance(encoder, StoredEncoder)
+        expected = None if stored else Predictor(model, encoder)  # it checks that model and encoder fit
+        if stored:
+            check_base("model", model.base, encoder)
+        shared = (model.deltas, model.shifts) if isinstance(model, Merged) else ({}, {})
+        owns = [_own(model, task.name) for task in tasks]
+        with contextlib.ExitStack() as open_folders:
+            puts = [
+                open_folders.enter_context(folder_in_parts(part, own.head, encoder, task, _record(model, task)))
+                for part, task, own in zip(parts, tasks, owns, strict=True)
+            ]
+            for name, weight in encoder.weights.items():
+                merged = _changed(name, weight, *shared)
+                for put, own in zip(puts, owns, strict=True):
+                    put(name, _changed(name, merged, own.deltas, own.shifts))
+        if expected is not None:
+            for part, task in zip(parts, tasks, strict=True):
+                _check(part, task, model, expected)
+    return [output.path for output in outputs]
+
+
+def dense_outputs(folder: Path, tasks: Sequence[str], force: bool) -> list[Output]:
+    """The folders that :func:`write_dense` writes for ``tasks``."""
+    return [Output(folder / task, force, FILES) for task in tasks]
 
 
 def _own(model: Composition, task: str) -> Own:

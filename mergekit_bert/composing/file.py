@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Base, Tensors
+from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import (
     FORMAT,
-    RECORD_KEYS,
     check_format,
-    check_keys,
     check_tensors,
     pack,
     strict,
@@ -29,29 +27,14 @@ from mergekit_bert.adapters.file import (
 )
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
-from mergekit_bert.data.task import Task
+from mergekit_bert.composing.record import EnsembleRecord, MergedRecord, PatchRecord
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import ModelFileError
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.schema import validate
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
-_MERGED_KEYS = {
-    "method",
-    "weights",
-    "base",
-    "sites",
-    "shifts",
-    "order",
-    "own",
-    "parts",
-    "recipe",
-    "trace",
-    "experts",
-    "kept",
-}
 _PRIVATE = "private"
 """A key that is there only in the record of a merge whose tasks keep remainders of shared Deltas."""
-_OWN_KEYS = {"sites", "shifts"}
-_PART_KEYS = RECORD_KEYS - {"sites", "shifts", "base"} | {"sha256"}
 
 
 def write_model(path: Path, model: Composition) -> None:
@@ -75,9 +58,9 @@ def read_model(path: Path) -> Model:
         )
     if path.is_dir():
         return read_folder(path)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, old=True)
     kind = check_format(str(path), metadata)
-    readers: dict[str, Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Model]] = {
+    readers: dict[str, Callable[[str, Mapping[str, Tensor], Any], Model]] = {
         "adapter": unpack,
         "merged": _unpack_merged,
         "ensemble": _unpack_ensemble,
@@ -109,30 +92,30 @@ def _pack_deltas(prefix: str, deltas: Mapping[str, Delta], shifts: Tensors) -> t
     return tensors, {"sites": sites, "shifts": {name: list(tensor.shape) for name, tensor in shifts.items()}}
 
 
-def _shapes(prefix: str, record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a record tells of."""
+def _shapes(prefix: str, record: PatchRecord) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a record describes."""
     expected: dict[str, tuple[int, ...]] = {}
-    for site, told in record["sites"].items():
-        (out_features, in_features), rank = told["size"], told["rank"]
+    for site, told in record.sites.items():
+        (out_features, in_features), rank = told.size, told.rank
         if rank is None:
             expected[f"{prefix}site.{site}.dense"] = (out_features, in_features)
         else:
             expected[f"{prefix}site.{site}.B"] = (out_features, rank)
             expected[f"{prefix}site.{site}.A"] = (rank, in_features)
-    return expected | {f"{prefix}shift.{name}": tuple(shape) for name, shape in record["shifts"].items()}
+    return expected | {f"{prefix}shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
 
 
 def _unpack_deltas(
-    prefix: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+    prefix: str, tensors: Mapping[str, Tensor], record: PatchRecord
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """The inverse of :func:`_pack_deltas`."""
     deltas: dict[str, Delta] = {
         site: Dense(tensors[f"{prefix}site.{site}.dense"])
-        if told["rank"] is None
+        if told.rank is None
         else LowRank(tensors[f"{prefix}site.{site}.B"], tensors[f"{prefix}site.{site}.A"])
-        for site, told in record["sites"].items()
+        for site, told in record.sites.items()
     }
-    return deltas, {name: tensors[f"{prefix}shift.{name}"] for name in record["shifts"]}
+    return deltas, {name: tensors[f"{prefix}shift.{name}"] for name in record.shifts}
 
 
 def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -160,45 +143,42 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-def _unpack_merged(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Merged:
-    check_keys(where, record, _MERGED_KEYS | ({_PRIVATE} & set(record)))
-    parts = {task: record["parts"][task] for task in record["order"]}
-    weighed = {task: name for name in record["weights"] for task in name.split("+")}
-    if not parts or not set(parts) == set(record["parts"]) == set(record["own"]) == set(weighed):
-        raise ValueError(f"parts {', '.join(record['parts'])} with weights {', '.join(record['weights'])}")
-    kept, tensors = _unpack_experts(where, tensors, {task: record["experts"][task] for task in record["kept"]})
+def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Merged:
+    record = validate(MergedRecord, value)
+    weighed = {task: name for name in record.weights for task in name.split("+")}
+    if not record.order or not (
+        sorted(record.order) == sorted(record.parts) == sorted(record.own) == sorted(weighed)
+        and sorted(record.kept) == sorted(record.experts)
+    ):
+        raise ValueError(f"parts {', '.join(record.parts)} with weights {', '.join(record.weights)}")
+    kept, tensors = _unpack_experts(where, tensors, {task: value["experts"][task] for task in record.kept})
     expected = _shapes("", record)
-    for task, part in parts.items():
-        check_keys(where, part, _PART_KEYS)
-        check_keys(where, record["own"][task], _OWN_KEYS)
-        if Task.from_json(part["task"]).name != task:
+    for task, part in record.parts.items():
+        if part.task.name != task:
             raise ValueError(f"the part {task!r} is of another task")
-        expected |= _shapes(f"own.{task}.", record["own"][task])
-        expected |= {f"own.{task}.head.{name}": tuple(shape) for name, shape in part["head"].items()}
+        expected |= _shapes(f"own.{task}.", record.own[task])
+        expected |= {f"own.{task}.head.{name}": tuple(shape) for name, shape in part.head.items()}
     check_tensors(where, tensors, expected)
     deltas, shifts = _unpack_deltas("", tensors, record)
     model = Merged(
-        method=str(record["method"]),
-        weights={weighed[task]: float(record["weights"][weighed[task]]) for task in parts},
-        base=Base(**record["base"]),
+        method=record.method,
+        weights={weighed[task]: record.weights[weighed[task]] for task in record.order},
+        base=record.base,
         deltas=deltas,
         shifts=shifts,
         own={
             task: Own(
-                {name: tensors[f"own.{task}.head.{name}"] for name in part["head"]},
-                *_unpack_deltas(f"own.{task}.", tensors, record["own"][task]),
+                {name: tensors[f"own.{task}.head.{name}"] for name in record.parts[task].head},
+                *_unpack_deltas(f"own.{task}.", tensors, record.own[task]),
             )
-            for task, part in parts.items()
+            for task in record.order
         },
-        parts=parts,
-        recipe=dict(record["recipe"]),
-        trace=dict(record["trace"]),
+        parts={task: value["parts"][task] for task in record.order},
+        recipe=value["recipe"],
+        trace=value["trace"],
         kept=kept,
     )
-    _check_own(model, record.get(_PRIVATE, {}))
-    for task in parts:
-        model.part(task)
-    model.seen()
+    _check_own(model, value.get(_PRIVATE, {}))
     return model
 
 
@@ -218,11 +198,11 @@ def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"router": model.router, "order": list(experts), "experts": experts}
 
 
-def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Ensemble:
-    check_keys(where, record, {"router", "order", "experts"})
-    if record["router"] != "task" or sorted(record["order"]) != sorted(record["experts"]) or not record["order"]:
-        raise ValueError(f"router {record['router']!r} with experts {', '.join(record['experts'])}")
-    experts, others = _unpack_experts(where, tensors, {task: record["experts"][task] for task in record["order"]})
+def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], value: Any) -> Ensemble:
+    record = validate(EnsembleRecord, value)
+    if sorted(record.order) != sorted(record.experts):
+        raise ValueError(f"the order {', '.join(record.order)} with experts {', '.join(record.experts)}")
+    experts, others = _unpack_experts(where, tensors, {task: value["experts"][task] for task in record.order})
     for name in others:
         raise ModelFileError(where, f"an extra tensor {name!r}", "tensors of its experts", "write the file again")
     return Ensemble(experts)

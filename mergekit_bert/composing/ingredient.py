@@ -11,7 +11,8 @@ from mergekit_bert.adapters.file import provenance
 from mergekit_bert.composing.composition import Merged, Own
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import file_fingerprint, fingerprint, tensor_file_sha256
+from mergekit_bert.files import file_fingerprint, fingerprint
+from mergekit_bert.tensorfile import tensor_file_sha256
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,15 @@ from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
+from mergekit_bert.files import fingerprint, remove
 from mergekit_bert.progress import progress_bar
+from mergekit_bert.schema import Finite, Schema, SchemaError, Sha256, validate
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of every parameter."""
 _SAVE_SECONDS = 30.0
 
 
@@ -121,7 +125,7 @@ def descend(
     optimizer = torch.optim.Adam(parameters.values(), fused=True)
     path = folder / CHECKPOINT if folder is not None else None
     known = fingerprint({"run": key, "made_by": made_by()})
-    losses = _resume(path, known, parameters, optimizer)
+    losses = _resume(path, known, parameters, optimizer, steps)
     warmup, saved = max(1, round(0.1 * steps)), time.monotonic()
     with progress_bar(title, steps, show) as bar:
         for step in range(len(losses), steps):
@@ -157,27 +161,56 @@ def _save(
 ) -> None:
     tensors = {f"value.{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     write_tensors(path, tensors, {"kind": "descent", "key": key, "losses": losses})
 
 
+class _Descent(Schema):
+    """A checkpoint's metadata."""
+
+    kind: str
+    key: Sha256
+    losses: list[Finite]
+
+
 def _resume(
-    path: Path | None, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam
+    path: Path | None, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, steps: int
 ) -> list[float]:
-    """Put a run that was cut short back where its checkpoint left it; one of another run is passed over."""
+    """Put a run that was cut short back where its checkpoint left it; one of another run is passed over.
+
+    Raises CompositionError for one that is broken, OutputError for that of a training run.
+    """
     if path is None or not path.exists():
         return []
-    tensors, metadata = read_tensors(path)
-    if metadata.get("key") != key:
-        return []
-    losses = list(metadata["losses"])
+    try:
+        tensors, metadata = read_tensors(path)
+        if metadata.get("kind") != "descent":
+            raise OutputError(
+                str(path),
+                "the checkpoint of an unfinished training run",
+                "a place of its own",
+                "choose another --out, or finish that run with --resume",
+            )
+        record = validate(_Descent, metadata)
+        if record.key != key:
+            return []
+        expected = {f"{kind}.{name}": one for kind in ("value", *_MOMENTS) for name, one in parameters.items()}
+        same = expected.keys() == tensors.keys() and len(record.losses) <= steps
+        if not same or any(_kind(tensors[name]) != _kind(one) for name, one in expected.items()):
+            raise SchemaError("other tensors than the run has, or more steps")
+    except (ModelFileError, SchemaError) as error:
+        found = error.found if isinstance(error, ModelFileError) else f"a broken checkpoint ({error})"
+        raise CompositionError(
+            str(path), found, "one as mbert writes it", "remove it: the merge then begins anew"
+        ) from error
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"value.{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-            }
-    return losses
+            moments = {kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in _MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(float(len(record.losses))), **moments}
+    return record.losses
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype

@@ -18,12 +18,13 @@ from mergekit_bert.composing.ingredient import Ingredient, check_together, of_ad
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
 from mergekit_bert.composing.private import remainders
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, with_method
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.composing.recommendation import with_method
 from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import finite
+from mergekit_bert.tensorfile import finite
 
 Input = Adapter | Merged | Ingredient
 _MEASURED = ("gram", "fisher")

@@ -168,6 +168,10 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+_LARGEST = 1e9
+"""Beyond it no option means anything, and sums overflow."""
+
+
 def _number(text: str) -> float | int | str:
     for kind in (int, float):
         try:
@@ -195,7 +199,7 @@ def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         number = None
     low, high = metadata["low"], metadata["high"]
-    inside = number is not None and number == number and abs(number) != float("inf")
+    inside = number is not None and abs(number) <= _LARGEST  # neither NaN nor infinite
     if not inside or (low is not None and number < low) or (high is not None and number > high):
         raise wrong
     if kind is int and not isinstance(value, str) and number != value:

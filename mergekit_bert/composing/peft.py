@@ -1,6 +1,5 @@
 """PEFT folders in and out: which base and task one is for, and what it becomes here."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from mergekit_bert.adapters.base import Loader, encoder_of
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.adapters.file import provenance
-from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, adapter_of, is_peft, open_peft
-from mergekit_bert.adapters.peft_writing import write_adapter_folder
+from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
+from mergekit_bert.adapters.peft_reading import adapter_of
+from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
@@ -20,7 +20,9 @@ from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import file_fingerprint, refuse_existing, withdrawn
+from mergekit_bert.files import file_fingerprint
+from mergekit_bert.outputs import Output, written
+from mergekit_bert.patterns import exactly
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
@@ -57,8 +59,8 @@ def _base(folder: PeftFolder) -> Base | str:
     """What the folder says of its base; raises CompositionError where that cannot be followed."""
     if folder.base is not None:
         return folder.base
-    name, revision = folder.base_name, folder.config.get("revision")
-    if not isinstance(name, str) or not name or revision not in (None, "", "main"):
+    name, revision = folder.base_name, folder.config.revision
+    if not name or revision not in (None, "", "main"):
         raise CompositionError(
             str(folder.path),
             f"base {name!r:.200}, revision {revision!r:.60}",
@@ -95,15 +97,13 @@ def write_peft(folder: Path, model: Composition, encoder: Encoder, force: bool =
         paths = {folder: model}
     else:
         paths = {folder / task.name: _expert(model, task.name) for task in model.tasks}
-    for path in paths:
-        refuse_existing(path, force and is_peft(path))  # nothing but such a folder is replaced
-    expected = Predictor(model, encoder)
-    for path, adapter in paths.items():
-        write_adapter_folder(path, adapter, encoder)
-        rows = Rows(tuple((text,) * len(adapter.task.text) for text in _CHECK), None, "check")
-        with withdrawn(path):
-            found = Predictor(read_peft(path, encoder), encoder)
-            check_same_outputs(str(path), expected.outputs(adapter.name, rows), found.outputs(adapter.name, rows))
+    with written(*(Output(path, force, FILES) for path in paths)) as parts:
+        expected = Predictor(model, encoder)
+        for part, adapter in zip(parts, paths.values(), strict=True):
+            write_adapter_folder(part, adapter, encoder)
+            rows = Rows(tuple((text,) * len(adapter.task.text) for text in _CHECK), None, "check")
+            found = Predictor(read_peft(part, encoder), encoder)
+            check_same_outputs(str(part), expected.outputs(adapter.name, rows), found.outputs(adapter.name, rows))
     return list(paths)
 
 
@@ -129,7 +129,7 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
     config = AdapterConfig(
         rank=usual,
         alpha=float(usual),
-        targets="|".join(map(re.escape, low)),
+        targets=exactly(low),
         basis="random",
         rank_pattern=own,
         alpha_pattern={site: float(rank) for site, rank in own.items()},

@@ -7,8 +7,9 @@ prediction costs what the bare encoder costs. Routing is by the task that the ca
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from mergekit_bert.adapters.file import check_base, check_part
 from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import Tokens, join, tokenise
-from mergekit_bert.data.rows import Rows, tsv_text
+from mergekit_bert.data.kind import Prediction, kind_of
+from mergekit_bert.data.readers import tsv_text
+from mergekit_bert.data.rows import Rows, given_rows, items
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.folder import FullModel, load_folder
@@ -27,21 +30,6 @@ from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one row.
-
-    ``label`` is the label as it stands in the data (a regression's value as text), ``name`` how a person reads it,
-    ``value`` the label's probability, or the regression's value inside the task's range. ``outputs`` is what the head
-    gave: logits, or the value before it was kept in range.
-    """
-
-    label: str
-    name: str
-    value: float
-    outputs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +46,7 @@ class Predictor:
     def __init__(self, model: Model, encoder: Encoder | None = None, where: str = "model") -> None:
         """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
         self.model, self.encoder, self.where = model, encoder, where
+        self._tasks = {task.name: task for task in model.tasks}
         self._ready: dict[str, _Ready] = {}
         self._shared: Encoder | None = None
         self._mixture: Mixture | None = None
@@ -73,58 +62,79 @@ class Predictor:
         self, task: str, rows: Rows, tick: Callable[[int], None] = lambda rows: None
     ) -> Float[np.ndarray, "rows out"]:
         """What the head gives for every row: logits (rows, labels), or (rows, 1) values in the task's own units."""
-        found = find_task(self.model, task)
+        found = self._task("task", task)
+        _check_texts(rows, repeat(found))
         ready = self._prepare(found)
         tokens = _tokens(found, rows, ready.tokenizer, ready.max_length, ready.pad_token)
         values = forward_rows(ready.model, tokens, tick=tick)
-        return values if isinstance(self.model, FullModel) else scaled(values, found.range)
+        return values if isinstance(self.model, FullModel) else scaled(values, found)
 
-    def predict(self, task: str, texts: Sequence[str | Sequence[str]]) -> list[Prediction]:
-        """Answers for ``texts``: strings, or pairs of strings for a pair task."""
-        if not texts:
-            return []
-        rows = Rows(tuple((one,) if isinstance(one, str) else tuple(one) for one in texts), None, "texts")
-        return predictions(find_task(self.model, task), self.outputs(task, rows))
+    def predict(self, task: str, texts: Iterable[str | Iterable[str]]) -> list[Prediction]:
+        """Answers for ``texts``: strings, or pairs of strings for a pair task.
 
-    def mixed(self, requests: Sequence[tuple[str, str | Sequence[str]]]) -> list[Prediction]:
+        Raises DataError naming the row for anything else, CompositionError for a task that the model does not answer,
+        ModelFileError if what the model gives is not finite.
+        """
+        found = self._task("task", task)
+        rows = given_rows("texts", texts)
+        return predictions(found, self.outputs(task, rows), self.where) if len(rows) else []
+
+    def mixed(self, requests: Iterable[tuple[str, str | Iterable[str]]]) -> list[Prediction]:
         """Answers for requests (task, text or pair of texts) in their order, the rows of all tasks together.
 
         The frozen encoder sees all rows at once and each goes through its own adapter and head: quicker than task by
         task where every task has few rows. (Task by task it is where an architecture cannot be packed: DeBERTa puts
-        its positions through the adapted layers, so that rows of two adapters cannot share them.) Raises
-        CompositionError for a model folder, which has one task.
+        its positions through the adapted layers, so that rows of two adapters cannot share them.) Raises what
+        :meth:`predict` raises, and CompositionError for a model folder, which has one task.
         """
         if isinstance(self.model, FullModel):
             raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
-        known = {task.name: task for task in self.model.tasks}
-        tasks = [known.get(name) or find_task(self.model, name) for name, _ in requests]
-        texts = [(text,) if isinstance(text, str) else tuple(text) for _, text in requests]
-        answers: list[Any] = [None] * len(requests)
-        if not requests:
-            return answers
-        if not packing.enabled(self._base().model):
-            for name in dict.fromkeys(name for name, _ in requests):
-                own = [place for place, one in enumerate(tasks) if one.name == name]
-                for place, answer in zip(own, self.predict(name, [texts[place] for place in own]), strict=True):
-                    answers[place] = answer
-            return answers
-        mixture, encoder = self._mix(), self._base()
-        parts, owners = list[Tokens](), list[int]()
-        places: list[int] = []
-        numbers = {name: number for number, name in enumerate(known)}
-        by_task: dict[str, list[int]] = {}
+        tasks, rows = self._requests(requests)
+        places: dict[str, list[int]] = {}
         for place, task in enumerate(tasks):
-            by_task.setdefault(task.name, []).append(place)
-        for name, own in by_task.items():
-            rows = Rows(tuple(texts[place] for place in own), None, "texts")
+            places.setdefault(task.name, []).append(place)
+        if packing.enabled(self._base().model):
+            outputs = self._mixed_outputs(rows, places)
+        else:
+            outputs = {name: self.outputs(name, rows.take(own)) for name, own in places.items()}
+        answers: dict[int, Prediction] = {}
+        for name, own in places.items():
+            answers.update(zip(own, predictions(self._tasks[name], outputs[name], self.where), strict=True))
+        return [answers[place] for place in range(len(rows))]
+
+    def _mixed_outputs(self, rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """What the heads give for the rows of each task, those at ``places``, all computed together."""
+        if not places:
+            return {}
+        mixture, encoder, numbers = self._mix(), self._base(), {name: number for number, name in enumerate(self._tasks)}
+        parts, owners = list[Tokens](), list[int]()
+        for name, own in places.items():
             length = mixture.max_lengths[numbers[name]]
-            parts.append(_tokens(known[name], rows, encoder.tokenizer, length, encoder.pad_token))
+            parts.append(_tokens(self._tasks[name], rows.take(own), encoder.tokenizer, length, encoder.pad_token))
             owners += [numbers[name]] * len(own)
-            places += own
-        outputs = mixture.outputs(join(parts), owners)
-        for place, output in zip(places, outputs, strict=True):
-            answers[place] = predictions(tasks[place], scaled(output[None], tasks[place].range))[0]
-        return answers
+        outputs = iter(mixture.outputs(join(parts), owners))
+        return {name: scaled(np.stack([next(outputs) for _ in own]), self._tasks[name]) for name, own in places.items()}
+
+    def _requests(self, requests: object) -> tuple[list[Task], Rows]:
+        """The tasks and the texts of requests; raises DataError naming the row."""
+        tasks, texts, expected = list[Task](), list[Any](), "(task, text or pair of texts)"
+        for number, request in enumerate(items("requests", requests, f"a list of {expected}"), start=1):
+            where = f"requests, row {number}"
+            values = items(where, request, expected)
+            if len(values) != 2:
+                raise DataError(where, f"{len(values)} values", expected, "correct it")
+            tasks.append(self._task(where, values[0]))
+            texts.append(values[1])
+        rows = given_rows("requests", texts)
+        _check_texts(rows, tasks)
+        return tasks, rows
+
+    def _task(self, where: str, name: object) -> Task:
+        """The task called ``name``; raises DataError for what is no name, CompositionError for an unknown one."""
+        if not isinstance(name, str):
+            found, names = f"a task of type {type(name).__name__}", ", ".join(self._tasks)
+            raise DataError(where, found, f"a task's name, one of {names}", "give its name")
+        return self._tasks.get(name) or find_task(self.model, name)
 
     def _base(self) -> Encoder:
         assert self.encoder is not None
@@ -172,16 +182,20 @@ class Predictor:
         return _Ready(model, encoder.tokenizer, part.max_length, encoder.pad_token)
 
 
-def _tokens(task: Task, rows: Rows, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
-    """The rows of a task, checked and tokenised; a note tells of rows that are cut."""
-    for texts in rows.texts:
+def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:
+    """Raise DataError for a row that has not as many texts as its task."""
+    for number, (texts, task) in enumerate(zip(rows.texts, tasks, strict=False), start=1):
         if len(texts) != len(task.text):
             raise DataError(
-                rows.where,
+                f"{rows.where}, row {number}",
                 f"{len(texts)} texts in a row",
                 f"{len(task.text)} for {task.name!r}",
                 f"give {' and '.join(task.text)}",
             )
+
+
+def _tokens(task: Task, rows: Rows, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
+    """The rows of a task, tokenised; a note tells of rows that are cut."""
     tokens = tokenise(dataclasses.replace(rows, labels=None), task, tokenizer, max_length, pad_token)
     if tokens.truncated:
         warnings.warn(
@@ -192,34 +206,24 @@ def _tokens(task: Task, rows: Rows, tokenizer: Any, max_length: int, pad_token: 
     return tokens
 
 
-def predictions(task: Task, outputs: Float[np.ndarray, "rows out"]) -> list[Prediction]:
-    """Outputs as answers."""
-    if task.range is not None:
-        low, high = task.range
-        kept = np.clip(outputs[:, 0], low, high)
-        return [
-            Prediction(f"{value:.4f}", f"{value:.4f}", float(value), (float(raw),))
-            for value, raw in zip(kept, outputs[:, 0], strict=True)
-        ]
-    spread = np.exp(outputs - outputs.max(1, keepdims=True))
-    chances = spread / spread.sum(1, keepdims=True)
-    best = outputs.argmax(1)
-    return [
-        Prediction(
-            task.labels[index],
-            task.display(int(index)),
-            float(chances[row, index]),
-            tuple(float(value) for value in outputs[row]),
+def predictions(task: Task, outputs: Float[np.ndarray, "rows out"], where: str = "model") -> list[Prediction]:
+    """Outputs as answers; raises ModelFileError if one is not finite. ``where`` is what the message calls the model."""
+    finite = np.isfinite(outputs).all(1)
+    if not finite.all():
+        raise ModelFileError(
+            f"{where}, task {task.name!r}",
+            f"outputs that are not finite for {(~finite).sum()} of {len(outputs)} rows",
+            "finite numbers",
+            "check its tensors with `mbert inspect`, and train or merge it again",
         )
-        for row, index in enumerate(best)
-    ]
+    return kind_of(task).decode(task, outputs)
 
 
 def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A TSV with a row for each (task, texts): task, prediction, label's name and probability (empty for a value)."""
     lines: list[list[object]] = [["task", "prediction", "name", "probability"]]
     for (name, _), answer in zip(requests, predictor.mixed(requests), strict=True):
-        classifies = find_task(predictor.model, name).kind == "classify"
+        classifies = kind_of(find_task(predictor.model, name)).has_probability
         lines.append([name, answer.label, *([answer.name, f"{answer.value:.4f}"] if classifies else ["", ""])])
     return tsv_text(lines)
 
@@ -238,8 +242,9 @@ def the_task(model: Model, name: str | None) -> Task:
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
     """A TSV: the texts, the predicted label, its name, and its probability (of a regression: prediction alone)."""
-    more = ["name", "probability"] if task.kind == "classify" else []
+    more = ["name", "probability"] if kind_of(task).has_probability else []
     lines = [[*task.text, "prediction", *more]]
-    for texts, answer in zip(rows.texts, predictions(task, predictor.outputs(task.name, rows)), strict=True):
+    answers = predictions(task, predictor.outputs(task.name, rows), predictor.where)
+    for texts, answer in zip(rows.texts, answers, strict=True):
         lines.append([*texts, answer.label, *([answer.name, f"{answer.value:.4f}"] if more else [])])
     return tsv_text(lines)

@@ -2,48 +2,56 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
+from pydantic import Field
 
-from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
-from mergekit_bert.composing.recommendation import recommend
 from mergekit_bert.composing.spaces import SPACES
+from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import write_atomic
+from mergekit_bert.patterns import PatternError, check_patterns, matches
 from mergekit_bert.registry import unknown
+from mergekit_bert.schema import Rank, Scalar, SchemaError, Seed, Text, validate
+from mergekit_bert.strict import STRICT, Before, from_pairs
 
 ENSEMBLE = "ensemble"
 _LARGEST_WEIGHT = 1e6
 """Beyond it the sums of float32 values overflow or drown all others."""
+_LARGEST_RANK = 2**16
+Weight = Annotated[float, Field(ge=-_LARGEST_WEIGHT, le=_LARGEST_WEIGHT)]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to merge.
 
-    An empty ``method`` is the recommended one, see :func:`with_method`. ``weights`` are by input name; an input
+    An empty ``method`` is the recommended one, see
+    :func:`~mergekit_bert.composing.recommendation.with_method`. ``weights`` are by input name; an input
     without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
     instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
     is the rank of the remainder that every task keeps for itself at every site (None or 0: none). ``options`` are the
     method's.
     """
 
-    method: str = ""
-    space: str = "full"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    rank: int | None = None
-    private: int | None = None
-    seed: int = 0
-    inputs: Sequence[str] = ()
+    __pydantic_config__: ClassVar = STRICT
+
+    method: Text = ""
+    space: Text = "full"
+    options: Mapping[Text, Scalar] = field(default_factory=dict)
+    weights: Mapping[Text, Weight] = field(default_factory=dict)
+    layers: Annotated[Mapping[Text, Mapping[Text, Weight]], Before(from_pairs)] = field(default_factory=dict)
+    rank: Rank | None = None
+    private: Rank | None = None
+    seed: Seed = 0
+    inputs: Sequence[Text] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
@@ -55,13 +63,20 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
-        """The inverse of :meth:`to_json`."""
-        return cls(**{**value, "layers": dict(value["layers"])})
+        """The inverse of :meth:`to_json`; raises SchemaError for anything else."""
+        return validate(cls, value)
 
     def check(self, ingredients: Sequence[Ingredient]) -> None:
         """Raise CompositionError or UnknownNameError for what these inputs cannot be merged by."""
         if self.method != ENSEMBLE and self.method not in METHODS.names():
             raise unknown("merge method", self.method, [*METHODS.names(), ENSEMBLE])
+        for name, value, low, high in (
+            ("--rank", self.rank, 1, _LARGEST_RANK),
+            ("--private", self.private, 0, _LARGEST_RANK),
+            ("--seed", self.seed, 0, 2**63 - 1),
+        ):
+            if value is not None and not low <= value <= high:
+                raise CompositionError(name, f"{value}", f"a whole number from {low} to {high}", f"correct {name}")
         if self.method == ENSEMBLE:
             self._check_ensemble()
             return
@@ -75,10 +90,6 @@ class Recipe:
                 f"one of {', '.join(method.spaces)}",
                 "choose another space or method",
             )
-        if self.rank is not None and self.rank < 1:
-            raise CompositionError("--rank", f"{self.rank}", "a whole number of at least 1", "correct --rank")
-        if self.private is not None and self.private < 0:
-            raise CompositionError("--private", f"{self.private}", "a whole number of at least 0", "correct --private")
         make_options(method, self.options)
         if self.layers and method.learn is not None:
             raise CompositionError(
@@ -86,18 +97,24 @@ class Recipe:
             )
         names = [one.name for one in ingredients]
         _check_weights("--weights", self.weights, names)
+        self._check_layers(names, {site for one in ingredients for site in one.deltas})
+        method.check(ingredients)
+        chosen_weights(method, ingredients, self.weights)
+
+    def _check_layers(self, names: Sequence[str], sites: AbstractSet[str]) -> None:
+        try:
+            check_patterns(self.layers)
+        except PatternError as error:
+            raise CompositionError("layers", f"{error}", "patterns of whole site names", "correct them") from error
         for pattern, weights in self.layers.items():
             _check_weights(f"layers, {pattern!r}", weights, names)
-            sites = {site for one in ingredients for site in one.deltas}
-            if not any(re.fullmatch(pattern, site) for site in sites):
+            if not any(matches(pattern, site) for site in sites):
                 raise CompositionError(
                     f"layers, {pattern!r}",
                     "no site matches it",
                     f"a pattern of whole names such as {min(sites, default='none')}",
                     "correct the pattern",
                 )
-        method.check(ingredients)
-        chosen_weights(method, ingredients, self.weights)
 
     def _check_ensemble(self) -> None:
         for name, given in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
@@ -121,7 +138,7 @@ class Recipe:
         """The weights that hold at ``site``."""
         found = dict(weights)
         for pattern, own in self.layers.items():
-            if re.fullmatch(pattern, site):
+            if matches(pattern, site):
                 found |= own
         return found
 
@@ -136,42 +153,6 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             raise CompositionError(
                 where, f"'{name}={weight}'", f"a number within ±{_LARGEST_WEIGHT:g}", f"correct {where}"
             )
-
-
-def with_method(
-    recipe: Recipe,
-    ingredients: Sequence[Ingredient],
-    rows: bool,
-    *,
-    invented: bool = False,
-    searched: bool = False,
-    calibrated: bool = False,
-    size: float | None = None,
-) -> tuple[Recipe, str]:
-    """``recipe`` with the recommended method where it names none, and the reason ("" where it does).
-
-    Within ``size`` MiB: the ensemble where it fits and nothing is asked that only a merge has, else the largest rank
-    that fits. Raises CompositionError for what no rank can hold to a size.
-    """
-    if size is not None:
-        for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
-            refuse_beside_size(name, given)
-        refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
-        told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
-            reason = "all inputs fit side by side, where they lose nothing; --rank makes one merged model instead"
-            return dataclasses.replace(recipe, method=ENSEMBLE), reason
-        recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
-    if recipe.method:
-        return recipe, ""
-    method, reason = recommend(ingredients, rows, invented=invented, searched=searched)
-    return dataclasses.replace(recipe, method=method), reason
-
-
-def refuse_beside_size(name: str, given: object) -> None:
-    """Raise CompositionError for an option that decides the size itself."""
-    if given:
-        raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
 
 
 def settled(recipe: Recipe, ingredients: Sequence[Ingredient]) -> Recipe:
@@ -207,64 +188,27 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML recipe; raises CompositionError naming line and key."""
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        found = getattr(error, "strerror", None) or "not a text in UTF-8"
-        raise CompositionError(str(path), found.lower(), "a YAML file", "check the path") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise CompositionError(where, "not YAML", "key: value lines", "correct the line") from error
-    if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
-        raise CompositionError(str(path), "not a mapping", "key: value lines", "see docs/merging.md")
-    keys = [str(key.value) for key, _ in node.value]
-    for place, (key, _) in enumerate(node.value):
-        if str(key.value) in keys[:place]:
-            where = f"{path}, line {key.start_mark.line + 1}"
-            raise CompositionError(where, f"the key {key.value!r} again", "each key once", "drop one of them")
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+        found = read_yaml(path)
+    except OSError as error:
+        raise CompositionError(
+            str(path), (error.strerror or str(error)).lower(), "a YAML file", "check the path"
+        ) from error
+    except DocumentError as error:
+        where = str(path) if error.line is None else f"{path}, line {error.line}"
+        raise CompositionError(where, str(error), "a recipe in plain YAML", "see docs/merging.md") from error
     known = {one.name for one in dataclasses.fields(Recipe)}
-    kept = {}
-    for key, found in value.items():
-        where = f"{path}, line {lines.get(str(key), 1)}"
+    for key, line in found.lines.items():
         if key not in known:
-            raise CompositionError(where, f"an unknown key {key!r}", f"one of {', '.join(sorted(known))}", "correct it")
-        kept[key] = _checked(f"{where}, key {key!r}", key, found)
-    return Recipe(**kept)
-
-
-def _checked(where: str, key: str, value: Any) -> Any:
-    """A recipe's value in its type."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-
-    def numbers(found: Any) -> bool:
-        return isinstance(found, dict) and all(
-            isinstance(name, str) and isinstance(one, int | float) and not isinstance(one, bool)
-            for name, one in found.items()
-        )
-
-    expected, good = {
-        "method": ("a name", isinstance(value, str)),
-        "space": ("a name", isinstance(value, str)),
-        "options": ("names and values", isinstance(value, dict) and all(isinstance(one, str) for one in value)),
-        "weights": ("a number for each input", numbers(value)),
-        "layers": (
-            "patterns, each with a number for each input",
-            isinstance(value, dict) and all(isinstance(p, str) and numbers(one) for p, one in value.items()),
-        ),
-        "rank": ("a whole number or nothing", value is None or whole),
-        "private": ("a whole number or nothing", value is None or whole),
-        "seed": ("a whole number", whole),
-        "inputs": ("a list of files", isinstance(value, list) and all(isinstance(one, str) for one in value)),
-    }[key]
-    if not good:
-        raise CompositionError(where, f"{value!r}", expected, "correct it")
-    if key == "layers":
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise CompositionError(where, f"{pattern!r} ({error})", "a regular expression", "correct it") from error
-    return value
+            told = f"one of {', '.join(sorted(known))}"
+            raise CompositionError(f"{path}, line {line}", f"an unknown key {key!r}", told, "correct it")
+    try:
+        recipe = validate(Recipe, found.value)
+        check_patterns(recipe.layers)
+    except SchemaError as error:
+        line = found.lines.get(error.place.partition(".")[0], 1)
+        where = f"{path}, line {line}, key '{error.place}'"
+        raise CompositionError(where, error.found, error.expected, "correct it") from error
+    except PatternError as error:
+        where = f"{path}, line {found.lines['layers']}, key 'layers'"
+        raise CompositionError(where, f"{error}", "patterns of whole site names", "correct them") from error
+    return recipe

@@ -1,8 +1,54 @@
 """The recommended method for what is given: what the evidence of docs/evidence.md says, and why."""
 
+import dataclasses
 from collections.abc import Sequence
 
+from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
+from mergekit_bert.errors import CompositionError
+
+_LARGEST_SIZE = 1e9
+
+
+def with_method(
+    recipe: Recipe,
+    ingredients: Sequence[Ingredient],
+    rows: bool,
+    *,
+    invented: bool = False,
+    searched: bool = False,
+    calibrated: bool = False,
+    size: float | None = None,
+) -> tuple[Recipe, str]:
+    """``recipe`` with the recommended method where it names none, and the reason ("" where it does).
+
+    Within ``size`` MiB: the ensemble where it fits and nothing is asked that only a merge has, else the largest rank
+    that fits. Raises CompositionError for what no rank can hold to a size.
+    """
+    if size is not None:
+        if not 0 < size <= _LARGEST_SIZE:
+            raise CompositionError(
+                "--size", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
+            )
+        for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
+            refuse_beside_size(name, given)
+        refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
+        told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
+        if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
+            reason = "all inputs fit side by side, where they lose nothing; --rank makes one merged model instead"
+            return dataclasses.replace(recipe, method=ENSEMBLE), reason
+        recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
+    if recipe.method:
+        return recipe, ""
+    method, reason = recommend(ingredients, rows, invented=invented, searched=searched)
+    return dataclasses.replace(recipe, method=method), reason
+
+
+def refuse_beside_size(name: str, given: object) -> None:
+    """Raise CompositionError for an option that decides the size itself."""
+    if given:
+        raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
 
 
 def recommend(

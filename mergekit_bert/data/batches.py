@@ -1,14 +1,15 @@
 """Batches: tokenised rows end to end, of like length (attention then pads little), in an order that repeats."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mergekit_bert.data.kind import Label, kind_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.hardware import generator
@@ -20,10 +21,11 @@ TOKEN_BUDGET = 4096
 """Most tokens in one forward pass. What it gives does not depend on it, beyond the order of float sums (and, in
 training with dropout, which entries are drawn)."""
 
-_TOKENIZING = threading.Lock()
-"""A fast tokenizer keeps the truncation asked of it as state of its own, so that threads must take turns."""
+CHARACTERS = 64
+"""Most characters of a text that are read for each token of ``max_length``; ordinary text has about four a token."""
 
-Tokenizer = Callable[..., dict[str, list[list[int]]]]
+_ROWS = 128
+"""Rows tokenised in one call, which bounds the memory that their uncut tokens take."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Batch:
     inputs: dict[str, Int[Tensor, "tokens"]]
     lengths: tuple[int, ...]
     padding: dict[str, int]
-    labels: Float[Tensor, "rows"] | Int[Tensor, "rows"] | None
+    targets: Shaped[Tensor, "rows *each"] | None
     index: list[int]
 
     def padded(self) -> dict[str, Int[Tensor, "rows width"]]:
@@ -51,7 +53,7 @@ class Tokens:
     """Tokenised rows; ``truncated`` of them were longer than ``max_length`` tokens."""
 
     columns: dict[str, list[list[int]]]
-    labels: tuple[float, ...] | None
+    labels: tuple[Label, ...] | None
     truncated: int
     padding: dict[str, int]
     task: Task
@@ -65,21 +67,17 @@ class Tokens:
         return len(self.columns["input_ids"][row])
 
     def batch(self, index: list[int]) -> Batch:
-        """The rows at ``index`` as one batch; regression labels are scaled to 0…1 by the task's range."""
+        """The rows at ``index`` as one batch, its labels as the loss of the task's kind wants them."""
         inputs = {
             name: torch.tensor(list(chain.from_iterable(column[i] for i in index)))
             for name, column in self.columns.items()
         }
-        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._labels(index), index)
+        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._targets(index), index)
 
-    def _labels(self, index: list[int]) -> Tensor | None:
+    def _targets(self, index: list[int]) -> Tensor | None:
         if self.labels is None:
             return None
-        chosen = [self.labels[i] for i in index]
-        if self.task.range is None:
-            return torch.tensor(chosen, dtype=torch.long)
-        low, high = self.task.range
-        return (torch.tensor(chosen, dtype=torch.float32) - low) / (high - low)
+        return kind_of(self.task).targets(self.task, [self.labels[i] for i in index])
 
     def cut(self, order: Sequence[int]) -> Iterator[list[int]]:
         """``order`` in runs of at most ``TOKEN_BUDGET`` tokens (a longer row is a run of its own)."""
@@ -111,18 +109,35 @@ class Tokens:
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
 
 
-def tokenise(rows: Rows, task: Task, tokenizer: Tokenizer, max_length: int, pad_token: int) -> Tokens:
-    """Tokenise ``rows``, two texts of a row together as a pair; longer rows are cut to ``max_length`` and counted."""
-    with _TOKENIZING:
-        columns = _encode(rows, tokenizer, truncation=False)
-        long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
-        if long:
-            cut = _encode(rows.take(long), tokenizer, truncation="longest_first", max_length=max_length)
-            for name, column in columns.items():
-                for place, i in enumerate(long):
-                    column[i] = cut[name][place]
+def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
+    """Tokenise ``rows``, two texts of a row together as a pair; longer rows are cut to ``max_length`` and counted.
+
+    Rows are cut as by ``truncation="longest_first"``, on the side that the tokenizer names. Of each text only the
+    first (or last) ``CHARACTERS * max_length`` characters are read. That changes no token if they hold at least
+    ``max_length`` tokens without their last two words, which may be incomplete. Otherwise (long runs of white space,
+    words of more than 100 characters that WordPiece reads as one unknown token) the row is what those characters
+    give, and still counts as cut. If neither text of a pair fits, which one keeps the odd token depends on the
+    characters read.
+
+    Threads may share the tokenizer of an :class:`~mergekit_bert.encoder.load.Encoder`: it is not changed.
+    """
+    most, right = CHARACTERS * max_length, tokenizer.truncation_side == "right"
+    columns: dict[str, list[list[int]]] = {}
+    truncated = 0
+    for start in range(0, len(rows), _ROWS):
+        whole = rows.texts[start : start + _ROWS]
+        read = [tuple(text[:most] if right else text[-most:] for text in row) for row in whole]
+        part = _encode(tokenizer, read)
+        for place, ids in enumerate(part["input_ids"]):
+            truncated += len(ids) > max_length or read[place] != whole[place]
+            if len(ids) > max_length:
+                cut = _cut(tokenizer, part, place, read[place], max_length)
+                for name, column in part.items():
+                    column[place] = cut[name]
+        for name, column in part.items():
+            columns.setdefault(name, []).extend(column)
     padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
-    return Tokens(columns, rows.labels, len(long), padding, task)
+    return Tokens(columns, rows.labels, truncated, padding, task)
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
@@ -132,8 +147,36 @@ def join(parts: Sequence[Tokens]) -> Tokens:
     return Tokens(columns, None, sum(part.truncated for part in parts), first.padding, first.task)
 
 
-def _encode(rows: Rows, tokenizer: Tokenizer, **options: object) -> dict[str, list[list[int]]]:
-    texts = [list(column) for column in zip(*rows.texts, strict=True)]
-    columns = dict(tokenizer(*texts, verbose=False, **options))
-    columns.pop("attention_mask", None)  # rows are not padded here
-    return columns
+def _encode(tokenizer: Any, texts: Sequence[Sequence[str]], **options: object) -> Any:
+    """transformers' encoding of rows of texts; there is no attention mask, since rows are not padded here."""
+    columns = map(list, zip(*texts, strict=True))
+    return tokenizer(*columns, verbose=False, return_attention_mask=False, **options)
+
+
+def _cut(tokenizer: Any, encoded: Any, place: int, texts: Sequence[str], max_length: int) -> dict[str, list[int]]:
+    """The columns of the row at ``place``, cut to ``max_length``.
+
+    A fast tokenizer keeps the truncation asked of it as state, which threads would share: it is never asked.
+    """
+    if not tokenizer.is_fast:
+        again = _encode(tokenizer, [texts], truncation="longest_first", max_length=max_length)
+        return {name: column[0] for name, column in again.items()}
+    kept = _kept(encoded.sequence_ids(place), max_length, tokenizer.truncation_side == "right")
+    return {name: [column[place][at] for at in kept] for name, column in encoded.items()}
+
+
+def _kept(owners: Sequence[int | None], max_length: int, right: bool) -> list[int]:
+    """The places that stay of a row longer than ``max_length``, as the tokenizers library has it ("longest_first").
+
+    ``owners`` is the text (0 or 1) of each token; None for special tokens, which all stay. The shorter text stays
+    whole if it fits into half of the room. Texts lose tokens on the right or on the left.
+    """
+    first, second = owners.count(0), owners.count(1)
+    room = max(max_length - owners.count(None), 0)
+    shorter = min(first, second, room // 2)
+    keep = (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    dropped = set[int]()
+    for text, count in enumerate(keep):
+        places = [place for place, owner in enumerate(owners) if owner == text]
+        dropped.update(places[count:] if right else places[: len(places) - count])
+    return [place for place in range(len(owners)) if place not in dropped]

@@ -1,12 +1,8 @@
-"""Rows: texts and labels, read from TSV, CSV, JSON lines, Parquet or plain text, and checked line by line."""
+"""Rows: texts and labels of a task, from records of any kind or from plain text, and checked one by one."""
 
-import csv
 import hashlib
-import io
 import json
-import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergekit_bert.data.kind import Label, LabelError, kind_of
+from mergekit_bert.data.readers import SUFFIXES, Record, missing_column, read_lines, read_records
 from mergekit_bert.data.task import Task
-from mergekit_bert.errors import DataError, MissingExtraError
+from mergekit_bert.errors import DataError
 from mergekit_bert.hardware import generator
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+MAX_TEXT = 2 * 2**20
+"""Characters of one text."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts (one or two a row) and labels: an index into the task's labels, or a value in its range."""
+    """Texts (one or two a row) and labels, as :data:`~mergekit_bert.data.kind.Label` has them."""
 
     texts: tuple[tuple[str, ...], ...]
-    labels: tuple[float, ...] | None
+    labels: tuple[Label, ...] | None
     where: str
 
     def __post_init__(self) -> None:
@@ -37,7 +36,7 @@ class Rows:
                     text.encode()
                 except (AttributeError, UnicodeEncodeError) as error:
                     raise DataError(
-                        f"{self.where}, row {number}", f"no valid text ({text!r:.40})", "Unicode text", "correct it"
+                        f"{self.where}, row {number}", f"no valid text ({_shown(text)})", "Unicode text", "correct it"
                     ) from error
 
     def __len__(self) -> int:
@@ -67,7 +66,7 @@ class Rows:
         return {"fingerprint": self.fingerprint(), "count": len(self), "texts": sorted(set(self.hashes()))}
 
     def label_column(self) -> np.ndarray:
-        """Labels as float64: indices of a classification, or values of a regression."""
+        """Labels as float64: an index, a value, or a column of marks for each label."""
         assert self.labels is not None
         return np.asarray(self.labels, dtype=np.float64)
 
@@ -116,36 +115,35 @@ def read_texts(path: Path, task: Task) -> Rows:
 
     There is neither a header nor quoting. Raises :class:`DataError` naming the line.
     """
-    if path.suffix in (".csv", ".jsonl", ".parquet"):
+    if path.suffix in SUFFIXES and path.suffix != ".tsv":
         raise DataError(
             str(path),
             f"a table, by its suffix {path.suffix!r}",
             "plain text, one row a line",
             f"put it in DIR/{task.name}/ as train{path.suffix} and give --data DIR",
         )
-    count = len(task.text)
     texts = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
-        row = tuple(line.rstrip("\r\n").split("\t"))
-        if len(row) != count:
+        spot, cells = f"{path}, line {number}", line.rstrip("\r\n").split("\t")
+        if len(cells) != len(task.text):
             raise DataError(
-                f"{path}, line {number}",
-                f"{len(row)} texts (a tab stands between two)",
-                f"{count} for the task {task.name!r}: {', '.join(task.text)}",
+                spot,
+                f"{len(cells)} texts (a tab stands between two)",
+                f"{len(task.text)} for the task {task.name!r}: {', '.join(task.text)}",
                 "correct the line (a table with a header belongs into --data DIR)",
             )
-        texts.append(row)
+        texts.append(tuple(_text(spot, *one) for one in zip(task.text, cells, strict=True)))
     if not texts:
         raise DataError(str(path), "no rows", "at least one row", "check the file")
     return Rows(tuple(texts), None, str(path))
 
 
-def parse_rows(where: str, records: Iterable[tuple[str, dict[str, Any]]], task: Task, labelled: bool) -> Rows:
+def parse_rows(where: str, records: Iterable[tuple[str, Record]], task: Task, labelled: bool) -> Rows:
     """Rows from (place, record) pairs, e.g. ``("line 7", {"sentence": …, "label": …})``."""
     texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
+    labels: list[Label] = []
     for place, record in records:
         spot = f"{where}, {place}"
         texts.append(tuple(_text(spot, column, record[column]) for column in task.text))
@@ -160,117 +158,23 @@ def _text(spot: str, column: str, value: Any) -> str:
     if not isinstance(value, str):
         found = "nothing" if value is None else repr(value)
         raise DataError(spot, f"{found} in column {column!r}", "text", "correct the line")
+    if len(value) > MAX_TEXT:
+        raise DataError(
+            spot, f"{len(value):,} characters in column {column!r}", f"at most {MAX_TEXT:,}", "shorten the text"
+        )
     return value
 
 
-def parse_label(spot: str, task: Task, value: Any) -> float:
-    """A label as it stands in the data, as an index or a value; raises :class:`DataError`."""
-    if task.kind == "classify":
-        text = str(value)
-        if text not in task.labels and isinstance(value, float) and value.is_integer():
-            text = str(int(value))  # Parquet and JSON keep whole labels as 1.0
-        if text not in task.labels:
-            raise DataError(spot, f"label {value!r}", f"one of {', '.join(task.labels)}", "correct the line")
-        return float(task.labels.index(text))
-    assert task.range is not None
-    low, high = task.range
+def parse_label(spot: str, task: Task, value: Any) -> Label:
+    """A label as it stands in the data; raises :class:`DataError`."""
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not low <= number <= high:
-        raise DataError(spot, f"label {value!r}", f"a number from {low:g} to {high:g}", "correct the line")
-    return number
-
-
-def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) for each row of a file that has ``columns``; raises :class:`DataError`."""
-    readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(str(path), f"suffix {path.suffix!r}", f"one of {', '.join(readers)}", "rename or convert it")
-    if not path.is_file():
-        raise DataError(str(path), "no such file", "a data file", "check the path")
-    return readers[path.suffix](path, columns)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        data = path.read_bytes()
-        number = data.count(b"\n", 0, _first_undecodable(data)) + 1
-        raise DataError(
-            f"{path}, line {number}",
-            f"a byte that is not UTF-8 ({error.reason})",
-            "UTF-8 text",
-            "save the file as UTF-8",
-        ) from error
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
-        raise DataError(str(path), found, "a file that can be read", "check the path and its permissions") from error
-
-
-def _first_undecodable(data: bytes) -> int:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(data)
-
-
-def missing_column(where: str, column: str, found: Iterable[str], columns: Sequence[str]) -> DataError:
-    """The error for a file that lacks ``column``."""
-    return DataError(
-        where,
-        f"no column {column!r} (found: {', '.join(found) or 'none'})",
-        f"columns {', '.join(columns)}",
-        "rename the column, or name it in a task's YAML",
-    )
-
-
-def read_delimited(
-    where: str, lines: Iterable[str], columns: Sequence[str], delimiter: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) for each row of delimited text with a header, quoted the way the csv module quotes."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = reader.fieldnames
-        if header is None:
-            raise DataError(where, "it is empty", "a header line and rows", "check the file")
-        for column in columns:
-            if column not in header:
-                raise missing_column(where, column, header, columns)
-            if header.count(column) > 1:
-                raise DataError(where, f"{header.count(column)} columns {column!r}", "one of each", "rename the others")
-        for record in reader:
-            if None in record or None in record.values():
-                count = len(header) + len(record.get(None) or []) - sum(v is None for v in record.values())
-                raise DataError(
-                    f"{where}, line {reader.line_num}",
-                    f"{count} cells",
-                    f"{len(header)} cells",
-                    "correct the line (an open quote swallows the lines after it)",
-                )
-            yield f"line {reader.line_num}", record
-    except csv.Error as error:  # the row that it could not finish starts after the last good one
-        raise DataError(
-            f"{where}, line {reader.line_num + 1}", f"a bad line ({error})", "well-quoted text", "correct the line"
-        ) from error
-
-
-def read_table(where: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) for each row of a TSV with a header, from its bytes."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(where, f"a byte that is not UTF-8 ({error.reason})", "UTF-8 text", "convert it") from error
-    return read_delimited(where, io.StringIO(text, newline=""), columns, "\t")
+        return kind_of(task).parse(task, value)
+    except LabelError as error:
+        raise DataError(spot, f"label {value!r}", error.expected, "correct the line") from error
 
 
 def parse_requests(
-    where: str, records: Iterable[tuple[str, dict[str, Any]]], tasks: Mapping[str, Task]
+    where: str, records: Iterable[tuple[str, Record]], tasks: Mapping[str, Task]
 ) -> list[tuple[str, tuple[str, ...]]]:
     """(task, texts) from records that name their task in the column ``task``; raises :class:`DataError`."""
     found = []
@@ -286,57 +190,29 @@ def parse_requests(
     return found
 
 
-def tsv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows of cells as TSV that reads back, whatever is in the cells."""
-    text = io.StringIO()
-    plain = csv.writer(text, delimiter="\t", lineterminator="\n")
-    quoted = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in rows:  # the csv module leaves a lone carriage return unquoted
-        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
-    return text.getvalue()
+def given_rows(where: str, texts: object) -> Rows:
+    """Rows as a caller gives them: an iterable of texts, or of iterables of texts; ``where`` is the parameter's name.
+
+    Raises :class:`DataError` naming the row.
+    """
+    rows = [
+        (row,) if isinstance(row, str) else tuple(items(f"{where}, row {number}", row, "a text, or a list of two"))
+        for number, row in enumerate(items(where, texts, "a list of texts, or of pairs of texts"), start=1)
+    ]
+    return Rows(tuple(rows), None, where)
 
 
-def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return read_delimited(str(path), _lines(path), columns, "\t")
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return read_delimited(str(path), _lines(path), columns, ",")
-
-
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        spot = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(spot, f"not JSON ({error})", "one JSON object a line", "correct the line") from error
-        if not isinstance(record, dict):
-            raise DataError(spot, f"a {type(record).__name__}", "a JSON object", "correct the line")
-        for column in columns:
-            if column not in record:
-                raise missing_column(spot, column, record, columns)
-        yield f"line {number}", record
-
-
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def items(where: str, given: object, expected: str) -> list[Any]:
+    """What an iterable gives; raises :class:`DataError` for all that is no list of things: a string, bytes, a dict."""
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            str(path), "the package pyarrow is not installed", "pyarrow for Parquet files", "install mbert[parquet]"
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise missing_column(str(path), column, names, columns)
-            records = file.read().to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(str(path), f"not readable as Parquet ({error})", "a Parquet file", "write it again") from error
-    for number, record in enumerate(records, start=1):
-        yield f"row {number}", record
+        if isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set):
+            raise TypeError
+        source = iter(given)  # type: ignore[call-overload]
+    except TypeError:
+        raise DataError(where, f"{_shown(given)} ({type(given).__name__})", expected, "correct it") from None
+    return list(source)
+
+
+def _shown(value: object) -> str:
+    """The beginning of ``value``, on one line."""
+    return " ".join(repr(value).split())[:40]

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_bert.data import sample
-from mergekit_bert.data.rows import (
-    Rows,
-    columns_of,
-    find_file,
-    missing_column,
-    parse_rows,
-    read_rows,
-    read_texts,
-    tsv_text,
-)
+from mergekit_bert.data.readers import missing_column, tsv_text
+from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
 
@@ -158,15 +150,14 @@ def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
 def write_sample(folder: Path) -> list[Path]:
     """Write the generated corpus as ``folder/<task>/<split>.tsv``; returns the paths."""
     from mergekit_bert.data.task import get_task
-    from mergekit_bert.files import refuse_existing, write_atomic
+    from mergekit_bert.files import write_atomic
+    from mergekit_bert.outputs import Output, written
 
-    paths = [folder / name / f"{split}.tsv" for name in sample.SAMPLE_TASKS for split in SPLITS]
-    for path in paths:
-        refuse_existing(path, force=False)
-    for name in sample.SAMPLE_TASKS:
-        task = get_task(name)
-        for split in SPLITS:
+    splits = [(name, split) for name in sample.SAMPLE_TASKS for split in SPLITS]
+    paths = [folder / name / f"{split}.tsv" for name, split in splits]
+    with written(*map(Output, paths)) as parts:
+        for part, (name, split) in zip(parts, splits, strict=True):
+            task = get_task(name)
             rows = [[*texts, label] for texts, label in sample.generate(name, split)]
-            path = folder / name / f"{split}.tsv"
-            write_atomic(path, tsv_text([[*task.text, task.label], *rows]).encode())
+            write_atomic(part, tsv_text([[*task.text, task.label], *rows]).encode())
     return paths

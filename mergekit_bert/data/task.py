@@ -1,18 +1,29 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar
 
-import yaml
-
+from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.data.metrics import metric
+from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import DataError, UnknownNameError
 from mergekit_bert.registry import Registry
+from mergekit_bert.strict import STRICT, Before
+from mergekit_bert.text import has_control_characters, printable
 
-Kind = Literal["classify", "regress"]
+_LONGEST = 500
+"""Characters of a name or label."""
+_LONGEST_DESCRIPTION = 10_000
+
+
+def _not_in_files(value: Any) -> Any:
+    """No model file says where rows are: it could make another machine read anything."""
+    if value:
+        raise ValueError("where the rows are is no part of a file's task")
+    return value
 
 
 @dataclass(frozen=True)
@@ -30,21 +41,25 @@ class Task:
     """One text task.
 
     ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
-    is how a person reads them. ``range`` bounds a regression's labels. ``metrics`` come with the main one first.
+    is how a person reads them. ``range`` bounds a regression's labels; ``thresholds`` are the
+    probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
     """
 
     name: str
-    kind: Kind
+    kind: str
     text: tuple[str, ...]
     metrics: tuple[str, ...]
     label: str = "label"
     labels: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
+    thresholds: tuple[float, ...] = ()
     description: str = ""
-    hub: HubSource | None = None
-    files: tuple[tuple[str, str], ...] = ()
+    hub: Annotated[HubSource | None, Before(_not_in_files)] = None
+    files: Annotated[tuple[tuple[str, str], ...], Before(_not_in_files)] = ()
+
+    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         """Refuse a record that contradicts itself, with :class:`~mergekit_bert.errors.DataError`."""
@@ -55,31 +70,31 @@ class Task:
 
         plain = self.name.replace("-", "_").isidentifier()
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
-        check(self.kind in get_args(Kind), "kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
         check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
-        check(len(self.metrics) > 0, "metric", list(self.metrics), "at least one metric")
+        once = len(set(self.metrics)) == len(self.metrics) > 0
+        check(once, "metric", list(self.metrics), "at least one metric, each once")
         for name in self.metrics:
-            fits = metric(name).kind == self.kind
+            fits = self.kind in metric(name).kinds
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
-        if self.kind == "classify":
-            distinct = len(set(self.labels)) == len(self.labels) >= 2
-            check(distinct, "labels", list(self.labels), "two or more different labels")
-            named = len(self.label_names) in (0, len(self.labels))
-            check(named, "label_names", list(self.label_names), "one name for each label")
-            check(self.range is None, "range", self.range, "no range: a classification has labels")
-        else:
-            rising = self.range is not None and -math.inf < self.range[0] < self.range[1] < math.inf
-            check(rising, "range", self.range, "[low, high] with low < high")
-            labels = (*self.labels, *self.label_names)
-            check(not labels, "labels", list(labels), "no labels: a regression has a range")
+        short: dict[str, Iterable[str]] = {"name": [self.name], "text": self.text, "label": [self.label]}
+        short |= {"labels": self.labels, "label_names": self.label_names}
+        for key, texts in short.items():
+            for one in texts:
+                good = len(one) <= _LONGEST and not has_control_characters(one.replace("\t", " "))
+                check(good, key, one, f"up to {_LONGEST} characters, none of them a control character or a line end")
+        good = len(self.description) <= _LONGEST_DESCRIPTION and printable(self.description) == self.description
+        check(good, "description", self.description, f"up to {_LONGEST_DESCRIPTION} characters, no control characters")
+        if (problem := kind_of(self).problem(self)) is not None:
+            check(False, *problem)
 
     @property
     def outputs(self) -> int:
         """How many numbers the head gives for a row."""
-        return len(self.labels) if self.kind == "classify" else 1
+        return kind_of(self).outputs(self)
 
     @property
     def metric(self) -> str:
@@ -88,8 +103,8 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """What guessing scores on the main metric: 0 for a correlation, 1/labels else."""
-        return 0.0 if metric(self.metric).correlation else 1 / len(self.labels)
+        """What guessing scores on the main metric: 0 for a correlation."""
+        return kind_of(self).chance(self) if not metric(self.metric).correlation else 0.0
 
     def display(self, index: int) -> str:
         """The name a person reads for label ``index``."""
@@ -98,19 +113,34 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """What a model file keeps of the task (where the rows came from is not part of it)."""
         kept = dataclasses.asdict(dataclasses.replace(self, hub=None, files=()))
+        if not self.thresholds:  # a task without them is what it was before there were any
+            del kept["thresholds"]
         return {key: value for key, value in kept.items() if key not in ("hub", "files")}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Task":
-        """The inverse of :meth:`to_json`; raises TypeError or DataError for anything else."""
-        tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        return cls(**tuples)
+    def from_json(cls, value: Any) -> "Task":
+        """The inverse of :meth:`to_json`; raises SchemaError, DataError or UnknownNameError for anything else."""
+        from mergekit_bert.schema import validate
+
+        return validate(cls, value)
 
 
 TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
 YAML = (".yml", ".yaml")
 
-_YAML_KEYS = {"name", "kind", "text", "label", "labels", "label_names", "range", "metric", "files", "description"}
+_YAML_KEYS = {
+    "name",
+    "kind",
+    "text",
+    "label",
+    "labels",
+    "label_names",
+    "range",
+    "thresholds",
+    "metric",
+    "files",
+    "description",
+}
 
 
 def get_task(name: str | Path | Task) -> Task:
@@ -136,60 +166,72 @@ def with_source(task: Task, known: Task | None = None) -> Task:
 
 def read_task(path: Path) -> Task:
     """A user's own task from YAML; raises :class:`~mergekit_bert.errors.DataError`."""
-    where = str(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path)
     except FileNotFoundError as error:
-        raise DataError(where, "no such file", "a task's YAML file", "check the path") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found = " ".join(str(error).split())
-        raise DataError(where, f"not readable as YAML ({found})", "a YAML mapping", "correct the file") from error
-    if not isinstance(value, dict):
-        raise DataError(where, f"a {type(value).__name__}", "a mapping of keys", "see `mbert tasks --help`")
-    for key in value:
+        raise DataError(str(path), "no such file", "a task's YAML file", "check the path") from error
+    except OSError as error:
+        raise DataError(str(path), (error.strerror or str(error)).lower(), "a task's YAML file", "check it") from error
+    except DocumentError as error:
+        where = str(path) if error.line is None else f"{path}, line {error.line}"
+        raise DataError(
+            where, str(error), "a task in plain YAML: a mapping of keys", "see `mbert tasks --help`"
+        ) from error
+    known = ", ".join(sorted(_YAML_KEYS))
+    for key, line in found.lines.items():
         if key not in _YAML_KEYS:
-            raise DataError(where, f"unknown key {key!r}", f"keys among {', '.join(sorted(_YAML_KEYS))}", "remove it")
+            raise DataError(f"{path}, line {line}", f"unknown key {key!r}", f"keys among {known}", "remove it")
     for key in ("name", "kind", "text", "metric"):
-        if key not in value:
-            raise DataError(where, f"no key {key!r}", "name, kind, text and metric at least", "add it")
-    return _task_from_yaml(where, path.parent, value)
+        if key not in found.value:
+            raise DataError(str(path), f"no key {key!r}", "name, kind, text and metric at least", "add it")
+    return _task_from_yaml(path, found.value, found.lines)
 
 
-def _task_from_yaml(where: str, folder: Path, value: dict[str, Any]) -> Task:
+def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> Task:
+    def wrong(key: str, expected: str) -> DataError:
+        return DataError(f"{path}, line {lines[key]}", f"{key} is {value[key]!r}", expected, "correct it")
+
     def strings(key: str) -> tuple[str, ...]:
         item = value.get(key, [])
         items = item if isinstance(item, list) else [item]
         if not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in items):
-            raise DataError(where, f"{key} is {item!r}", "text or numbers (quote words like yes and no)", "correct it")
+            raise wrong(key, "text or numbers (quote words like yes and no)")
         return tuple(str(one) for one in items)
 
     def string(key: str, default: str = "") -> str:
         found = strings(key) if key in value else (default,)
         if len(found) != 1:
-            raise DataError(where, f"{key} is {value[key]!r}", "one text", "correct it")
+            raise wrong(key, "one text")
         return found[0]
 
     kind = string("kind")
-    if kind not in get_args(Kind):
-        raise DataError(where, f"kind is {kind!r}", f"one of {', '.join(get_args(Kind))}", "correct it")
-    bounds, files = value.get("range"), value.get("files", {})
-    if bounds is not None:
-        numbers = isinstance(bounds, list) and len(bounds) == 2
-        if not numbers or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in bounds):
-            raise DataError(where, f"range is {bounds!r}", "two numbers, [low, high]", "correct it")
-        bounds = (float(bounds[0]), float(bounds[1]))
+    if kind not in KINDS.names():
+        raise wrong("kind", f"one of {', '.join(KINDS.names())}")
+
+    def numbers(key: str, expected: str) -> tuple[float, ...]:
+        items = value.get(key) or []
+        if not isinstance(items, list) or not all(
+            isinstance(one, int | float) and not isinstance(one, bool) for one in items
+        ):
+            raise wrong(key, expected)
+        return tuple(float(one) for one in items)
+
+    bounds, files = numbers("range", "two numbers, [low, high]"), value.get("files", {})
+    if value.get("range") is not None and len(bounds) != 2:
+        raise wrong("range", "two numbers, [low, high]")
     named = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     if not named or not set(files) <= {"train", "dev"}:
-        raise DataError(where, f"files is {files!r}", "a mapping of train and dev to paths", "correct it")
+        raise wrong("files", "a mapping of train and dev to paths")
     return Task(
         name=string("name"),
-        kind="classify" if kind == "classify" else "regress",
+        kind=kind,
         text=strings("text"),
         metrics=strings("metric"),
         label=string("label", "label"),
         labels=strings("labels"),
         label_names=strings("label_names"),
-        range=bounds,
+        range=(bounds[0], bounds[1]) if bounds else None,
+        thresholds=numbers("thresholds", "a probability for each label"),
         description=string("description"),
-        files=tuple((split, str(folder / file)) for split, file in sorted(files.items())),
+        files=tuple((split, str(path.parent / file)) for split, file in sorted(files.items())),
     )

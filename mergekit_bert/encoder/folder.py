@@ -8,23 +8,69 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
+from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Encoder, longest
 from mergekit_bert.encoder.pretrained import open_pretrained, quiet_transformers, told_as
-from mergekit_bert.encoder.vetting import read_object
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.files import atomic_folder, tensors_in_any_order, write_json
+from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
+from mergekit_bert.schema import BaseName, Finite, Length, Name, Plain, Schema, SchemaError, Sha256, Shape, validate
+from mergekit_bert.tensorfile import tensors_in_any_order
 
 RECORD = "mbert.json"
+FILES = (
+    *(RECORD, "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+)
+"""Patterns of the names in such a folder."""
 _FORMAT = 1
+
+
+class _Base(Schema):
+    """Which encoder the model was made from."""
+
+    name: BaseName
+    fingerprint: Sha256
+    tokenizer_fingerprint: Sha256
+
+
+class _Seen(Schema):
+    """Rows whose labels a step of the merge has seen."""
+
+    step: Name
+    fingerprint: Name
+    texts: list[Annotated[str, Field(pattern=r"\A[0-9a-f]{16}\z")]]
+
+
+class _Record(Schema):
+    """The layout of ``mbert.json``: what every folder says, and what a merge or an adapter adds."""
+
+    format: int
+    kind: Name = "full"
+    task: Task
+    base: _Base
+    max_length: Length
+    training: dict[Name, Plain] = Field(default_factory=dict)
+    scores: dict[Name, Finite | None] = Field(default_factory=dict)
+    seen: list[_Seen] = Field(default_factory=list)
+    method: Name = ""
+    weights: dict[Name, Finite] = Field(default_factory=dict)
+    type: Name = ""
+    config: dict[Name, Plain] = Field(default_factory=dict)
+    head: dict[Name, Shape] = Field(default_factory=dict)
+    basis: dict[Name, Plain] | None = None
+    sha256: Sha256 | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -93,25 +139,23 @@ def _write_beside(part: Path, encoder: Encoder, task: Task, record: Mapping[str,
 
 
 def scale_head(model: Classifier, task: Task) -> None:
-    """Turn a regression head's 0…1 into the task's range, in place."""
-    if task.range is None:
-        return
-    low, high = task.range
-    layer = last_linear(model)
-    with torch.no_grad():
-        layer.weight.mul_(high - low)
-        layer.bias.mul_(high - low).add_(low)
+    """Make the head give values in the task's own units, in place."""
+    factor, offset = kind_of(task).stretch(task)
+    if (factor, offset) != (1.0, 0.0):
+        layer = last_linear(model)
+        with torch.no_grad():
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor).add_(offset)
 
 
 def unscale_head(model: Classifier, task: Task) -> None:
-    """Turn a regression head that gives values in the task's range into one on 0…1, in place."""
-    if task.range is None:
-        return
-    low, high = task.range
-    layer = last_linear(model)
-    with torch.no_grad():
-        layer.weight.div_(high - low)
-        layer.bias.sub_(low).div_(high - low)
+    """The inverse of :func:`scale_head`, in place."""
+    factor, offset = kind_of(task).stretch(task)
+    if (factor, offset) != (1.0, 0.0):
+        layer = last_linear(model)
+        with torch.no_grad():
+            layer.weight.div_(factor)
+            layer.bias.sub_(offset).div_(factor)
 
 
 def read_folder(path: Path) -> FullModel:
@@ -121,16 +165,15 @@ def read_folder(path: Path) -> FullModel:
     if not (path / RECORD).is_file():
         raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy)
     try:
-        record = read_object(path / RECORD, where)
-        if record["format"] != _FORMAT:
-            raise ValueError(f"format version {record['format']!r}")
-        base = {key: str(record["base"][key]) for key in ("name", "fingerprint", "tokenizer_fingerprint")}
-        model = FullModel(path, Task.from_json(record["task"]), int(record["max_length"]), base, record)
-        model.seen()
-        return model
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MbertError) as error:
-        found = " ".join(str(error).split())
-        raise ModelFileError(where, f"broken ({found})", "a record as mbert writes it", remedy) from error
+        value = read_mapping(path / RECORD)
+        if value.get("format") != _FORMAT:
+            raise DocumentError(f"format version {value.get('format')!r}")
+        record = validate(_Record, value)
+    except OSError as error:
+        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
+    except (DocumentError, SchemaError, MbertError) as error:
+        raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
+    return FullModel(path, record.task, record.max_length, record.base.model_dump(), value)
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
@@ -142,5 +185,9 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
     if missing:
         lacking = ", ".join(sorted(missing)[:3])
         raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
+    positions = longest(shell.base_model, shell.config, tokenizer)
+    if folder.max_length > positions:
+        asked = f"texts of {folder.max_length} tokens"
+        raise ModelFileError(str(folder.path / RECORD), asked, f"at most {positions}, the model's", "write it again")
     packing.enable(shell.base_model)
     return Classifier(shell).eval().requires_grad_(False).to(default_device()), tokenizer

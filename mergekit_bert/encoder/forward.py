@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_bert.data.batches import Batch, Tokens
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier
 from mergekit_bert.errors import ModelFileError
@@ -67,12 +69,10 @@ def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int
         return model(**inputs, position_ids=positions[None])
 
 
-def scaled(outputs: Float[np.ndarray, "rows out"], bounds: tuple[float, float] | None) -> Float[np.ndarray, "rows out"]:
+def scaled(outputs: Float[np.ndarray, "rows out"], task: Task) -> Float[np.ndarray, "rows out"]:
     """Outputs in the task's own units: a regression's 0…1 stretched to its range, logits as they are."""
-    if bounds is None:
-        return outputs
-    low, high = bounds
-    return low + (high - low) * outputs
+    factor, offset = kind_of(task).stretch(task)
+    return outputs if (factor, offset) == (1.0, 0.0) else offset + factor * outputs
 
 
 def check_same_outputs(where: str, before: Float[np.ndarray, "rows out"], after: Float[np.ndarray, "rows out"]) -> None:

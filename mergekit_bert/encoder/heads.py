@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder, reset
 from mergekit_bert.encoder.pretrained import skeleton
@@ -61,13 +62,9 @@ def head_config(encoder: Encoder, task: Task) -> Any:
     """The transformers configuration of ``encoder`` with a head for ``task``."""
     config = copy.deepcopy(encoder.config)
     config.num_labels = task.outputs
-    if task.kind == "classify":
-        config.id2label = {index: task.display(index) for index in range(task.outputs)}
-        config.label2id = {name: index for index, name in config.id2label.items()}
-        config.problem_type = "single_label_classification"
-    else:
-        config.id2label, config.label2id = {0: task.name}, {task.name: 0}
-        config.problem_type = "regression"
+    fields = kind_of(task).hub(task)
+    config.id2label, config.problem_type = dict(fields.id2label), fields.problem_type
+    config.label2id = {name: index for index, name in config.id2label.items()}
     return config
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from mergekit_bert.encoder.vetting import Vetted, vet_folder, vet_numbers
 from mergekit_bert.errors import EncoderError, MbertError
-from mergekit_bert.files import StoredTensors
+from mergekit_bert.tensorfile import StoredTensors
 
 EXPECTED, REMEDY = "a folder with a transformers encoder and its tokenizer", "check the folder"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -72,7 +72,10 @@ class Pretrained:
         return shell, set(info["missing_keys"])
 
     def tokenizer(self) -> Any:
-        """The tokenizer."""
+        """The tokenizer, without the truncation and padding that its file may ask for.
+
+        A fast tokenizer keeps both as state, and a call that asks for neither would change it under other threads.
+        """
         from transformers import AutoTokenizer
 
         with quiet_transformers(), one_line(self.where):
@@ -86,6 +89,8 @@ class Pretrained:
             )
             backend = getattr(tokenizer, "backend_tokenizer", None)
             if backend is not None:  # some rules are followed only now, and may not hold
+                backend.no_truncation()
+                backend.no_padding()
                 backend.encode("a", "b")
                 backend.encode("a")
             return tokenizer

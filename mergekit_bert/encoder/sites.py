@@ -1,11 +1,10 @@
 """Sites: the named linear layers of an encoder that an adapter may change, and the target sets that choose them."""
 
-import re
-
 from torch import nn
 
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import EncoderError
+from mergekit_bert.patterns import PatternError, matches
 
 ROLES = {
     "query": r".*\.(query|query_proj|q_lin)",
@@ -48,8 +47,8 @@ def find_sites(encoder: Encoder, targets: str) -> dict[str, tuple[int, int]]:
     else:
         patterns = [targets]
     try:
-        chosen = {name: size for name, size in layers.items() if any(re.fullmatch(p, name) for p in patterns)}
-    except re.error as error:
+        chosen = {name: size for name, size in layers.items() if any(matches(p, name) for p in patterns)}
+    except PatternError as error:
         raise EncoderError(
             f"targets {targets!r}",
             f"not a pattern ({error})",

@@ -23,7 +23,7 @@ from mergekit_bert.encoder.load import (
 )
 from mergekit_bert.encoder.places import base_folder
 from mergekit_bert.encoder.pretrained import one_line, present_name, quiet_transformers
-from mergekit_bert.files import StoredTensors
+from mergekit_bert.tensorfile import StoredTensors
 
 
 class StoredWeights(Mapping[str, Tensor]):

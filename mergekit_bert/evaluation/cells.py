@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
 from mergekit_bert.composing.composition import Ensemble, Merged
@@ -30,9 +31,11 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import MbertError, ModelFileError, OutputError
 from mergekit_bert.evaluation.evaluate import refuse_seen
-from mergekit_bert.files import fingerprint, read_tensors, remove, write_tensors
+from mergekit_bert.files import fingerprint, remove
 from mergekit_bert.hardware import memory_meter
 from mergekit_bert.registry import unknown
+from mergekit_bert.schema import Count, Finite, Name, Plain, Schema, SchemaError, validate
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 _FORMAT = 2
 
@@ -152,7 +155,7 @@ def run_cells(
         if cells and cells[0].refused:
             cells.append(dataclasses.replace(cell, refused=cells[0].refused))
             continue
-        kept = read_cell(folder, cell)
+        kept = read_cell(folder, cell, tasks)
         if kept is None:
             scratch = folder / f"{cell.key}.model.safetensors"
             kept = _run(cell, merged, _calibrated(steps, ingredients, encoder), scratch, encoder, tasks)
@@ -234,16 +237,27 @@ def _write(folder: Path, cell: Cell) -> None:
     write_tensors(folder / f"{cell.key}.safetensors", outputs, told)
 
 
-def read_cell(folder: Path, cell: Cell) -> Cell | None:
-    """``cell`` as it was finished before; None where it was not, or its file is broken."""
+class _File(Schema):
+    """The metadata of a cell's file."""
+
+    seconds: Annotated[Finite, Field(ge=0)]
+    size: Count
+    memory: Count | None
+    learned: dict[Name, Plain] = Field(default_factory=dict)
+
+
+def read_cell(folder: Path, cell: Cell, tasks: Mapping[str, tuple[Task, Rows]]) -> Cell | None:
+    """``cell`` as it was finished before on ``tasks``; None where it was not, or its file is broken."""
     path = folder / f"{cell.key}.safetensors"
     if not path.exists():
         return None
     try:
-        tensors, told = read_tensors(path)
-        outputs = {name.removeprefix("outputs."): tensor.numpy() for name, tensor in tensors.items()}
-        seconds, size, learned = float(told["seconds"]), int(told["size"]), told.get("learned", {})
-    except (ModelFileError, KeyError, TypeError, ValueError):
+        tensors, metadata = read_tensors(path)
+        found = validate(_File, metadata)
+    except (ModelFileError, SchemaError):
         return None
-    found = {"outputs": outputs, "seconds": seconds, "size": size, "memory": told["memory"], "learned": learned}
-    return dataclasses.replace(cell, **found)
+    outputs = {name.removeprefix("outputs."): tensor.numpy() for name, tensor in tensors.items()}
+    shapes = {name: (len(rows), task.outputs) for name, (task, rows) in tasks.items()}
+    if {name: values.shape for name, values in outputs.items()} != shapes:
+        return None
+    return dataclasses.replace(cell, outputs=outputs, **found.model_dump())

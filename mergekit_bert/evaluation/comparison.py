@@ -143,7 +143,7 @@ def _reference(role: str, model: Model, score: Score, records: Sequence[Record])
     wanted = part_sha256(model, score.task) if role == "adapter" else None
     for record in records:
         fits = record.role == role and record.base == base_of(model)
-        if fits and (wanted is None or record.sha256 == wanted):
+        if fits and (wanted is None or wanted in (record.sha256, record.adapter)):
             for other in record.scores:
                 if (other.task, other.metric, other.data) == (score.task, score.metric, score.data):
                     return other.value

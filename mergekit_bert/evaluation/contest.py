@@ -1,25 +1,30 @@
 """A contest: the merges of one set of adapters by every method in every space, scored on all tasks, in one table."""
 
-import json
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.source import made_by
-from mergekit_bert.data.metrics import metric, overall_score, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.cells import Cell, read_cell
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.records import Record
 from mergekit_bert.files import fingerprint
+from mergekit_bert.outputs import Output
+from mergekit_bert.schema import Name, Plain, Schema, SchemaError, Sha256, validate
 
 RESULTS = ("table.json", "table.md", "picture.png")
 """What a contest writes beside its cells."""
@@ -58,34 +63,31 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
         raise CompositionError(
             "compare", f"every merge was refused ({reasons})", "one that works", "give other inputs or methods"
         )
-    columns = {name: (task, rows.label_column(), metric(task.metric).value) for name, (task, rows) in tasks.items()}
+    columns = {name: (task, rows.label_column()) for name, (task, rows) in tasks.items()}
 
-    def values(cell: Cell, index: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
+    def values(cell: Cell, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The figures on each draw of the rows."""
         found = {}
-        for name, (task, true, value) in columns.items():
-            predicted = predicted_column(task.kind, cell.outputs[name])
-            chosen = slice(None) if index is None else index[name]
-            found[name] = value(true[chosen], predicted[chosen])
+        for name, (task, true) in columns.items():
+            predicted = kind_of(task).predicted(task, cell.outputs[name])
+            found[name] = metric(task.metric).of(true[draws[name]], predicted[draws[name]])
         return found
 
-    def overall(found: Mapping[str, float]) -> float:
+    def overall(found: Mapping[str, Any]) -> Any:
         return overall_score((columns[name][0].metric, value) for name, value in found.items())
 
-    figures = {id(cell): values(cell) for cell in finished}
+    every = {name: np.arange(len(true)) for name, (_, true) in columns.items()}
+    figures = {id(cell): {name: float(one) for name, one in values(cell, every).items()} for cell in finished}
     whole = next((figures[id(cell)] for cell in finished if cell.recipe.method == ENSEMBLE), None)
     merges = [cell for cell in finished if cell.recipe.method != ENSEMBLE] or finished
     best = max(merges, key=lambda cell: overall(figures[id(cell)]))
     source = np.random.default_rng(0)
-    draws = [
-        {name: source.integers(0, len(true), len(true)) for name, (_, true, _) in columns.items()}
-        for _ in range(RESAMPLES)
-    ]
-    top = np.array([overall(values(best, draw)) for draw in draws])
+    draws = {name: source.integers(0, len(true), (RESAMPLES, len(true))) for name, (_, true) in columns.items()}
+    top = overall(values(best, draws))
     placed = []
     for cell in finished:
         own = figures[id(cell)]
-        apart = top - np.array([overall(values(cell, draw)) for draw in draws])
-        low, high = np.percentile(apart, [2.5, 97.5])
+        low, high = np.percentile(top - overall(values(cell, draws)), [2.5, 97.5])
         kept = {name: retention(own[name], whole[name] if whole else None) for name in own}
         kept["overall"] = retention(overall(own), overall(whole) if whole else None)
         placed.append(Standing(cell, own, overall(own), kept, (float(low), float(high))))
@@ -117,8 +119,17 @@ def comparison_of(ingredients: Sequence[Ingredient], encoder: Encoder, tasks: Ma
 
 def refuse_other(folder: Path, comparison: str, force: bool) -> None:
     """Raise OutputError where ``folder`` has results of another comparison, or of anything else, unless ``force``."""
-    known = _told(folder).get("comparison")
+    table = folder / RESULTS[0]
+    try:
+        earlier = _earlier(table)
+    except (DocumentError, SchemaError) as error:
+        if not force:
+            found, remedy = f"broken ({error})", "choose another --out or give --force"
+            raise OutputError(str(table), found, "a table as mbert writes it", remedy) from error
+        earlier = None
+    known = earlier.comparison if earlier is not None else None
     for path in (folder / name for name in RESULTS):
+        Output(path, force=True).refuse()
         if known != comparison and path.exists() and not force:
             raise OutputError(
                 str(path),
@@ -128,28 +139,47 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
             )
 
 
-def with_earlier(cells: Sequence[Cell], folder: Path, comparison: str) -> list[Cell]:
+def with_earlier(
+    cells: Sequence[Cell], folder: Path, comparison: str, tasks: Mapping[str, tuple[Task, Rows]]
+) -> list[Cell]:
     """``cells``, and the others of the table in ``folder``, where the same ``comparison``, program and machine made it.
 
     They are read from their files; one whose file is gone is left out, and nothing is computed.
     """
-    told, names = _told(folder), {cell.name for cell in cells}
-    same = told.get("comparison") == comparison and told.get("made_by") == made_by()
-    earlier = [
-        Cell(Recipe.from_json(one["recipe"]), {}, 0.0, 0, None, steps=tuple(one["calibrated"]), key=one["cell"])
-        for one in (told["standings"] if same else [])
-    ]
-    kept = [read_cell(folder, one) for one in earlier if one.name not in names]
+    table, names = None, {cell.name for cell in cells}
+    with contextlib.suppress(DocumentError, SchemaError):  # it is written over, as the user said
+        table = _earlier(folder / RESULTS[0])
+    if table is None or table.comparison != comparison or table.made_by != made_by():
+        return list(cells)
+    earlier = [Cell(one.recipe, {}, 0.0, 0, None, steps=one.calibrated, key=one.cell) for one in table.standings]
+    kept = [read_cell(folder, one, tasks) for one in earlier if one.name not in names]
     return [*cells, *(one for one in kept if one is not None)]
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What table.json says; nothing where there is none, or something else."""
+class _Part(Schema):
+    """A part of table.json, which holds more for people to read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Line(_Part):
+    recipe: Recipe
+    calibrated: tuple[Literal["scales", "heads"], ...]
+    cell: Annotated[str, Field(pattern=r"\A[0-9a-f]{32}\z")]
+
+
+class _Table(_Part):
+    comparison: Sha256
+    made_by: dict[Name, Plain]
+    standings: list[_Line]
+
+
+def _earlier(path: Path) -> _Table | None:
+    """What a table.json says; None where there is none. Raises DocumentError or SchemaError for anything else."""
     try:
-        told = json.loads((folder / RESULTS[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+        return validate(_Table, read_mapping(path))
+    except OSError:
+        return None
 
 
 def full_figures(records: Sequence[Record], base: str, tasks: Mapping[str, tuple[Task, Rows]]) -> dict[str, float]:

@@ -124,7 +124,8 @@ def description_tables(told: Mapping[str, Any]) -> list[Table]:
 def _file_table(told: Mapping[str, Any]) -> Table:
     table = Table(title=told["file"], box=SIMPLE_HEAD, show_header=False)
     table.add_row("kind", told["kind"] if told["kind"] == told["role"] else f"{told['kind']} ({told['role']})")
-    table.add_row("size", f"{told['bytes'] / 2**20:.2f} MiB, sha256 {told['sha256'][:16]}")
+    table.add_row("size", f"{told['bytes'] / 2**20:.2f} MiB")
+    table.add_row("sha256", told["sha256"])
     base = told["base"]
     table.add_row(
         "base", f"{base['name']}, weights {base['fingerprint'][:16]}, tokenizer {base['tokenizer_fingerprint'][:16]}"

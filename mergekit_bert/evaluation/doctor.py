@@ -25,7 +25,8 @@ from mergekit_bert.composing.learning import Answers, expert_answers
 from mergekit_bert.composing.merging import Given, finite_delta, merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
 from mergekit_bert.progress import progress_bar
@@ -250,20 +251,20 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
         for i, one in enumerate(ingredients):
             bar(i, one.name)
             for task in one.parts:
-                kind, alone = one.parts[task]["task"]["kind"], answers(task, [one])
+                kind, alone = kind_of(Task.from_json(one.parts[task]["task"])), answers(task, [one])
                 for j, two in enumerate(ingredients):
                     if two is not one:
                         beside, sum_of_two = answers(task, [one, two]), answers(task, [one, two], TRIAL)
                         found = (
                             _distance(alone.features, beside.features),
                             _distance(alone.outputs, beside.outputs),
-                            expected_loss(kind, alone.outputs, sum_of_two.outputs),
+                            kind.expected_loss(alone.outputs, sum_of_two.outputs),
                         )
                         for matrix, value in zip(matrices.values(), found, strict=True):
                             matrix[i, j] += value / len(one.parts)
                 if count > 1:
                     sum_of_all = answers(task, ingredients, TRIAL)
-                    among_all[one.name] += expected_loss(kind, alone.outputs, sum_of_all.outputs) / len(one.parts)
+                    among_all[one.name] += kind.expected_loss(alone.outputs, sum_of_all.outputs) / len(one.parts)
     return matrices, among_all
 
 
@@ -272,19 +273,6 @@ def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows wi
     apart = float((beside - alone).double().square().sum())
     spread = float((alone - alone.mean(0)).double().square().sum())
     return apart / max(spread, torch.finfo(torch.float32).tiny) if apart else 0.0
-
-
-def expected_loss(kind: str, alone: Float[Tensor, "rows out"], beside: Float[Tensor, "rows out"]) -> float:
-    """The share of its score that a task loses when ``alone`` becomes ``beside``, had the expert's outputs the truth.
-
-    Classes: the accuracy that the expert expects of the other's choices, by its own probabilities, beside what it
-    expects of its own. Values: ``1 − r``, the correlation of both.
-    """
-    if kind == "classify":
-        chances = alone.double().softmax(-1)
-        own, other = chances.max(-1).values, chances.gather(-1, beside.argmax(-1, keepdim=True))
-        return float(1 - other.mean() / own.mean())
-    return 1 - metric("pearson").value(alone.double().numpy()[:, 0], beside.double().numpy()[:, 0])
 
 
 def verdicts(report: Report) -> list[Verdict]:

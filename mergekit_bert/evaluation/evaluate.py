@@ -61,7 +61,7 @@ def evaluate_model(
         with progress_bar(f"eval {task.name}", len(rows[task.name]), show) as bar:
             result = score_task(predictor, task, rows[task.name], bar)
         if predictions is not None:
-            write_predictions(predictions / f"{task.name}.tsv", result)
+            write_predictions(predictions / f"{task.name}.tsv", result, predictor.where)
         results.append(result)
     scores = [score for result in results for score in result.scores]
     if path is not None:

@@ -3,31 +3,39 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from pydantic import Field
 
 from mergekit_bert.composing.prediction import Predictor, predictions
-from mergekit_bert.data.metrics import metric, predicted_column
-from mergekit_bert.data.rows import Rows, tsv_text
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.readers import tsv_text
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.files import write_atomic
+from mergekit_bert.schema import Count, Name
+from mergekit_bert.strict import STRICT
 
-RESAMPLES = 1000
+Figure = Annotated[float, Field(ge=-100, le=100)]
+"""Of a metric: all of them lie within ±1, give or take rounding."""
 
 
 @dataclass(frozen=True)
 class Score:
     """One figure: ``value`` of ``metric`` on ``n`` rows (known by ``data``), 95 % within ``ci_low`` … ``ci_high``."""
 
-    task: str
-    metric: str
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
-    data: str
+    __pydantic_config__: ClassVar = STRICT
+
+    task: Name
+    metric: Name
+    value: Figure
+    ci_low: Figure
+    ci_high: Figure
+    n: Count
+    data: Name
 
 
 @dataclass(frozen=True)
@@ -50,40 +58,25 @@ def score_task(
 
 def scores_of(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> tuple[Score, ...]:
     """Every metric of the task, with its interval."""
-    true, predicted = rows.label_column(), predicted_column(task.kind, outputs)
+    true, predicted = rows.label_column(), kind_of(task).predicted(task, outputs)
     found = []
-    for name in task.metrics:
-        value = metric(name).value
-        low, high = _interval(value, true, predicted)
-        found.append(Score(task.name, name, value(true, predicted), low, high, len(rows), rows.fingerprint()))
+    for one in map(metric, task.metrics):
+        low, high = one.interval(true, predicted)
+        found.append(Score(task.name, one.name, one.value(true, predicted), low, high, len(rows), rows.fingerprint()))
     return tuple(found)
 
 
-def _interval(
-    value: Callable[[np.ndarray, np.ndarray], float], true: np.ndarray, predicted: np.ndarray
-) -> tuple[float, float]:
-    """95 % percentile bootstrap over rows (Efron 1979), with a fixed seed; a single row has no spread."""
-    if len(true) < 2:
-        return value(true, predicted), value(true, predicted)
-    result = stats.bootstrap(
-        (true, predicted),
-        value,
-        paired=True,
-        vectorized=False,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def write_predictions(path: Path, result: TaskResult, where: str = "model") -> None:
+    """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows.
 
-
-def write_predictions(path: Path, result: TaskResult) -> None:
-    """Write a TSV: row number, true label, prediction, and the head's outputs, from which every figure follows."""
-    task, labels = result.task, result.rows.label_column().tolist()
+    Raises ModelFileError for outputs that are not finite; ``where`` is what the message calls the model.
+    """
+    task, kind, labels = result.task, kind_of(result.task), result.rows.labels
+    assert labels is not None
     lines: list[list[object]] = [
         ["row", "label", "prediction", *([f"output_{label}" for label in task.labels] or ["output"])]
     ]
-    for number, answer in enumerate(predictions(task, result.outputs)):
-        true = task.labels[int(labels[number])] if task.kind == "classify" else labels[number]
-        lines.append([number + 1, true, answer.label, *(f"{value:.9g}" for value in answer.outputs)])
+    for number, answer in enumerate(predictions(task, result.outputs, where)):
+        outputs = [f"{value:.9g}" for value in answer.outputs]
+        lines.append([number + 1, kind.cell(task, labels[number]), answer.label, *outputs])
     write_atomic(path, tsv_text(lines).encode())

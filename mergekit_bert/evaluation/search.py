@@ -6,7 +6,6 @@ was killed, or is asked for more evaluations, goes on where it stood. It is know
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +26,17 @@ from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import made_by
-from mergekit_bert.data.metrics import metric, overall_score, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import fingerprint, write_json
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
+from mergekit_bert.schema import Finite, Schema, SchemaError, Sha256, validate
 
 SUFFIX = ".search.json"
 OVER = ("weights", "layers", "options")
@@ -131,7 +133,7 @@ def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
         outputs = predictor.outputs(name, rows)
         if not np.isfinite(outputs).all():
             return 0.0
-        value = metric(task.metric).value(rows.label_column(), predicted_column(task.kind, outputs))
+        value = metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
         found.append((task.metric, value))
     return overall_score(found)
 
@@ -232,13 +234,33 @@ class _Tried:
         return self.scores[point]
 
 
+class _Evaluation(Schema):
+    point: tuple[Finite, ...]
+    score: Finite
+
+
+class _File(Schema):
+    """The layout of the file that keeps a search."""
+
+    key: Sha256
+    evaluations: list[_Evaluation]
+
+
 def _read(path: Path | None, key: str) -> dict[tuple[float, ...], float]:
-    """The finished evaluations of the same search; none where the file is of another, or broken."""
+    """The finished evaluations of the same search; none where the file is of another.
+
+    Raises CompositionError for a file that is broken.
+    """
     try:
-        told = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-        return {tuple(one["point"]): one["score"] for one in told["evaluations"]} if told["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = validate(_File, read_mapping(path)) if path is not None else None
+    except FileNotFoundError:
         return {}
+    except (OSError, DocumentError, SchemaError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CompositionError(
+            str(path), f"broken ({reason})", "a search as mbert keeps it", "remove it: the search then begins anew"
+        ) from error
+    return {one.point: one.score for one in found.evaluations} if found is not None and found.key == key else {}
 
 
 def _optimise(

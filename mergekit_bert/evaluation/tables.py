@@ -4,7 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 from rich.box import MARKDOWN, SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in_per_cent, retention
@@ -12,6 +11,7 @@ from mergekit_bert.evaluation.contest import Contest, Standing
 from mergekit_bert.evaluation.doctor import EXPECTED, MATRICES, Report, verdicts
 from mergekit_bert.evaluation.held_out import HELD_OUT
 from mergekit_bert.evaluation.promises import Promises
+from mergekit_bert.terminal import PlainConsole
 
 MISSING = "–"
 _WIDTH = 200
@@ -86,7 +86,7 @@ def as_markdown(table: Table) -> str:
 
 def _render(table: Table) -> str:
     text = io.StringIO()
-    Console(file=text, width=_WIDTH, no_color=True).print(table)
+    PlainConsole(file=text, width=_WIDTH, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip()) + "\n"
 
 

@@ -1,6 +1,5 @@
 """How to train. Imports nothing heavy: the command line reads its defaults from here."""
 
-import math
 from dataclasses import dataclass
 
 from mergekit_bert.errors import TrainingError
@@ -10,6 +9,9 @@ ADAPTER_RATES = (1e-3, 1e-3)
 """Peak learning rates of an adapter and its head, unless its type needs others."""
 FULL_RATES = (5e-5, 5e-4)
 """Peak learning rates of full fine-tuning: the encoder, and the head."""
+_MOST, _LARGEST = 10**9, 1e9
+_WHOLE = {"max_length": (8, 2**20), "seed": (0, 2**63 - 1), "threads": (1, 1024)}
+"""Bounds of whole numbers; the others are from 1 to ``_MOST``."""
 
 
 def _shown(place: int) -> str:
@@ -33,6 +35,7 @@ class TrainConfig:
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.01, "AdamW's weight decay; biases and norms are not decayed.")
     clip: float = option(1.0, "Largest norm of the gradient.")
+    balance: bool = option(False, "Weigh labels so that rare ones count as much as common ones.")
     head_dropout: float = option(0.1, "Dropout before the head.")
     max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
     hold_out: float = option(0.1, "Share of the training rows that only choose the best epoch.")
@@ -50,17 +53,15 @@ class TrainConfig:
             if not good:
                 raise TrainingError(f"--{name.replace('_', '-')}", f"{found}", expected, "correct it")
 
-        for name in ("epochs", "batch_size", "patience"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("epochs", "batch_size", "patience", "hold_out_limit", "max_length", "seed", "threads"):
+            value, (low, high) = getattr(self, name), _WHOLE.get(name, (1, _MOST))
+            check(value is None or low <= value <= high, name, value, f"a whole number from {low} to {high}")
         for name in ("lr", "head_lr", "clip"):
             value = getattr(self, name)
-            check(value is None or (math.isfinite(value) and value > 0), name, value, "a positive number")
-        check(self.hold_out_limit >= 1, "hold_out_limit", self.hold_out_limit, "at least 1 row")
-        check(self.checkpoint_seconds >= 0, "checkpoint_seconds", self.checkpoint_seconds, "at least 0 seconds")
-        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
+            check(value is None or 0 < value <= _LARGEST, name, value, f"a positive number up to {_LARGEST:g}")
+        for name in ("weight_decay", "checkpoint_seconds"):
+            value = getattr(self, name)
+            check(0 <= value <= _LARGEST, name, value, f"a number from 0 to {_LARGEST:g}")
         for name in ("warmup", "head_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         check(0 < self.hold_out < 1, "hold_out", self.hold_out, "a share between 0 and 1")
-        check(self.max_length >= 8, "max_length", self.max_length, "at least 8 tokens")
-        check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
-        check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from mergekit_bert.errors import MissingExtraError, OutputError
 
 LOG = "log.jsonl"
+BOARD = "tensorboard"
+"""The folder of TensorBoard's files."""
 
 
 @runtime_checkable
@@ -29,7 +31,7 @@ class RunLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / LOG).open("ab")
-            self._file.truncate(keep_bytes)
+            self._file.truncate(min(keep_bytes, self.bytes()))
         except OSError as error:
             raise OutputError(
                 str(folder),
@@ -67,5 +69,5 @@ def _tensorboard(folder: Path, step: int) -> Writer:
         raise MissingExtraError(
             "--tensorboard", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
         ) from error
-    writer: Writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    writer: Writer = SummaryWriter(str(folder / BOARD), purge_step=step or None)
     return writer

@@ -6,20 +6,20 @@ of ``Progress``, so that a killed run ends in the same bits.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mergekit_bert.adapters.attach import cast_frozen, dropout_on
 from mergekit_bert.data.batches import Tokens
-from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import forward_rows, outputs_of, scaled
 from mergekit_bert.errors import TrainingError
@@ -49,23 +49,41 @@ class Setting:
     tensorboard: bool = False
     show: bool = True
 
+    @cached_property
+    def loss_weights(self) -> Float[Tensor, "outputs"] | None:
+        """Weights of the labels in the loss, where they are to be balanced; raises TrainingError for values."""
+        if not self.config.balance:
+            return None
+        assert self.train.labels is not None
+        weights = kind_of(self.task).weights(self.task, self.train.labels)
+        if weights is None:
+            found = f"{self.task.name!r}, which has no labels to balance"
+            raise TrainingError("--balance", found, "a task with labels", "drop --balance")
+        return weights
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop found: the best epoch's parameters, and how it went."""
+    """What the loop found: the best epoch's parameters, and how it went; ``keep`` writes its last checkpoint."""
 
     best: dict[str, Tensor]
     progress: Progress
+    keep: Callable[[], None]
 
 
 def fit(work: Trainable, setting: Setting) -> Outcome:
     """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
     optimizer = make_optimizer(work, setting)
     progress, best = Progress(), dict[str, Tensor]()
+    batches = math.ceil(len(setting.train) / setting.config.batch_size)
     if (setting.folder / CHECKPOINT).exists():
-        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer)
+        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer, batches)
     log = RunLog(setting.folder, progress.log_bytes, setting.tensorboard, progress.step)
-    total = setting.config.epochs * math.ceil(len(setting.train) / setting.config.batch_size)
+    total = setting.config.epochs * batches
+
+    def keep() -> None:
+        save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+
     saved = time.monotonic()
     try:
         with progress_bar(f"train {setting.task.name}", total, setting.show) as bar:
@@ -75,11 +93,12 @@ def fit(work: Trainable, setting: Setting) -> Outcome:
                 bar(progress.step, _note(setting.task, progress))
                 if time.monotonic() - saved > setting.config.checkpoint_seconds:
                     progress.log_bytes = log.bytes()
-                    save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+                    keep()
                     saved = time.monotonic()
+        progress.log_bytes = log.bytes()
     finally:
         log.close()
-    return Outcome(best, progress)
+    return Outcome(best, progress, keep)
 
 
 def make_optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
@@ -148,13 +167,14 @@ def step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index:
     """One step of the optimizer on the rows at ``index``, forward and backward within the token budget."""
     device = next(work.model.parameters()).device
     dropout_on(work.model, True)
+    weights = setting.loss_weights.to(device) if setting.loss_weights is not None else None
     value = 0.0
     for run in setting.train.cut(index):
         batch = setting.train.batch(run)
-        assert batch.labels is not None
+        assert batch.targets is not None
         with autocast(setting.dtype, device):
             outputs = outputs_of(work.model, batch)
-        loss = task_loss(setting.task, outputs.float(), batch.labels.to(device)) * (len(run) / len(index))
+        loss = kind_of(setting.task).loss(outputs.float(), batch.targets.to(device), weights) * (len(run) / len(index))
         loss.backward()
         value += loss.item()
     nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)
@@ -172,13 +192,6 @@ def _diverged(task: Task) -> TrainingError:
         "finite ones",
         "use a smaller --lr or --precision fp32",
     )
-
-
-def task_loss(task: Task, outputs: Float[Tensor, "rows out"], labels: Shaped[Tensor, "rows"]) -> Float[Tensor, ""]:
-    """Cross entropy of a classification, mean squared error on 0…1 of a regression."""
-    if task.kind == "classify":
-        return functional.cross_entropy(outputs, labels)
-    return functional.mse_loss(outputs[:, 0], labels)
 
 
 def _end_epoch(
@@ -209,9 +222,10 @@ def _end_epoch(
 def held_out_score(work: Trainable, setting: Setting) -> float:
     """The task's main metric on the held-out rows."""
     dropout_on(work.model, False)
-    outputs = scaled(forward_rows(work.model, setting.held_out, setting.dtype), setting.task.range)
-    true = np.asarray(setting.held_out.labels, dtype=np.float64)
-    return metric(setting.task.metric).value(true, predicted_column(setting.task.kind, outputs))
+    task, labels = setting.task, setting.held_out.labels
+    assert labels is not None
+    outputs = scaled(forward_rows(work.model, setting.held_out, setting.dtype), task)
+    return metric(task.metric).value(kind_of(task).truth(labels), kind_of(task).predicted(task, outputs))
 
 
 def _note(task: Task, progress: Progress) -> str:

@@ -22,13 +22,12 @@ from mergekit_bert.adapters.statistics import Statistic, check_kinds
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.folder import FullModel, load_folder, read_folder, write_folder
+from mergekit_bert.encoder.folder import FILES, FullModel, load_folder, read_folder, write_folder
 from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
 from mergekit_bert.encoder.heads import Classifier, classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
-from mergekit_bert.files import withdrawn
 from mergekit_bert.hardware import (
     default_device,
     generator,
@@ -37,12 +36,13 @@ from mergekit_bert.hardware import (
     threads,
 )
 from mergekit_bert.training.config import ADAPTER_RATES, FULL_RATES, TrainConfig
-from mergekit_bert.training.loop import Setting, fit
+from mergekit_bert.training.loop import Outcome, Setting, fit
 from mergekit_bert.training.manifest import (
     Control,
     begin,
     check_recorded,
     claim,
+    delivered,
     finish,
     provenance,
     recorded,
@@ -84,43 +84,57 @@ def train_adapter(
     others = by_identity(avoid)
     check_avoided(others.values(), task.name, encoder, adapter, sites)
     avoided = {"avoid": list(others)} if others else {}
-    folder = run_folder(out)
-    finished = claim(out, folder, control)
     described = {"type": kind, "adapter": adapter.to_json()}
     described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
-    setting = _setting(encoder, task, rows, train, control, folder, described, rates)
-    if control.resume:  # before the ledger hands out rows
-        check_recorded(folder, setting.run, finished)
-    if finished:
-        return read_adapter(out)
-    basis = _basis_rows(encoder, out, adapter, sites)
-    frozen = avoiding(list(others.values()), adapter, sites) if others else basis
-    setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
-    begin(setting)
-    work = adapter_trainable(encoder, task, kind, adapter, sites, frozen, train)
-    with gpu_meter(default_device()) as meter:
-        outcome = fit(work, setting)
+    with claim(out, control) as hold:
+        setting = _setting(encoder, task, rows, train, control, run_folder(out), described, rates)
+        if hold.resume:  # before the ledger hands out rows
+            check_recorded(setting.folder, setting.run, hold.finished)
+        if hold.finished:
+            return read_adapter(out)
+        basis = _basis_rows(encoder, out, adapter, sites)
+        frozen = avoiding(list(others.values()), adapter, sites) if others else basis
+        setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
+        begin(setting, hold)
+        work = adapter_trainable(encoder, task, kind, adapter, sites, frozen, train)
+        with gpu_meter(default_device()) as meter:
+            outcome = fit(work, setting)
+        trained = _adapter(encoder, setting, outcome, kind, adapter, sites, basis, frozen, avoided)
+        trained = dataclasses.replace(trained, statistics=_measured(trained, encoder, rows, train, with_stats))
+        with delivered(setting, hold, outcome) as part:
+            write_adapter(part, trained)
+            _check_reload(part, trained, encoder, setting)
+        finish(out, setting, outcome, work, meter)
+        return trained
+
+
+def _adapter(
+    encoder: Encoder,
+    setting: Setting,
+    outcome: Outcome,
+    kind: str,
+    config: AdapterConfig,
+    sites: Mapping[str, Size],
+    basis: BasisRows | None,
+    frozen: FrozenRows | None,
+    avoided: dict[str, Any],
+) -> Adapter:
+    """What the run has made."""
     values = _split(outcome.best)
-    trained = Adapter(
+    return Adapter(
         type=kind,
-        config=adapter,
-        task=task,
+        config=config,
+        task=setting.task,
         base=Base.of(encoder),
-        max_length=_max_length(encoder, train),
+        max_length=_max_length(encoder, setting.config),
         sites=sites,
         tensors=_site_tensors(values["site"], sites, frozen),
         shifts={name: value - encoder.model.get_parameter(name).cpu() for name, value in values["shift"].items()},
         head=values["head"],
         basis=basis,
         training=provenance(setting, outcome) | avoided,
-        scores={f"held_out_{task.metric}": outcome.progress.best_score or 0.0},
+        scores={f"held_out_{setting.task.metric}": outcome.progress.best_score or 0.0},
     )
-    trained = dataclasses.replace(trained, statistics=_measured(trained, encoder, rows, train, with_stats))
-    write_adapter(out, trained)
-    with withdrawn(out):
-        _check_reload(out, trained, encoder, setting)
-    finish(out, folder, setting, outcome, work, meter)
-    return trained
 
 
 def finetune(
@@ -133,33 +147,31 @@ def finetune(
 ) -> FullModel:
     """Train every weight on ``rows`` and write a plain Hugging Face folder to ``out``: the reference for adapters."""
     train, control = train or TrainConfig(), control or Control()
-    folder = run_folder(out)
-    finished = claim(out, folder, control)
-    setting = _setting(encoder, task, rows, train, control, folder, {"type": "full"}, FULL_RATES)
-    if control.resume:
-        check_recorded(folder, setting.run, finished)
-    if finished:
+    with claim(out, control, FILES) as hold:
+        setting = _setting(encoder, task, rows, train, control, run_folder(out), {"type": "full"}, FULL_RATES)
+        if hold.resume:
+            check_recorded(setting.folder, setting.run, hold.finished)
+        if hold.finished:
+            return read_folder(out)
+        begin(setting, hold)
+        work = full_trainable(encoder, task, train)
+        with gpu_meter(default_device()) as meter:
+            outcome = fit(work, setting)
+        with torch.no_grad():
+            for name, parameter in work.parameters.items():
+                parameter.copy_(outcome.best[name])
+        record = {
+            "kind": "full",
+            "base": dataclasses.asdict(Base.of(encoder)),
+            "max_length": _max_length(encoder, train),
+            "training": provenance(setting, outcome),
+            "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
+        }
+        with delivered(setting, hold, outcome) as part:
+            write_folder(part, work.model, encoder, task, record)
+            _check_outputs(part, work.model, load_folder(read_folder(part))[0], setting.held_out)
+        finish(out, setting, outcome, work, meter)
         return read_folder(out)
-    begin(setting)
-    work = full_trainable(encoder, task, train)
-    with gpu_meter(default_device()) as meter:
-        outcome = fit(work, setting)
-    with torch.no_grad():
-        for name, parameter in work.parameters.items():
-            parameter.copy_(outcome.best[name])
-    record = {
-        "kind": "full",
-        "base": dataclasses.asdict(Base.of(encoder)),
-        "max_length": _max_length(encoder, train),
-        "training": provenance(setting, outcome),
-        "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
-    }
-    write_folder(out, work.model, encoder, task, record)
-    with withdrawn(out):
-        model = read_folder(out)
-        _check_outputs(out, work.model, load_folder(model)[0], setting.held_out)
-    finish(out, folder, setting, outcome, work, meter)
-    return model
 
 
 def _measured(
@@ -205,7 +217,7 @@ def _setting(
         "train": {
             key: value
             for key, value in dataclasses.asdict(train).items()
-            if key not in ("checkpoint_seconds", "precision", "threads")
+            if key not in ("checkpoint_seconds", "precision", "threads") and (key != "balance" or value)
         },
         "threads": threads(),
         "precision": _precision(train, folder, control.resume),

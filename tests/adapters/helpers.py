@@ -22,8 +22,9 @@ from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.heads import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
-from mergekit_bert.files import _pieces, read_tensors
+from mergekit_bert.files import canonical_json
 from mergekit_bert.hardware import generator
+from mergekit_bert.tensorfile import METADATA_KEY, _container, _pieces, _values_sha256, read_tensors
 
 quick = settings(
     max_examples=50,
@@ -136,25 +137,41 @@ def write_raw(path: Path, header: Mapping[str, Any], data: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+def write_signed(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
+    """A model file as a hostile author can make it: whatever the metadata says, its digest is right.
+
+    Metadata that is no JSON cannot have one, and is written as Python spells it.
+    """
+    try:
+        path.write_bytes(b"".join(_pieces(tensors, metadata)))
+    except (TypeError, ValueError):
+        path.write_bytes(b"".join(_container(tensors, {METADATA_KEY: json.dumps(metadata)})))
+
+
 def edit_metadata(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A change of a model file's metadata."""
+    """A change of a model file's metadata, with the digest that belongs to it."""
 
     def edit(path: Path) -> None:
-        header, data = read_raw(path)
-        metadata = json.loads(header["__metadata__"]["mbert"])
+        found, metadata = read_tensors(path, old=True)
         change(metadata)
-        header["__metadata__"]["mbert"] = json.dumps(metadata)
-        write_raw(path, header, data)
+        write_signed(path, found, metadata)
 
     return edit
 
 
 def edit_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    """A change of a model file's tensors that keeps the container whole."""
+    """A change of a model file's tensors, with the digest that belongs to it."""
 
     def edit(path: Path) -> None:
         found, metadata = read_tensors(path)
         change(found)
-        path.write_bytes(b"".join(_pieces(found, metadata)))
+        write_signed(path, found, metadata)
 
     return edit
+
+
+def as_format_1(path: Path) -> None:
+    """Turn a model file into one of format 1: the same, but for a checksum of the values alone."""
+    found, metadata = read_tensors(path)
+    metadata |= {"format": 1, "sha256": _values_sha256(found)}
+    path.write_bytes(b"".join(_container(found, {METADATA_KEY: canonical_json(metadata)})))

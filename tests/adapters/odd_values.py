@@ -5,7 +5,6 @@ checker that the tests install would refuse many of them before the package does
 """
 
 import copy
-import json
 import os
 import sys
 import traceback
@@ -17,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.errors import MbertError
-from tests.adapters.helpers import one_line, read_raw, write_raw
+from mergekit_bert.tensorfile import read_tensors
+from tests.adapters.helpers import one_line, write_signed
 
 ODD: tuple[Any, ...] = (None, -1, 2, 10**30, 1.5, float("inf"), "", "x", [], ["x"], {})
 GONE = object()
@@ -69,15 +69,13 @@ def refused(path: Path) -> bool:
 def main(path: Path) -> int:
     """How often something went wrong; each time is told on standard error."""
     os.fsync = lambda descriptor: None
-    header, data = read_raw(path)
-    metadata = json.loads(header["__metadata__"]["mbert"])
+    tensors, metadata = read_tensors(path)
     failed = stopped = 0
     changed = path.with_name("odd.safetensors")
     for place in places(metadata):
         for odd in (*ODD, GONE):
-            header["__metadata__"]["mbert"] = json.dumps(put(metadata, place, odd))
             changed.unlink(missing_ok=True)
-            write_raw(changed, header, data)
+            write_signed(changed, tensors, put(metadata, place, odd))
             try:
                 stopped += refused(changed)
             except Exception:

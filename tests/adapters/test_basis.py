@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mergekit_bert.adapters.basis import BasisRows, shared_basis
 from mergekit_bert.errors import BasisError
+from mergekit_bert.schema import SchemaError, validate
 from tests.adapters.helpers import quick
 
 SITE = "encoder.layer.0.attention.self.query"
@@ -89,6 +90,28 @@ def test_rows_are_those_of_the_product_of_cosine_transforms_and_signs(width: int
 def test_numbers_that_name_no_rows_are_refused(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(BasisError, match="whole numbers, the count at least 1"):
         BasisRows(*numbers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "0"},
+        {"seed": 2**63},
+        {"start": -1},
+        {"start": 1.0},
+        {"count": 0},
+        {"count": True},
+        {"count": 2**40},
+        {"x": 1},
+    ],
+)
+def test_a_files_rows_are_checked(change: dict[str, object]) -> None:
+    rows = BasisRows(3, 0, 4)
+    assert validate(BasisRows, rows.to_json()) == rows
+    with pytest.raises(SchemaError, match=f"^{next(iter(change))}: "):
+        validate(BasisRows, rows.to_json() | change)
+    with pytest.raises(SchemaError):
+        validate(BasisRows, [3, 0, 4])
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 33), (32, 1), (30, 3)])

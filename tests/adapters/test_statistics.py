@@ -243,8 +243,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing tensor": (edit_tensors(lambda t: t.pop(f"gram.{SITE}.factor")), f"'gram.{SITE}.factor' is missing"),
     "an extra tensor": (edit_tensors(lambda t: t.update({"gram.x.factor": torch.ones(1)})), "an extra tensor"),
     "no record of them": (edit_metadata(lambda m: m["adapter"].pop("statistics")), "an extra tensor 'fisher"),
-    "nothing measured": (stats(lambda s: s.clear()), "an extra tensor"),
-    "a kind without sites": (stats(lambda s: s.update(fisher={})), "an extra tensor|statistics of nothing"),
+    "nothing measured": (stats(lambda s: s.clear()), "statistics: dictionary should have at least 1"),
+    "a kind without sites": (
+        stats(lambda s: s.update(fisher={})),
+        "statistics.fisher: dictionary should have at least 1",
+    ),
     "an unknown kind": (stats(lambda s: s.update(hessian=s.pop("gram"))), "broken metadata"),
     "a site left out": (
         lambda path: (
@@ -262,8 +265,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         f"fisher of {SITE} that cannot be",
     ),
     "a negative entry": (edit_tensors(lambda t: t[f"gram.{SITE}.diagonal"].fill_(-1)), "that cannot be"),
-    "a negative count": (stats(lambda s: s["gram"][SITE].update(count=-1)), "that cannot be"),
-    "an extra number": (stats(lambda s: s["gram"][SITE].update(mean=1)), "missing or extra metadata: mean"),
+    "a negative count": (stats(lambda s: s["gram"][SITE].update(count=-1)), "count: input should be greater"),
+    "an extra number": (stats(lambda s: s["gram"][SITE].update(mean=1)), "mean: extra inputs are not permitted"),
     "float64": (
         edit_tensors(lambda t: t.update({f"gram.{SITE}.diagonal": t[f"gram.{SITE}.diagonal"].double()})),
         "torch.float64",

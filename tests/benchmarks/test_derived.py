@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.derived import rows_of, task_of
-from mergekit_bert.data.rows import tsv_text
+from mergekit_bert.data.readers import tsv_text
 
 PARA = [
     ["sentence1", "sentence2", "label"],

@@ -5,26 +5,17 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.evaluation import scores
 from tests import tiny
 from tests.cli.command import Done, mbert, unchanged
 from tests.corpus import read_tsv, write_corpus, write_rows
 
 QUICK = ("--epochs", "1", "--batch-size", "8", "--hold-out", "0.2", "--precision", "fp32")
 METHOD_NAMES = [*METHODS.names(), "ensemble"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_intervals() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_bert.evaluation import scores
 from tests.cli.command import Done, mbert, unchanged
 from tests.corpus import write_corpus
 
@@ -36,20 +35,18 @@ def place(tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("place")
     write_corpus(folder / "data", ("sst", "sts"))
     found = Place(folder, tiny_folders["bert"], tiny_folders["electra"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "RESAMPLES", 20)
-        for task, *more in (
-            ("sst",),
-            ("sts",),
-            ("sst", "--basis", "random", "--out", "random/sst.safetensors"),
-            ("sts", "--basis", "random", "--out", "random/sts.safetensors"),
-            ("sst", "--out", "again/sst.safetensors"),
-            ("sst", "--base", "OTHER", "--out", "electra/sst.safetensors"),
-            ("sts", "--out", "alone/sts.safetensors"),
-        ):
-            base = () if "--base" in more else ("--base", "BASE")
-            done = found.mbert("train-adapter", "--task", task, *base, *QUICK, *more)
-            assert done.code == 0, done.err
+    for task, *more in (
+        ("sst",),
+        ("sts",),
+        ("sst", "--basis", "random", "--out", "random/sst.safetensors"),
+        ("sts", "--basis", "random", "--out", "random/sts.safetensors"),
+        ("sst", "--out", "again/sst.safetensors"),
+        ("sst", "--base", "OTHER", "--out", "electra/sst.safetensors"),
+        ("sts", "--out", "alone/sts.safetensors"),
+    ):
+        base = () if "--base" in more else ("--base", "BASE")
+        done = found.mbert("train-adapter", "--task", task, *base, *QUICK, *more)
+        assert done.code == 0, done.err
     assert found.mbert("merge").code == 0
     assert found.mbert("merge", "--method", "ensemble", "--out", "routed.safetensors").code == 0
     (folder / "file").write_text("just a file")
@@ -59,6 +56,9 @@ def place(tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     (folder / "odd.yml").write_text("name: odd\nkind: rank\ntext: a\nmetric: f1\n")
     (folder / "mixed.jsonl").write_text('{"task": "sst", "sentence": "good"}\n{"task": "para", "sentence": "good"}\n')
     (folder / "short.jsonl").write_text('{"task": "sts", "sentence1": "good"}\n')
+    (folder / "laughs.yml").write_text("name: &a [x]\nlabels: [*a, *a]\n")
+    (folder / "deep.jsonl").write_text("[" * 100_000)
+    (folder / "steer.tsv").write_text("\x1b[2J\ngood\n")
     (folder / "empty").mkdir()
     (folder / "labels/sst").mkdir(parents=True)
     (folder / "labels/sst/train.tsv").write_text("sentence\tlabel\n" + "good\t1\n" * 9 + "bad\t9\n")
@@ -67,8 +67,10 @@ def place(tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return found
 
 
+FAR = str(10**400)
 TRAIN = ("train-adapter", "--task", "sst", "--base", "BASE", *QUICK, "--out", "new/x.safetensors")
 TUNE = ("finetune", "--task", "sst", "--base", "BASE", "--epochs", "1", "--out", "new/x")
+MERGE = ("merge", "--out", "m.safetensors")
 SST, STS = "adapters/sst.safetensors", "adapters/sts.safetensors"
 
 ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -88,14 +90,14 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown task to tell": (("tasks", "sstt"), r"task: 'sstt'; .*; did you mean 'sst'\?"),
     "task that contradicts itself": (
         ("tasks", "odd.yml"),
-        r"odd.yml: kind is 'rank'; expected one of classify",
+        r"odd.yml, line 2: kind is 'rank'; expected one of classify",
     ),
     "missing task file": (
         ("train-adapter", "--task", "none.yml"),
         r"none.yml: no such file; expected a task's YAML file",
     ),
     "unknown base": ((*TRAIN, "--base", "no/such-base"), r"base 'no/such-base': it cannot be loaded \(.*\); .*--base"),
-    "base that is no model": ((*TRAIN, "--base", "empty"), r"base 'empty': it cannot be loaded"),
+    "base that is no model": ((*TRAIN, "--base", "empty"), r"base 'empty': no config.json; expected a folder of"),
     "unknown type": (
         (*TRAIN, "--type", "lore"),
         r"adapter type: 'lore'; expected one of .*; did you mean 'lora'",
@@ -124,10 +126,19 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown precision": ((*TRAIN, "--precision", "fp23"), r"precision: 'fp23'; .*; did you mean 'fp32'\?"),
     "unknown targets": ((*TRAIN, "--targets", "kv"), r"targets 'kv': no linear layer of base .* matches; .*--targets"),
     "targets that are no pattern": ((*TRAIN, "--targets", "(("), r"targets '\(\(': not a pattern"),
-    "rank 0": ((*TRAIN, "--rank", "0"), r"--rank: 0; expected a whole number of at least 1; correct --rank"),
+    "rank 0": ((*TRAIN, "--rank", "0"), r"--rank: 0; expected a whole number from 1 to 65536; correct --rank"),
     "rank beyond the basis": ((*TRAIN, "--rank", "33"), r"basis.json: .*33 free rows in a run; use a smaller --rank"),
-    "no epochs": ((*TRAIN, "--epochs", "0"), r"--epochs: 0; expected a whole number of at least 1"),
+    "no epochs": ((*TRAIN, "--epochs", "0"), r"--epochs: 0; expected a whole number from 1 to 1000000000"),
     "rate that is no number": ((*TUNE, "--lr", "nan"), r"--lr: nan; expected a positive number"),
+    "epochs without end": ((*TRAIN, "--epochs", FAR), r"--epochs: 10+…; expected a whole number from 1 to 1000000000"),
+    "a far seed": ((*TUNE, "--seed", FAR), r"--seed: 10+…; expected a whole number from 0 to 9223372036854775807"),
+    "threads without end": ((*TUNE, "--threads", FAR), r"--threads: 10+…; expected a whole number from 1 to 1024"),
+    "a rate without end": ((*TUNE, "--lr", "1e400"), r"--lr: inf; expected a positive number up to 1e\+09"),
+    "decay without end": ((*TUNE, "--weight-decay", "inf"), r"--weight-decay: inf; expected a number from 0 to 1e\+09"),
+    "a huge rank": ((*TRAIN, "--rank", "65537"), r"--rank: 65537; expected a whole number from 1 to 65536"),
+    "a far rank": ((*TRAIN, "--rank", FAR), r"--rank: 10+…; expected a whole number from 1 to 65536"),
+    "alpha without end": ((*TRAIN, "--alpha", "1e400"), r"--alpha: inf; expected a positive number up to 1e\+06"),
+    "dropout that is no number": ((*TRAIN, "--dropout", "nan"), r"--dropout: nan; expected a number from 0 to below 1"),
     "hold out all": ((*TUNE, "--hold-out", "1"), r"--hold-out: 1.0; expected a share between 0 and 1"),
     "missing data": ((*TRAIN, "--data", "none"), r"none: no such folder; expected a folder that holds sst/train.tsv"),
     "data without the task": ((*TUNE, "--data", "empty"), r"empty/sst: no file for the split 'train'"),
@@ -169,6 +180,43 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "weights that are infinite": (
         ("merge", "--weights", "sst=inf", "--out", "m.safetensors"),
         r"--weights: 'sst=inf'; ",
+    ),
+    **{
+        f"weights of {text[:9]}": (
+            (*MERGE, "--weights", f"sst={text}"),
+            rf"--weights: 'sst={text[:9]}.*; expected {told}",
+        )
+        for text, told in (
+            *((text, "name=number, separated by commas") for text in ("nan", "-inf", "1e400", FAR)),
+            *((text, r"a number within ±1e\+06") for text in ("1e300", "-1000001")),
+        )
+    },
+    **{
+        f"an option of {text[:9]}": (
+            (*MERGE, "--method", "ctm", "--set", f"{name}={text}"),
+            rf"option '{name}' of ctm: .*; expected a",
+        )
+        for name, text in (
+            *(("rank", text) for text in ("inf", "nan", "1e400", "-1", "1.5", FAR, "9" * 5000)),
+            *(("beta", text) for text in ("infinity", "1e999", "-0.1", FAR + "9")),
+        )
+    },
+    **{
+        f"a size of {text[:9]}": (
+            (*MERGE, "--size", text),
+            r"--size: .*; expected a positive number of MiB up to 1e\+09",
+        )
+        for text in ("inf", "nan", "1e400", "0", "-1", FAR)
+    },
+    "a far rank of a merge": ((*MERGE, "--rank", FAR), r"--rank: 10+…; expected a whole number from 1 to 65536"),
+    "a far remainder": ((*MERGE, "--private", FAR), r"--private: 10+…; expected a whole number from 0 to 65536"),
+    "a far seed of a merge": ((*MERGE, "--method", "dare", "--seed", FAR), r"--seed: 10+…; expected a whole number"),
+    "a task that laughs": (("tasks", "laughs.yml"), r"laughs.yml, line 1: an anchor or alias; "),
+    "a recipe that laughs": ((*MERGE, "--recipe", "laughs.yml"), r"laughs.yml, line 1: an anchor or alias; "),
+    "a deep request": (("predict", "routed.safetensors", "--input", "deep.jsonl"), r"deep.jsonl, line 1: nested too"),
+    "a row that steers": (
+        ("predict", SST, "--input", "steer.tsv"),
+        r"steer.tsv: no column 'sentence' \(found: \\x1b\[2J\)",
     ),
     "weights twice": (
         ("merge", "--weights", "sst=1,sst=2", "--out", "m.safetensors"),
@@ -298,3 +346,27 @@ def test_an_input_is_never_overwritten(place: Place) -> None:
         done = place.mbert("merge", "--method", "fedavg", "--out", SST, "--force")
     assert done.code == 1
     assert "it is one of the inputs; expected another file" in done.err
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (b"sentence\ngood\n\xff\n", r"standard input, line 3: a byte that is not UTF-8 \(.*\); expected UTF-8 text; "),
+        ("sentence\ngood".encode("utf-16"), r"standard input, line 1: a byte that is not UTF-8"),
+        (b'sentence\n"good\n', r"standard input, line 2: a bad line \(a quote that is never closed\); "),
+        (b"sentence\n" + b"x" * 9_000_000, r"standard input, line 2: more than 8,388,608 bytes; "),
+        (b"sentence\n" + b"x" * 3_000_000, r"standard input, line 2: 3,000,000 characters in column 'sentence'; "),
+        (b"\x1b[2J\n", r"standard input: no column 'sentence' \(found: \\x1b\[2J\); "),
+    ],
+)
+def test_hostile_standard_input_is_one_line(place: Place, stdin: bytes, message: str) -> None:
+    done = place.mbert("predict", SST, stdin=stdin)
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(rf"error: {message}.*\n", done.err), done.err
+
+
+@pytest.mark.parametrize("option", ["--rows", "--search", "--search-rows", "--calibrate-rows"])
+def test_a_count_without_end_is_a_wrong_use(place: Place, option: str) -> None:
+    done = place.mbert("merge", option, FAR)
+    assert done.code == 2
+    assert "Traceback" not in done.err

@@ -15,7 +15,7 @@ from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.stored import StoredEncoder
-from mergekit_bert.files import StoredTensors
+from mergekit_bert.tensorfile import StoredTensors
 
 living: list[weakref.ref[Any]] = []
 told = {"reads": 0, "most": 0}

@@ -30,7 +30,8 @@ from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merging import ingredient
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.metrics import metric, predicted_column
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.heads import classifier
@@ -54,7 +55,7 @@ def figures(model: Merged, encoder: Encoder, rows: Mapping[str, Rows]) -> dict[s
     predictor = Predictor(model, encoder)
     found = {}
     for task in model.tasks:
-        column = predicted_column(task.kind, predictor.outputs(task.name, rows[task.name]))
+        column = kind_of(task).predicted(task, predictor.outputs(task.name, rows[task.name]))
         found[task.name] = metric(task.metric).value(rows[task.name].label_column(), column)
     return found
 
@@ -109,7 +110,7 @@ def taught(encoder: Encoder, model: Merged, count: int, seed: int, noise: float)
         own = dataclasses.replace(model.own[task.name], head=head)
         teacher = dataclasses.replace(model, own={**model.own, task.name: own})
         values = Predictor(teacher, encoder).outputs(task.name, rows).astype(np.float64)
-        column = predicted_column(task.kind, values - values.mean(0))
+        column = kind_of(task).predicted(task, values - values.mean(0))
         if task.range is not None:
             column = 5 * np.clip(0.5 + column / (4 * column.std()), 0, 1)
         by_chance = source.permutation(column)

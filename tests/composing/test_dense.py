@@ -19,8 +19,8 @@ from mergekit_bert.encoder.folder import folder_in_parts, read_folder, write_fol
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
-from mergekit_bert.files import StoredTensors, tensors_in_any_order
 from mergekit_bert.hardware import generator
+from mergekit_bert.tensorfile import StoredTensors, tensors_in_any_order
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter, same_tensors

@@ -19,8 +19,9 @@ from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.composing import file as model_file
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.errors import ModelFileError
 from tests.adapters.helpers import (
+    as_format_1,
     edit_metadata,
     edit_tensors,
     one_line,
@@ -61,6 +62,8 @@ def same_model(one: Any, two: Any) -> bool:
     """Whether two compositions are equal bit for bit."""
     if type(one) is not type(two):
         return False
+    if isinstance(one, Adapter):
+        return same_adapter(one, two)
     if isinstance(one, mb.Merged):
         return same_merged(one, two)
     return list(one.experts) == list(two.experts) and all(
@@ -202,7 +205,7 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "ensemble, a router of tomorrow": (
         "ensemble",
         edit_metadata(lambda m: m["ensemble"].update(router="arrow")),
-        "router 'arrow'",
+        "broken metadata .router: input should be 'task'",
     ),
     "ensemble, no expert": (
         "ensemble",
@@ -252,23 +255,40 @@ def test_every_corruption_is_its_own_one_line_error(path: Path, kind: str, name:
 
 @quick
 @given(kind=st.sampled_from(KINDS), data=st.data())
-def test_flipped_bytes_are_refused_or_harmless(
-    wholes: dict[str, bytes], tmp_path: Path, kind: str, data: st.DataObject
-) -> None:
+def test_flipped_bytes_are_refused(wholes: dict[str, bytes], tmp_path: Path, kind: str, data: st.DataObject) -> None:
     changed, path = bytearray(wholes[kind]), tmp_path / "model.safetensors"
     size = int.from_bytes(changed[:8], "little") + 8
-    for _ in range(data.draw(st.integers(1, 3))):
-        changed[data.draw(st.integers(0, size - 1) | st.integers(0, len(changed) - 1))] ^= data.draw(
-            st.integers(1, 255)
-        )
+    places = data.draw(st.sets(st.integers(0, size - 1) | st.integers(0, len(changed) - 1), min_size=1, max_size=3))
+    for place in places:
+        changed[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(changed[: data.draw(st.just(len(changed)) | st.integers(0, len(changed)))])
-    try:
-        model = read_model(path)
-    except MbertError as error:
-        one_line(error)
-        return
-    for task in model.tasks:
-        assert all(delta.dense().shape == (32, 32) for delta in model.part(task.name).deltas.values())
+    with pytest.raises(ModelFileError) as caught:
+        read_model(path)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "ensemble"])
+def test_files_that_earlier_versions_wrote_are_read(tmp_path: Path, kind: str) -> None:
+    """The files were written before format 2: two LoRA adapters on one tiny BERT, and what was made of them."""
+    found = read_model(Path(__file__).with_name("format_1") / f"{kind}.safetensors")
+    assert [task.name for task in found.tasks] == (["sst"] if kind == "adapter" else ["sst", "sts"])
+    for task in found.tasks:
+        deltas = found.part(task.name).deltas.values()
+        assert [delta.shape for delta in deltas] == [(32, 32), (32, 32)]
+        assert {isinstance(delta, LowRank) for delta in deltas} == {kind != "merged"}
+    write_model(tmp_path / "x", found)
+    assert same_model(read_model(tmp_path / "x"), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_format_1_is_read_and_written_anew_in_format_2(
+    models: dict[str, Any], wholes: dict[str, bytes], path: Path, kind: str
+) -> None:
+    as_format_1(path)
+    found = read_model(path)
+    assert same_model(found, models[kind])
+    write_model(path, found)
+    assert path.read_bytes() == wholes[kind]
 
 
 def test_no_odd_value_in_the_metadata_is_a_traceback(bert: mb.Encoder, tmp_path: Path) -> None:
@@ -283,8 +303,8 @@ def test_a_write_that_the_disk_garbles_is_told(
 ) -> None:
     true = model_file.read_tensors
 
-    def garbled(path: Path) -> tuple[dict[str, Tensor], Any]:
-        found, metadata = true(path)
+    def garbled(path: Path, old: bool = False) -> tuple[dict[str, Tensor], Any]:
+        found, metadata = true(path, old)
         found[B] = found[B] + 1e-6
         return found, metadata
 

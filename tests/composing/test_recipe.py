@@ -1,6 +1,7 @@
 """Recipes: written and read back, checked with line and key, weights by layer, rank, and a change of mind."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import of_adapter
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.errors import CompositionError, MbertError, UnknownNameError
+from mergekit_bert.schema import SchemaError
 from tests.adapters.helpers import dense64, quick, same_adapter
 from tests.composing.helpers import LINEAR, merged, trio
+from tests.hang import HANGS, in_time
 
 NAMES = st.text("abcdefgh", min_size=1, max_size=6)
 WEIGHTS = st.dictionaries(NAMES, st.floats(-9, 9), max_size=3)
@@ -56,18 +59,21 @@ def test_a_recipe_comes_back_from_yaml_and_from_json(fields: dict[str, Any], tmp
     ("text", "message"),
     [
         ("method: ties\nspaze: core\n", r"r.yml, line 2: an unknown key 'spaze'; expected one of inputs, layers"),
-        ("method: ties\n\nrank: high\n", r"r.yml, line 3, key 'rank': 'high'; expected a whole number or nothing"),
+        ("method: ties\n\nrank: high\n", r"r.yml, line 3, key 'rank': 'high'; expected a whole number"),
         ("rank: true\n", r"line 1, key 'rank'"),
-        ("weights: {sst: much}\n", r"line 1, key 'weights': .*; expected a number for each input"),
+        ("weights: {sst: much}\n", r"line 1, key 'weights.sst': 'much'; expected a number"),
         ("weights: [1]\n", r"line 1, key 'weights'"),
-        ("layers:\n  'a(': {sst: 1}\n", r"line 1, key 'layers': 'a\(' .*; expected a regular expression"),
-        ("layers: {a: 1}\n", r"line 1, key 'layers'"),
+        ("layers:\n  'a(': {sst: 1}\n", r"line 1, key 'layers': 'a\(' .*; expected patterns of whole"),
+        ("layers: {a: 1}\n", r"line 1, key 'layers.a': 1; expected a mapping"),
+        ("layers: {a: {b: true}}\n", r"line 1, key 'layers.a.b': True; expected a number"),
         ("method: [a\nspace: b\n", r"r.yml, line 2: not YAML"),
         ("- method\n", r"r.yml: not a mapping"),
         ("", r"r.yml: not a mapping"),
-        ("inputs: a\n", r"key 'inputs': 'a'; expected a list of files"),
-        ("options: {1: 2}\n", r"key 'options'"),
-        ("method: 3\n", r"key 'method': 3; expected a name"),
+        ("inputs: a\n", r"key 'inputs': 'a'; expected a list"),
+        ("options: [1]\n", r"key 'options': \[1\]; expected a mapping"),
+        ("options: {a: [1]}\n", r"key 'options.a': \[1\]; expected a number, a text, true or false"),
+        ("options: {a: }\n", r"key 'options.a': None; expected a number, a text, true or false"),
+        ("method: 3\n", r"key 'method': 3; expected a text"),
         ("seed: 0.5\n", r"key 'seed': 0.5; expected a whole number"),
     ],
 )
@@ -78,11 +84,55 @@ def test_what_is_wrong_in_a_recipe_is_told_with_its_line(tmp_path: Path, text: s
     assert "\n" not in str(caught.value)
 
 
+FAR = 10**400
+HOSTILE: dict[str, tuple[str, str]] = {
+    "laughs": ("method: &a [x]\nspace: [*a, *a]", r"line 1: an anchor or alias; expected a recipe in plain YAML"),
+    "brackets": ("method: " + "[" * 60_000, r"line 1: nested more than 64 deep; "),
+    "digits": ("\nrank: " + "9" * 4300, r"line 2: a number of 4,300 digits; "),
+    "a far weight": (f"weights:\n  sst: {FAR}", r"line 2: a number of 401 digits; "),
+    "a large weight": (
+        "weights: {sst: 1.0e+300}",
+        r"key 'weights.sst': 1e\+300; expected less than or equal to 1000000",
+    ),
+    "an endless weight": ("weights: {sst: .inf}", r"line 1: .inf, which is no number; "),
+    "no number": ("weights: {sst: .nan}", r"line 1: .nan, which is no number; "),
+    "a large weight of a layer": ("layers: {a: {sst: -1000001}}", r"key 'layers.a.sst': -1000001; expected greater"),
+    "a large rank": ("rank: 65537", r"key 'rank': 65537; expected less than or equal to 65536"),
+    "a large remainder": ("private: 9999999999", r"key 'private': 9999999999; expected less than or equal to 65536"),
+    "a negative rank": ("rank: -1", r"key 'rank': -1; expected greater than or equal to 0"),
+    "a far seed": ("seed: 99999999999999999999", r"key 'seed': 9+; expected less than"),
+    "a date": ("seed: 2020-13-45", r"key 'seed': '2020-13-45'; expected a whole number"),
+    "a steering name": ('method: "a\\e[2J"', r"key 'method': 'a\\x1b\[2J'; expected no control characters"),
+    "a steering key": ('weights: {"a\\e[2J": 1}', r"key 'weights.a\\x1b\[2J.\[key\]'"),
+    "a long name": ("method: " + "x" * 60_000, r"key 'method': 'x+\.\.\.x+'; expected at most 10000 characters"),
+    "a pattern too large": ("layers: {'((a{100}){100}){100}': {}}", r"line 1, key 'layers': "),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_recipe_is_one_quick_line(tmp_path: Path, case: str) -> None:
+    text, message = HOSTILE[case]
+    (tmp_path / "r.yml").write_text(text)
+    with pytest.raises(CompositionError, match=message) as caught:
+        read_recipe(tmp_path / "r.yml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rank": "2"}, {"weights": {"a": "1"}}, {"layers": [["a"]]}, {"layers": [["a", {}], ["a", {}]]}, {"x": 1}],
+)
+def test_a_record_of_something_else_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError):
+        Recipe.from_json(Recipe("ties").to_json() | change)
+
+
 def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CompositionError, match="no such file"):
         read_recipe(tmp_path / "none.yml")
     (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(CompositionError, match="not a text"):
+    with pytest.raises(CompositionError, match="no text in UTF-8"):
         read_recipe(tmp_path / "bytes.yml")
 
 
@@ -95,9 +145,22 @@ def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
         (Recipe("ties", options={"density": 2}), CompositionError, "option 'density' of ties: 2; expected a number"),
         (Recipe("ties", options={"dense": 2}), UnknownNameError, "option of ties: 'dense'"),
         (Recipe("fedavg", options={"density": 2}), CompositionError, "no such option; expected none"),
-        (Recipe("fedavg", rank=0), CompositionError, "--rank: 0; expected a whole number of at least 1"),
+        (Recipe("fedavg", rank=0), CompositionError, "--rank: 0; expected a whole number from 1 to 65536"),
+        (Recipe("fedavg", rank=10**400), CompositionError, "--rank: 10+…; expected a whole number from 1 to 65536"),
+        (Recipe("fedavg", private=-1), CompositionError, "--private: -1; expected a whole number from 0 to 65536"),
+        (Recipe("fedavg", seed=10**400), CompositionError, "--seed: 10+…; expected a whole number from 0 to"),
+        (Recipe("fedavg", weights={"sst": math.inf}), CompositionError, "--weights: 'sst=inf'; expected a finite"),
+        (Recipe("fedavg", weights={"sst": 2.0e6}), CompositionError, r"--weights: 'sst=2000000.0'; expected .* within"),
+        (
+            Recipe("fedavg", layers={".*": {"sst": math.nan}}),
+            CompositionError,
+            "layers, '.*': 'sst=nan'; expected a fi",
+        ),
         (Recipe("fedavg", rank=99), CompositionError, "--rank 99: site .* is 32 × 32; expected at most 32"),
         (Recipe("fedavg", layers={"layer.*": {}}), CompositionError, "layers, 'layer.*': no site matches it"),
+        (Recipe("fedavg", layers={"a)|(b": {}}), CompositionError, r"layers: 'a\)\|\(b' \(unbalanced parenthesis"),
+        (Recipe("fedavg", layers={"(?=a)": {}}), CompositionError, "layers: .*neither lookaround nor backreferences"),
+        (Recipe("fedavg", layers={f"{n}": {} for n in range(3000)}), CompositionError, "layers: too many patterns"),
         (Recipe("fedavg", layers={".*": {"cola": 1.0}}), CompositionError, "layers, '.*': 'cola'; expected names"),
         (Recipe("distill", layers={".*": {"sst": 1.0}}), CompositionError, "layers: weights by layer for distill"),
         (Recipe("ensemble", rank=3), CompositionError, "--method ensemble: a rank or space"),
@@ -109,6 +172,15 @@ def test_what_cannot_be_done_is_told(
 ) -> None:
     with pytest.raises(kind, match=message):
         mb.merge(three, recipe)
+
+
+def test_a_layer_pattern_that_would_hang_does_not(three: list[Adapter]) -> None:
+    with in_time(), pytest.raises(CompositionError, match="no site matches it"):
+        mb.merge(three, Recipe("fedavg", layers={HANGS: {}}))
+    with in_time():
+        assert Recipe(layers={HANGS: {"sst": 2.0}}).at("encoder.layer.0.attention.self.query", {"sst": 1.0}) == {
+            "sst": 1.0
+        }
 
 
 def test_weights_by_layer_hold_there_and_the_last_match_counts(three: list[Adapter]) -> None:

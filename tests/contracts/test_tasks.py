@@ -30,7 +30,7 @@ def test_it_is_a_frozen_record_that_explains_itself(task: mb.Task) -> None:
 
 def test_its_metrics_are_of_its_kind_and_its_chance_is_below_one(task: mb.Task) -> None:
     assert task.metric == task.metrics[0]
-    assert {metric(name).kind for name in task.metrics} == {task.kind}
+    assert all(task.kind in metric(name).kinds for name in task.metrics)
     assert 0 <= task.chance <= 0.5
     assert task.kind == "regress" or task.chance == pytest.approx(1 / len(task.labels))
 

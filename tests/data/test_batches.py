@@ -114,14 +114,14 @@ def test_rows_lie_end_to_end_and_padding_is_on_the_right_and_no_wider_than_the_l
         assert ids[place, lengths[row] :].eq(77).all()
         assert mask[place].tolist() == [1] * lengths[row] + [0] * (ids.shape[1] - lengths[row])
     assert batch.index == index
-    assert batch.labels is None
+    assert batch.targets is None
 
 
 def test_labels_are_indices_or_scaled_to_the_unit() -> None:
-    found = tokens_of([1, 2, 3], labels=(4.0, 0.0, 2.0)).batch([2, 0]).labels
+    found = tokens_of([1, 2, 3], labels=(4.0, 0.0, 2.0)).batch([2, 0]).targets
     assert found is not None
     assert (found.dtype, found.tolist()) == (torch.int64, [2, 4])
-    scaled = tokens_of([1, 2, 3], "sts", (5.0, 0.0, 1.25)).batch([0, 1, 2]).labels
+    scaled = tokens_of([1, 2, 3], "sts", (5.0, 0.0, 1.25)).batch([0, 1, 2]).targets
     assert scaled is not None
     assert (scaled.dtype, scaled.tolist()) == (torch.float32, [1.0, 0.0, 0.25])
 
@@ -129,7 +129,7 @@ def test_labels_are_indices_or_scaled_to_the_unit() -> None:
 def test_a_range_need_not_start_at_zero() -> None:
     task = Task(name="t", kind="regress", text=("a",), metrics=("pearson",), range=(-2.0, 6.0))
     tokens = Tokens({"input_ids": [[1], [2]]}, (-2.0, 4.0), 0, {"input_ids": 0}, task)
-    labels = tokens.batch([0, 1]).labels
+    labels = tokens.batch([0, 1]).targets
     assert labels is not None
     assert labels.tolist() == [0.0, 0.75]
 

@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics as sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mergekit_bert.data.metrics import METRICS, metric, on_unit_scale, overall_score, predicted_column
+from mergekit_bert.data.metrics import METRICS, metric, on_unit_scale, overall_score
 from mergekit_bert.errors import UnknownNameError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -58,6 +60,16 @@ def plain_pearson(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.corrcoef(true, predicted)[0, 1])
 
 
+def plain_label_f1(true: np.ndarray, predicted: np.ndarray) -> float:
+    """The mean over the labels that occur at all."""
+    found = [
+        sklearn.f1_score(true[:, label], predicted[:, label], zero_division=0)
+        for label in range(true.shape[1])
+        if true[:, label].any() or predicted[:, label].any()
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
 def plain_ranks(column: np.ndarray) -> np.ndarray:
     return np.array([(column < one).sum() + ((column == one).sum() + 1) / 2 for one in column])
 
@@ -68,6 +80,9 @@ PLAIN: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": plain_matthews,
     "pearson": plain_pearson,
     "spearman": lambda true, predicted: plain_pearson(plain_ranks(true), plain_ranks(predicted)),
+    "micro_f1": lambda true, predicted: sklearn.f1_score(true, predicted, average="micro", zero_division=0),
+    "macro_f1": lambda true, predicted: plain_label_f1(true, predicted),
+    "exact_match": sklearn.accuracy_score,
 }
 
 
@@ -87,6 +102,58 @@ def test_a_classification_metric_is_what_counting_gives(name: str, pair: Pair) -
 @given(pair=valued())
 def test_a_correlation_is_what_the_definition_gives(name: str, pair: Pair) -> None:
     assert value(name, pair) == pytest.approx(PLAIN[name](*pair), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["micro_f1", "macro_f1", "exact_match"])
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_a_metric_of_several_labels_is_what_scikit_learn_gives(name: str, data: st.DataObject) -> None:
+    marks = arrays.arrays(np.float64, data.draw(arrays.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=9)),
+                          elements=st.sampled_from([0.0, 1.0]))  # fmt: skip
+    true = data.draw(marks)
+    predicted = data.draw(arrays.arrays(np.float64, true.shape, elements=st.sampled_from([0.0, 1.0])))
+    assert value(name, (true, predicted)) == pytest.approx(PLAIN[name](true, predicted), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews"])
+@settings(deadline=None, max_examples=40)
+@given(pair=labelled())
+def test_a_classification_metric_is_what_scikit_learn_gives(name: str, pair: Pair) -> None:
+    theirs = {
+        "accuracy": sklearn.accuracy_score,
+        "f1": lambda true, predicted: sklearn.f1_score(true, predicted, average="macro"),
+        "matthews": sklearn.matthews_corrcoef,
+    }[name]
+    assert value(name, pair) == pytest.approx(theirs(*pair), abs=1e-12)
+
+
+def columns(name: str, rows: int) -> Pair:
+    source = np.random.default_rng(3)
+    if METRICS[name].kinds == ("regress",):
+        true = source.normal(size=rows)
+        return true, true + source.normal(size=rows)
+    shape = (rows, 3) if METRICS[name].kinds == ("multilabel",) else rows
+    true = source.integers(0, 2, shape)
+    return true, np.where(source.random(shape) < 0.7, true, source.integers(0, 2, shape))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_many_samples_at_once_are_scored_as_each_alone(name: str) -> None:
+    true, predicted = columns(name, 40)
+    chosen = np.random.default_rng(5).integers(0, 40, (2, 7, 40))
+    together = metric(name).of(true[chosen], predicted[chosen])
+    alone = [[metric(name).value(true[index], predicted[index]) for index in row] for row in chosen]
+    np.testing.assert_allclose(together, alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "pearson", "spearman"])
+def test_an_interval_is_scipys_bootstrap(name: str) -> None:
+    true, predicted = columns(name, 60)
+    theirs = scipy.stats.bootstrap(
+        (true, predicted), metric(name).value, paired=True, vectorized=False, n_resamples=1000,
+        method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval  # fmt: skip
+    assert metric(name).interval(true, predicted) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "matthews"])
@@ -134,12 +201,6 @@ def test_matthews_of_many_rows_does_not_overflow() -> None:
     assert value("matthews", (true, np.where(np.arange(len(true)) % 2, true, 0))) == pytest.approx(
         plain_matthews(true, np.where(np.arange(len(true)) % 2, true, 0))
     )
-
-
-def test_a_prediction_is_the_best_label_or_the_value() -> None:
-    outputs = np.array([[0.1, 0.9], [2.0, -1.0]], dtype=np.float32)
-    assert predicted_column("classify", outputs).tolist() == [1, 0]
-    assert predicted_column("regress", outputs[:, :1]).tolist() == outputs[:, 0].tolist()
 
 
 @pytest.mark.parametrize(

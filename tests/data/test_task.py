@@ -1,6 +1,7 @@
 """Tasks: built in or from YAML; a record that contradicts itself is refused, and says how."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from mergekit_bert.data.task import TASKS, Task, get_task
 from mergekit_bert.errors import DataError, MbertError, UnknownNameError
+from mergekit_bert.schema import SchemaError
 
 CLASSIFY: dict[str, Any] = {
     "name": "trec",
@@ -79,7 +81,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"name": "../up"}, "name is '../up'"),
     (CLASSIFY, {"name": None}, "name is None; expected text"),
     (CLASSIFY, {"name": ["a", "b"]}, "name is ['a', 'b']; expected one text"),
-    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, regress"),
+    (CLASSIFY, {"kind": "rank"}, "kind is 'rank'; expected one of classify, multilabel, regress"),
     (CLASSIFY, {"kind": {"a": 1}}, "kind is {'a': 1}; expected text"),
     (CLASSIFY, {"text": []}, "text is []; expected one or two columns"),
     (CLASSIFY, {"text": ["a", "b", "c"]}, "text is ['a', 'b', 'c']; expected one or two columns"),
@@ -95,15 +97,15 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CLASSIFY, {"range": [0, 1]}, "range is (0.0, 1.0); expected no range: a classification has labels"),
     (CLASSIFY, {"metric": "pearson"}, "metric is 'pearson'; expected a metric of a task of kind 'classify'"),
     (CLASSIFY, {"metric": []}, "metric is []; expected at least one metric"),
-    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, f1"),
+    (CLASSIFY, {"metric": "acuracy"}, "metric: 'acuracy'; expected one of accuracy, exact_match, f1"),
     (CLASSIFY, {"colour": "red"}, "unknown key 'colour'; expected keys among description, files, kind"),
     (CLASSIFY, {"files": {"test": "x"}}, "files is {'test': 'x'}; expected a mapping of train and dev to paths"),
     (CLASSIFY, {"files": {"dev": None}}, "files is {'dev': None}; expected a mapping"),
     (CLASSIFY, {"files": ["a.tsv"]}, "files is ['a.tsv']; expected a mapping"),
     (REGRESS, {"range": [5, 0]}, "range is (5.0, 0.0); expected [low, high] with low < high"),
     (REGRESS, {"range": [1, 1]}, "range is (1.0, 1.0); expected [low, high] with low < high"),
-    (REGRESS, {"range": [float("nan"), 1]}, "range is (nan, 1.0)"),
-    (REGRESS, {"range": [0, float("inf")]}, "range is (0.0, inf)"),
+    (REGRESS, {"range": [float("nan"), 1]}, "line 5: .nan, which is no number"),
+    (REGRESS, {"range": [0, float("inf")]}, "line 6: .inf, which is no number"),
     (REGRESS, {"range": None}, "range is None; expected [low, high]"),
     (REGRESS, {"range": [0]}, "range is [0]; expected two numbers"),
     (REGRESS, {"range": "0-5"}, "range is '0-5'; expected two numbers"),
@@ -128,25 +130,52 @@ def test_a_missing_key_is_told(tmp_path: Path, key: str) -> None:
         get_task(write(tmp_path, {name: value for name, value in CLASSIFY.items() if name != key}))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "a NoneType; expected a mapping of keys"),
-        ("- a\n- b", "a list; expected a mapping of keys"),
-        ("name: [", "not readable as YAML"),
-        ("name: !!python/object/apply:os.getcwd []", "not readable as YAML"),
-    ],
+LAUGHS = "name: a\nkind: classify\n" + "".join(
+    f"{two}: &{two} [{', '.join([f'*{one}' if one else 'ha'] * 9)}]\n"
+    for one, two in zip(["", *"bcdefgh"], "bcdefghi", strict=True)
 )
-def test_what_is_no_yaml_mapping_is_told(tmp_path: Path, content: str, message: str) -> None:
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
+    "nothing": ("", r"task.yml: not a mapping; expected a task in plain YAML"),
+    "a list": ("- a\n- b", r"task.yml: not a mapping; expected a task in plain YAML"),
+    "no end": ("name: [", r"task.yml, line 1: not YAML \(.*\); expected a task in plain YAML"),
+    "a call": ("name: !!python/object/apply:os.getcwd []", r"line 1: the tag 'tag:yaml.org,2002:python/object/"),
+    "latin-1": ("description: café".encode("latin-1"), r"task.yml: no text in UTF-8; "),
+    "laughs": (LAUGHS, r"line 3: an anchor or alias; "),
+    "brackets": ("name: " + "[" * 60_000, r"line 1: nested more than 64 deep; "),
+    "digits": ("name: a\nrange: [0, " + "9" * 4300 + "]", r"line 2: a number of 4,300 digits; "),
+    "far range": (f"name: a\nrange: [0, {10**400}]", r"line 2: a number of 401 digits; "),
+    "infinite range": ("name: a\nrange: [0, 1.0e+999]", r"line 2: the number 1.0e\+999, which is not finite; "),
+    "a key twice": ("name: a\nkind: b\nname: c", r"line 3: the key 'name' again; "),
+    "an unknown key": ("name: a\nsize: 2", r"line 2: unknown key 'size'; expected keys among description, files, "),
+    "a steering name": ('name: "a\\e[2J"\nkind: classify\ntext: b\nmetric: f1', r"task 'a\\x1b\[2J': name is 'a\\x1b"),
+    "a long value": ("name: a\nkind: " + "x" * 60_000 + "\ntext: b\nmetric: f1", r"line 2: kind is 'x+…; expected"),
+    "too long": ("# " + "x" * 70_000, r"task.yml: more than 65,536 bytes; "),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_yaml_is_one_quick_line(tmp_path: Path, case: str) -> None:
+    content, message = HOSTILE[case]
+    path = tmp_path / "task.yml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as caught:
-        get_task(write(tmp_path, content))
+        get_task(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2500
 
 
-def test_yaml_in_another_encoding_is_told(tmp_path: Path) -> None:
-    (tmp_path / "task.yml").write_bytes("description: café".encode("latin-1"))
-    with pytest.raises(DataError, match="not readable as YAML"):
-        get_task(tmp_path / "task.yml")
+def test_dates_and_odd_numbers_are_labels_as_they_stand(tmp_path: Path) -> None:
+    text = "name: a\nkind: classify\ntext: b\nmetric: f1\nlabels: [2020-13-45, 2020-01-01, 007, 0x10, 1:30, 1.50]"
+    labels = ("2020-13-45", "2020-01-01", "007", "0x10", "1:30", "1.5")
+    assert get_task(write(tmp_path, text)).labels == labels
+
+
+def test_a_folder_and_a_pipe_are_no_task(tmp_path: Path) -> None:
+    (tmp_path / "folder.yml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yml")
+    for name, found in (("folder", "a folder"), ("pipe", "no regular file")):
+        with pytest.raises(DataError, match=f"{name}.yml: {found}; "):
+            get_task(tmp_path / f"{name}.yml")
 
 
 def test_a_missing_yaml_file_is_told(tmp_path: Path) -> None:
@@ -174,9 +203,15 @@ def test_a_record_comes_back_from_a_files_metadata(task: Task) -> None:
     assert len(task.label_names) in (0, task.outputs)
 
 
+LABEL = st.characters(
+    exclude_categories=("Cc", "Cs", "Zl", "Zp"),
+    exclude_characters="\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+)
+
+
 @settings(deadline=None)
 @given(
-    st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True),
+    st.lists(st.text(LABEL, min_size=1), min_size=2, max_size=5, unique=True),
     st.sampled_from(["accuracy", "f1", "matthews"]),
     st.sampled_from(["a", "a-b", "a_1"]),
 )
@@ -186,7 +221,85 @@ def test_any_classification_comes_back(labels: list[str], metric: str, name: str
     assert task.chance == (0 if metric == "matthews" else 1 / len(labels))
 
 
-@pytest.mark.parametrize("change", [{"extra": 1}, {"kind": "rank"}, {"labels": ["0"]}, {"range": [0, 5]}])
-def test_broken_metadata_is_refused(sst: Task, change: dict[str, Any]) -> None:
-    with pytest.raises((TypeError, DataError)):
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"extra": 1}, "extra: "),
+    "no name": ({"name": None}, "name: "),
+    "a name that is a path": ({"name": "../up"}, "name is '../up'"),
+    "a name without end": ({"name": "x" * 501}, "name is 'xxx.*up to 500 characters"),
+    "a kind that is none": ({"kind": "rank"}, "kind is 'rank'; expected one of classify, multilabel, regress"),
+    "a text that is a number": ({"text": 3}, "text: "),
+    "a text that is no list": ({"text": "sentence"}, "text: "),
+    "columns that are numbers": ({"text": [3]}, "text.0: "),
+    "a column that steers": ({"text": ["a\x1b[2J"]}, r"text is 'a\\x1b\[2J'; expected .* no"),
+    "a label column of lines": ({"label": "a\nb"}, r"label is 'a\\nb'"),
+    "one label": ({"labels": ["0"]}, "two or more different labels"),
+    "labels that are numbers": ({"labels": [0, 1]}, "labels.0: "),
+    "a label that steers": ({"labels": ["a", "\x9bb"]}, r"labels is '\\x9bb'; expected .* none of them a control char"),
+    "a label of lines": ({"labels": ["a", "b\nc"]}, r"labels is 'b\\nc'"),
+    "half a pair": ({"labels": ["a", "\udc80"]}, "[Ss]urrogate"),
+    "a label without end": ({"labels": ["a", "x" * 501]}, "labels is 'xxx"),
+    "labels without end": ({"labels": [f"{n}" for n in range(10_001)], "label_names": []}, "labels, up to 10000"),
+    "a name of a label that steers": ({"label_names": ["\u202e", *"abcd"]}, "label_names is "),
+    "a description that steers": ({"description": "\x07"}, r"description is '\\x07'"),
+    "a description without end": ({"description": "x" * 10_001}, "description is 'xxx"),
+    "a description that is none": ({"description": None}, "description: "),
+    "a range beside labels": ({"range": [0, 5]}, "no range: a classification has labels"),
+    "a range of texts": ({"range": ["0", "5"]}, "range.0: "),
+    "a range of three": ({"range": [0, 1, 2]}, "range"),
+    "no metric": ({"metrics": []}, "at least one metric"),
+    "a metric twice": ({"metrics": ["f1", "f1"]}, "at least one metric, each once"),
+    "a metric of nobody's": ({"metrics": ["speed"]}, "metric: 'speed'"),
+    "rows of the Hub's": ({"hub": {"path": "a/b", "config": None, "columns": {}, "splits": {}}}, "hub: where the rows"),
+    "rows of a file's": (
+        {"files": [["train", "/etc/passwd"]]},
+        "files: where the rows are is no part of a file's task",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_files_task_is_checked_key_by_key(sst: Task, name: str) -> None:
+    change, message = FOREIGN[name]
+    with pytest.raises((SchemaError, MbertError), match=message) as caught:
         Task.from_json(sst.to_json() | change)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "bounds", [[-2e9, 0.0], [0.0, 1e300], [0.0, 1e-9], [1.0, 0.0], [5, 5], None, [None, 1], [True, 2]]
+)
+def test_a_range_beyond_float32_is_refused(sts: Task, bounds: Any) -> None:
+    with pytest.raises((SchemaError, DataError), match="range"):
+        Task.from_json(sts.to_json() | {"range": bounds})
+
+
+@pytest.mark.parametrize("value", [None, [], "sst", 3, {}])
+def test_what_is_no_task_is_refused(value: Any) -> None:
+    with pytest.raises(SchemaError):
+        Task.from_json(value)
+
+
+def test_texts_may_hold_tabs_and_a_description_lines() -> None:
+    task = Task(
+        name="t", kind="classify", text=("a b",), metrics=("f1",), labels=("a\tb", "ja"), description="one\n\ttwo"
+    )
+    assert Task.from_json(task.to_json()) == task
+
+
+def test_a_task_that_steers_is_not_made_either() -> None:
+    with pytest.raises(DataError, match=r"labels is '\\x1b'"):
+        Task(name="t", kind="classify", text=("a",), metrics=("f1",), labels=("\x1b", "b"))
+
+
+def test_a_task_of_several_labels_may_have_thresholds(tmp_path: Path) -> None:
+    path = tmp_path / "topics.yml"
+    text = "name: topics\nkind: multilabel\ntext: remark\nlabels: [a, b]\nmetric: micro_f1\nthresholds: "
+    path.write_text(text + "[0.5, 0.25]\n")
+    found = get_task(path)
+    assert found.thresholds == (0.5, 0.25)
+    assert Task.from_json(found.to_json()) == dataclasses.replace(found, files=())
+    for wrong in ("[0.5]", "[0.5, 1.5]", "[0.5, yes]", "0.5"):
+        path.write_text(text + wrong + "\n")
+        with pytest.raises(DataError, match=r"thresholds is .*a probability"):
+            get_task(path)

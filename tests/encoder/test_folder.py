@@ -92,7 +92,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_edit(base=None), "broken"),
         (_edit(max_length="long"), "broken"),
         (_edit(max_length=float("inf")), "broken"),
-        (_edit(seen=[{"step": "search", "texts": []}]), "broken .'fingerprint'"),
+        (_edit(seen=[{"step": "search", "texts": []}]), "broken .seen.0.fingerprint: field required"),
         (_edit(seen=7), "broken"),
     ],
 )

@@ -1,5 +1,7 @@
 """The forward pass over many rows, against a row at a time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import mergekit_bert as mb
 from mergekit_bert.data import batches
 from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.hardware import generator
@@ -34,6 +37,8 @@ def test_rows_come_back_in_order_whatever_their_length(
     assert ticks[-1] == len(rows)
 
 
-@pytest.mark.parametrize(("bounds", "expected"), [(None, [0.0, 0.5, 1.2]), ((-1.0, 3.0), [-1.0, 1.0, 3.8])])
-def test_scaling(bounds: tuple[float, float] | None, expected: list[float]) -> None:
-    np.testing.assert_allclose(scaled(np.array([[0.0], [0.5], [1.2]]), bounds)[:, 0], expected)
+def test_values_are_stretched_to_the_range_and_logits_stay() -> None:
+    values = np.array([[0.0], [0.5], [1.2]])
+    sts = dataclasses.replace(get_task("sts"), range=(-1.0, 3.0))
+    np.testing.assert_allclose(scaled(values, sts)[:, 0], [-1.0, 1.0, 3.8])
+    assert scaled(values, get_task("sst")) is values

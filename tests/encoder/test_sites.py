@@ -8,6 +8,7 @@ from torch import nn
 import mergekit_bert as mb
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers
 from mergekit_bert.errors import EncoderError
+from tests.hang import HANGS, in_time
 from tests.tiny import ARCHITECTURES
 
 SELF = "encoder.layer.{}.attention.self."
@@ -103,12 +104,20 @@ def test_a_pattern_matches_whole_names(bert: mb.Encoder) -> None:
         ("", "no linear layer"),
         ("(", "not a pattern"),
         ("*", "not a pattern"),
+        (".*(?=query)", "not a pattern .*RE2 knows neither lookaround nor backreferences"),
+        (r"(.)\1.*", "not a pattern .*RE2 knows neither lookaround nor backreferences"),
+        ("x" * 5000, "not a pattern .5000 characters"),
     ],
 )
 def test_targets_that_choose_nothing_are_told(bert: mb.Encoder, targets: str, message: str) -> None:
     with pytest.raises(EncoderError, match=message) as caught:
         find_sites(bert, targets)
     assert "correct --targets" in str(caught.value)
+
+
+def test_a_pattern_that_would_hang_does_not(bert: mb.Encoder) -> None:
+    with in_time(), pytest.raises(EncoderError, match="no linear layer"):
+        find_sites(bert, HANGS)
 
 
 def test_an_encoder_without_linear_layers_is_told(bert: mb.Encoder) -> None:

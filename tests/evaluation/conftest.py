@@ -9,7 +9,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.evaluation import cells, contest, scores
+from mergekit_bert.evaluation import cells, contest
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import trio
 from tests.corpus import write_corpus
@@ -18,7 +18,6 @@ from tests.corpus import write_corpus
 @pytest.fixture
 def quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bootstraps of few resamples."""
-    monkeypatch.setattr(scores, "RESAMPLES", 20)
     monkeypatch.setattr(contest, "RESAMPLES", 40)
 
 

@@ -29,13 +29,13 @@ from mergekit_bert.composing.ingredient import Ingredient, of_adapter
 from mergekit_bert.composing.merging import ingredient
 from mergekit_bert.composing.method import METHODS, Learned, Lesson, Site
 from mergekit_bert.composing.methods import distill, orthoada, ties
+from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.errors import CompositionError, DataError, ModelFileError
 from mergekit_bert.evaluation import promises
 from mergekit_bert.evaluation.doctor import (
     MATRICES,
     Diagnosis,
     Report,
-    expected_loss,
     hints,
     numbers,
     to_json,
@@ -51,6 +51,7 @@ from tests.corpus import write_corpus
 from tests.tiny import tiny_rows
 
 EVERY = tuple(MATRICES)
+CLASSIFY, REGRESS = KINDS.get("classify"), KINDS.get("regress")
 
 
 @pytest.fixture(scope="module")
@@ -341,13 +342,13 @@ def test_the_expected_loss_is_that_by_the_experts_own_account() -> None:
     chances = np.exp(alone.numpy()) / np.exp(alone.numpy()).sum(1, keepdims=True)
     own = sum(max(row) for row in chances)
     other = sum(row[list(choice).index(max(choice))] for row, choice in zip(chances, beside.numpy(), strict=True))
-    assert expected_loss("classify", alone, beside) == pytest.approx(1 - other / own)
-    assert expected_loss("classify", alone, 3 * alone + 1) == pytest.approx(0)
+    assert CLASSIFY.expected_loss(alone, beside) == pytest.approx(1 - other / own)
+    assert CLASSIFY.expected_loss(alone, 3 * alone + 1) == pytest.approx(0)
     values, others = alone[:, :1], beside[:, :1]
     r = np.corrcoef(values[:, 0], others[:, 0])[0, 1]
-    assert expected_loss("regress", values, others) == pytest.approx(1 - r)
-    assert expected_loss("regress", values, 0 * others) == 1
-    assert expected_loss("regress", values, 2 * values + 3) == pytest.approx(0)
+    assert REGRESS.expected_loss(values, others) == pytest.approx(1 - r)
+    assert REGRESS.expected_loss(values, 0 * others) == 1
+    assert REGRESS.expected_loss(values, 2 * values + 3) == pytest.approx(0)
 
 
 def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -357,7 +358,7 @@ def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three:
         rows = tiny_rows(own.task, 6)
         model = merged(parts, "task_arithmetic", dict.fromkeys((one.name for one in parts), 0.5))
         alone, beside = (torch.from_numpy(mb.Predictor(one, bert).outputs(own.name, rows)) for one in (own, model))
-        return expected_loss(own.task.kind, alone, beside)
+        return kind_of(own.task).expected_loss(alone, beside)
 
     for i, one in enumerate(three):
         assert report.expected[one.name] == pytest.approx(expected(one, three), abs=1e-4)
@@ -562,11 +563,11 @@ def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Ad
 
 def test_the_call_reads_files_rows_and_the_ledger(bert: mb.Encoder, three: list[Adapter], tmp_path: Path) -> None:
     write_corpus(tmp_path / "data", ("sst", "sts"), train=9)
+    Ledger(tmp_path).take(three[0].base.fingerprint, "another", 25, 32)
     paths = []
     for one in three[:2]:
         paths.append(tmp_path / f"{one.name}.safetensors")
         write_adapter(paths[-1], one)
-    Ledger(tmp_path).take(three[0].base.fingerprint, "another", 25, 32)
     found = api.doctor(paths, tmp_path / "data", methods=["fedavg"], rows=4, base=bert)
     assert set(found.report.matrices) == set(EVERY)
     assert found.report.capacity == (32 - 25) // 3

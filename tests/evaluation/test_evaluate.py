@@ -14,10 +14,10 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
-from mergekit_bert.evaluation import scores
 from mergekit_bert.evaluation.evaluate import Evaluation
 from mergekit_bert.evaluation.records import find_records, read_record, record_path
 from mergekit_bert.training.config import TrainConfig
+from tests.adapters.helpers import as_format_1
 from tests.corpus import read_tsv, write_corpus
 
 TASKS = ("sst", "sts")
@@ -60,7 +60,6 @@ def made(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture
 def world(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A copy of that folder, to do with as a test likes; nothing is measured yet."""
-    monkeypatch.setattr(scores, "RESAMPLES", 20)  # the intervals are of no interest here
     shutil.copytree(made.folder, tmp_path / "world")
     here = tmp_path / "here"
     here.mkdir()
@@ -101,6 +100,15 @@ def test_without_records_every_reference_is_missing_and_the_commands_are_named(w
     assert all(command.endswith(rest) for command in comparison.missing)
 
 
+def test_the_figures_of_a_file_of_format_1_are_found_too(world: World) -> None:
+    for task in TASKS:
+        as_format_1(world.folder / f"adapters/{task}.safetensors")
+    found = measure_references(world, ["adapter"])
+    assert found
+    evaluation = world.evaluate("merged.safetensors")
+    assert {key: value for key, value in shown(evaluation).items() if key[0] == "adapter"} == found
+
+
 def test_the_commands_for_what_is_missing_name_a_task_as_the_caller_did(world: World) -> None:
     path = world.folder / "my task.yml"
     path.write_text(
@@ -114,7 +122,7 @@ def test_the_commands_for_what_is_missing_name_a_task_as_the_caller_did(world: W
 def test_figures_that_cannot_be_recorded_are_shown_all_the_same(world: World) -> None:
     path = world.folder / "merged.safetensors"
     record_path(path).mkdir()
-    with pytest.warns(MbertWarning, match=r"the figures are not recorded: \S+merged.scores.json: is a directory"):
+    with pytest.warns(MbertWarning, match=r"the figures are not recorded: \S+merged.scores.json: it is a folder"):
         evaluation = world.evaluate("merged.safetensors")
     assert {score.task for score in evaluation.scores} == set(TASKS)
 

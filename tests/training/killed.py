@@ -66,7 +66,7 @@ def at_random(kind: str, encoder: Encoder, folder: Path, kills: int) -> dict[str
     return {"codes": codes}
 
 
-_CALLS = ("replace", "unlink", "fsync")
+_CALLS = ("link", "rename", "replace", "unlink", "fsync")
 
 
 def _kill_at(number: int) -> None:

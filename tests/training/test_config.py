@@ -35,6 +35,19 @@ WRONG: list[tuple[str, Any]] = [
     ("max_length", 7),
     ("seed", -1),
     ("threads", 0),
+    ("epochs", 10**400),
+    ("batch_size", 10**400),
+    ("patience", 10**400),
+    ("hold_out_limit", 10**400),
+    ("max_length", 2**20 + 1),
+    ("seed", 2**63),
+    ("threads", 10**400),
+    ("lr", 1e300),
+    ("clip", math.inf),
+    ("weight_decay", math.inf),
+    ("checkpoint_seconds", math.inf),
+    ("checkpoint_seconds", math.nan),
+    ("checkpoint_seconds", -1.0),
 ]
 
 
@@ -42,6 +55,12 @@ WRONG: list[tuple[str, Any]] = [
 def test_an_option_out_of_range_is_told_by_its_name(option: str, value: Any) -> None:
     with pytest.raises(TrainingError, match=f"^--{option.replace('_', '-')}: .*; expected .*; correct it$"):
         TrainConfig(**{option: value})
+
+
+def test_a_huge_number_is_not_printed_whole() -> None:
+    with pytest.raises(TrainingError) as caught:
+        TrainConfig(epochs=10**4000)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(

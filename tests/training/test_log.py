@@ -13,7 +13,7 @@ import torch
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import MissingExtraError
-from mergekit_bert.files import read_tensors
+from mergekit_bert.tensorfile import read_tensors
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.manifest import Control, run_folder
 from tests.tiny import tiny_rows

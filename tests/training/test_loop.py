@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mergekit_bert.errors import TrainingError
 from mergekit_bert.training import loop
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.log import RunLog
-from mergekit_bert.training.loop import Setting, fit, task_loss
+from mergekit_bert.training.loop import Setting, fit
 from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
 from tests.tiny import tiny_rows
 from tests.training.runs import quick
@@ -318,16 +317,6 @@ def test_dropout_is_on_while_training_and_off_while_scoring(bert: Encoder, sts: 
         )
     assert torch.equal(results[1], results[2])
     assert not torch.equal(results[0], results[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "loss"), [("sst", functional.cross_entropy), ("sts", lambda a, b: functional.mse_loss(a[:, 0], b))]
-)
-def test_the_loss_is_cross_entropy_or_squared_error(name: str, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    task = get_task(name)
-    outputs = torch.randn(6, task.outputs, generator=torch.Generator().manual_seed(1))
-    labels = torch.tensor([0, 1, 2, 3, 4, 0]) if task.range is None else torch.linspace(0, 1, 6)
-    assert torch.equal(task_loss(task, outputs, labels), loss(outputs, labels))
 
 
 @pytest.mark.parametrize("name", ["sst", "sts"])

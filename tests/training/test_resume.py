@@ -11,7 +11,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ModelFileError, TrainingError
-from mergekit_bert.files import read_tensors, write_tensors
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training import loop, run
 from mergekit_bert.training.manifest import Control, is_finished, run_folder
 from mergekit_bert.training.resume import CHECKPOINT

@@ -8,15 +8,14 @@ to stay near those of its expert, in units of their variance. Weights are free; 
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mergekit_bert.composing.learning import expert_answers
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.method import Learned, Lesson, Method
 from mergekit_bert.composing.weighting import Loss, Pupil, WeightOptions, layer_of, learn_weights
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.option import option
@@ -34,22 +33,17 @@ def _learn(lesson: Lesson) -> Learned:
 
 
 def _loss_of(encoder: Encoder, pupil: Pupil) -> Loss:
-    """Mean entropy of a classification; of a regression the mean squared distance to the expert by its variance."""
+    """Mean entropy of the predictions; of a kind without one, the distance to the expert."""
 
     def outputs(run: list[int]) -> Float[Tensor, "rows out"]:
         return outputs_of(pupil.model, pupil.tokens.batch(run)).float()
 
-    if pupil.part.task.kind == "classify":
-        return lambda run: entropy(outputs(run))
+    kind = kind_of(pupil.part.task)
+    if kind.has_entropy:
+        return lambda run: kind.entropy(outputs(run))
     expert = expert_answers(encoder, pupil.part, pupil.tokens).outputs
     spread = float(expert.var(correction=0)) or 1.0
-    return lambda run: functional.mse_loss(outputs(run), expert[run]) / spread
-
-
-def entropy(logits: Float[Tensor, "rows out"]) -> Float[Tensor, ""]:
-    """Mean entropy of the rows' predictions, in nats."""
-    each: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return each.mean()
+    return lambda run: kind.distance(outputs(run), expert[run], spread)
 
 
 RECORD = Method(

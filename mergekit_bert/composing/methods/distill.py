@@ -27,7 +27,7 @@ from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
 from mergekit_bert.composing.method import Learned, Lesson, Method
 from mergekit_bert.data.batches import Tokens, tokenise
-from mergekit_bert.data.task import Task
+from mergekit_bert.data.kind import Kind, kind_of
 from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
@@ -107,7 +107,7 @@ def _spread(values: Float[Tensor, "rows width"]) -> float:
 class _Pupil:
     """One task of the student, and what its expert says of its rows."""
 
-    task: Task
+    kind: Kind
     reader: Reader
     expert: _Expert
     spreads: tuple[float, float, list[float]]
@@ -130,22 +130,12 @@ class _Pupil:
         of_outputs, of_features, of_states = self.spreads
         loss = options.features * functional.mse_loss(found.features, truth.features) / of_features
         if options.outputs:
-            loss = loss + options.outputs * output_loss(self.task, found.outputs, truth.outputs, of_outputs)
+            loss = loss + options.outputs * self.kind.distance(found.outputs, truth.outputs, of_outputs)
         if found.hidden:
             pairs = zip(found.hidden, truth.hidden, of_states, strict=True)
             apart = torch.stack([functional.mse_loss(one, two) / spread for one, two, spread in pairs])
             loss = loss + options.layers * apart.mean()
         return loss * (len(run) / rows)
-
-
-def output_loss(
-    task: Task, found: Float[Tensor, "rows out"], truth: Float[Tensor, "rows out"], spread: float
-) -> Float[Tensor, ""]:
-    """How far outputs are from the expert's: the Kullback-Leibler divergence of classes, or ``(y − ŷ)² / spread``."""
-    if task.kind == "classify":
-        chances = functional.log_softmax(truth, -1)
-        return functional.kl_div(functional.log_softmax(found, -1), chances, reduction="batchmean", log_target=True)
-    return functional.mse_loss(found, truth) / spread
 
 
 def _learn(lesson: Lesson) -> Learned:
@@ -163,7 +153,10 @@ def _learn(lesson: Lesson) -> Learned:
     if sum(map(_bytes, experts.values())) <= _KEPT_BYTES:
         experts = {task: expert.keeping() for task, expert in experts.items()}
     readers, placed = _student(lesson, parts, factors, dtype, known)
-    pupils = [_Pupil(part.task, readers[task], experts[task], experts[task].spreads()) for task, part in parts.items()]
+    pupils = [
+        _Pupil(kind_of(part.task), readers[task], experts[task], experts[task].spreads())
+        for task, part in parts.items()
+    ]
     losses = descend(
         placed,
         lambda step: [term for pupil in pupils for term in pupil.terms(options, lesson.seed, step)],

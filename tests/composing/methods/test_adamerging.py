@@ -11,7 +11,6 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.ingredient import of_adapter
 from mergekit_bert.composing.merging import Given
-from mergekit_bert.composing.methods.adamerging import entropy
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.weighting import Blend, layer_of
 from mergekit_bert.data.batches import tokenise
@@ -202,12 +201,3 @@ def test_adapters_without_a_delta_learn_nothing(bert: mb.Encoder, three: list[Ad
 def test_rows_are_needed(three: list[Adapter]) -> None:
     with pytest.raises(CompositionError, match="rows"):
         merged(three, "adamerging")
-
-
-def test_entropy_is_that_of_the_distribution() -> None:
-    even, sure = torch.zeros(3, 5), torch.tensor([[1000.0, 0.0, 0.0]])
-    assert float(entropy(even)) == pytest.approx(np.log(5))
-    assert float(entropy(sure)) == 0.0
-    logits = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.5, 0.1]])
-    expected = torch.distributions.Categorical(logits=logits).entropy().mean()
-    assert float(entropy(logits)) == pytest.approx(float(expected))

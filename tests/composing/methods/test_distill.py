@@ -18,7 +18,7 @@ from mergekit_bert.composing.methods import distill
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError
 from tests.composing.helpers import merged, trio
 from tests.tiny import tiny_rows
@@ -182,16 +182,3 @@ def test_a_checkpoint_of_another_run_is_passed_over(
 def test_a_loss_that_is_not_finite_is_told(bert: mb.Encoder, three: list[Adapter]) -> None:
     with pytest.raises(CompositionError, match=r"distill: a loss that is not finite.*--set lr"):
         merged(three, "distill", options={"steps": 20, "lr": 1e30, **FP32}, given=rows_for(bert))
-
-
-def test_output_loss_is_zero_at_the_expert_alone() -> None:
-    source = torch.Generator().manual_seed(0)
-    for task, width in ((get_task("sst"), 5), (get_task("sts"), 1)):
-        assert isinstance(task, Task)
-        truth = torch.randn(4, width, generator=source)
-        assert float(distill.output_loss(task, truth, truth, 1.0)) == pytest.approx(0, abs=1e-6)
-        assert float(distill.output_loss(task, truth + torch.randn(4, width, generator=source), truth, 1.0)) > 0.01
-    chances, other = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.5, 0.5]])
-    found = float(distill.output_loss(get_task("para"), other.log(), chances.log(), 1.0))
-    assert found == pytest.approx(0.2 * np.log(0.2 / 0.5) + 0.8 * np.log(0.8 / 0.5), rel=1e-5)
-    assert float(distill.output_loss(get_task("sts"), torch.ones(3, 1), torch.zeros(3, 1), 4.0)) == 0.25

@@ -1,0 +1,313 @@
+"""What a PEFT folder is on its base: LoRA, rsLoRA and DoRA with patterns, biases and whole modules, and a head.
+
+Tensors are named ``base_model.model.<module>.lora_A.weight`` (``(r, in)``), ``….lora_B.weight`` (``(out, r)``) and, for
+DoRA (arXiv 2402.09353), ``….lora_magnitude_vector`` (``(out,)``); biases and the modules saved whole (the head among
+them) are there as values, not as changes. Names and sizes are compared with the base before a value is read.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Size
+from mergekit_bert.adapters.attach import shift_names
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig, carried
+from mergekit_bert.adapters.delta import Delta, Dense, norm
+from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import RECORD, unscale_head
+from mergekit_bert.encoder.heads import classifier, head_shapes
+from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers
+from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
+from mergekit_bert.patterns import exactly
+from mergekit_bert.tensorfile import finite
+
+_FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_magnitude_vector": "m"}
+_COPIES = (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.", r"\.original_module\.")
+"""What copies have in their names, which ``bias="all"`` saves of the biases of modules that are saved whole."""
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST = 1e4
+"""The norm of a change or of a head's tensor. A trained one is below 100; far beyond, float32 overflows inside."""
+_NAME_BASE = "name the --base it was trained on"
+
+
+@dataclass
+class _Names:
+    """The folder's tensors by what they are; names as the model with a head has them, with those in the file.
+
+    ``factors`` are LoRA's by module, ``values`` saved whole by parameter, ``copies`` tensors that repeat a value.
+    """
+
+    factors: dict[str, dict[str, str]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+
+
+def adapter_of(folder: PeftFolder, encoder: Encoder, task: Task) -> tuple[Adapter, dict[str, Delta]]:
+    """The folder's adapter for ``task`` on ``encoder``, and the Deltas that are not low-rank, by site.
+
+    These are DoRA's, and linear layers saved whole; the adapter is without them. Raises ModelFileError where tensors
+    do not fit the encoder or are left over, CompositionError where the head does not fit the task.
+    """
+    shell = f"{classifier(encoder, task, torch.Generator()).shell.base_model_prefix}."
+    names, shapes = _by_name(folder), head_shapes(encoder, task)
+    sites = _sites(folder, names, encoder, shell, shapes)
+    changed = _changed(folder, names, encoder, shell, task, shapes)
+    config = _read_config(folder, encoder, sites, shell, changed)
+    for site, size in sites.items():
+        _check_factors(folder, site, names.factors[f"{shell}{site}"], config.at(site).rank, size)
+    _check_copies(folder, names)
+    tensors = {
+        site: {letter: _value(folder, name) for letter, name in sorted(names.factors[f"{shell}{site}"].items())}
+        for site in sites
+    }
+    changes = {name: _value(folder, stored) - _weight(encoder, name) for name, stored in changed.items()}
+    whole = {site: changes.pop(f"{site}.weight") for site in linear_layers(encoder) if f"{site}.weight" in changes}
+    dense: dict[str, Delta] = {site: Dense(change) for site, change in whole.items() if bool(change.any())}
+    low = {site: TYPES.get("lora").delta(found, config.at(site)) for site, found in tensors.items()}
+    if folder.config.use_dora:
+        dense |= {site: _dora(_weight(encoder, f"{site}.weight"), low[site], tensors[site]["m"]) for site in sites}
+        sites, tensors, low = {}, {}, {}
+    head = _head({name: _value(folder, names.values[name]) for name in shapes}, encoder, task)
+    _check_sizes(str(folder.path), {**low, **dense}, {**changes, **head})
+    adapter = Adapter(
+        type="lora",
+        config=config,
+        task=task,
+        base=Base.of(encoder),
+        max_length=min(folder.max_length or encoder.max_length, encoder.max_length),
+        sites=sites,
+        tensors=tensors,
+        shifts=changes,
+        head=head,
+        basis=None,
+        training={"peft_version": str(folder.config.peft_version), "use_dora": bool(folder.config.use_dora)},
+        scores={},
+    )
+    return (_as_written(folder, folder.written, adapter) if folder.written else adapter), dense
+
+
+def _by_name(folder: PeftFolder) -> _Names:
+    """What each tensor is, by its name."""
+    names, shapes = _Names(), folder.tensors.shapes
+    for key, shape in shapes.items():
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        plain = {PREFIX + re.sub(part, ".", name) for part in _COPIES} - {PREFIX + name}
+        repeated = next((one for one in sorted(plain) if shapes.get(one) == shape), None)
+        ending = next((one for one in _FACTORS if name.endswith(one)), None)
+        if repeated is not None:
+            if ".original_module." not in name:  # which has the value before training
+                names.copies[key] = repeated
+            continue
+        if ending is None or not key.startswith(PREFIX):
+            found, short = names.values, name if key.startswith(PREFIX) else key
+        else:
+            found, short = names.factors.setdefault(name.removesuffix(ending), {}), _FACTORS[ending]
+        if short in found:
+            raise ModelFileError(str(folder.path), f"{found[short]!r} and {key!r}", "one tensor for each place", AGAIN)
+        found[short] = key
+    if not names.factors:
+        raise ModelFileError(str(folder.path), "no LoRA tensors", "lora_A and lora_B of some layers", AGAIN)
+    return names
+
+
+def _value(folder: PeftFolder, name: str) -> Tensor:
+    """A tensor in float32, read now."""
+    tensor: Tensor = folder.tensors[name]
+    if tensor.dtype not in _DTYPES:
+        raise ModelFileError(str(folder.path), f"tensor {name!r} of {tensor.dtype}", "floating-point numbers", AGAIN)
+    wide = tensor.float()
+    if not finite(wide):
+        raise ModelFileError(str(folder.path), f"tensor {name!r} with values beyond float32", "smaller ones", AGAIN)
+    return wide
+
+
+def _weight(encoder: Encoder, name: str) -> Tensor:
+    return encoder.model.get_parameter(name).detach().cpu().float()
+
+
+def _sites(
+    folder: PeftFolder, names: _Names, encoder: Encoder, shell: str, head: Mapping[str, tuple[int, ...]]
+) -> dict[str, Size]:
+    """The sites that have LoRA, in the encoder's order: those that the settings say."""
+    layers, where = linear_layers(encoder), str(folder.path)
+    for module in names.factors:
+        if f"{module}.weight" in head:
+            raise ModelFileError(
+                where,
+                f"LoRA at {module!r} of the head",
+                "LoRA in the encoder alone: the base has no weights of a head to add to",
+                "train with the head's modules in modules_to_save",
+            )
+        if not module.startswith(shell) or module.removeprefix(shell) not in layers:
+            raise ModelFileError(where, f"LoRA at {module!r}", f"linear layers of {encoder.name!r}", _NAME_BASE)
+    for site in layers:
+        module = f"{shell}{site}"
+        if (wanted := folder.config.targets(module)) not in (None, module in names.factors):
+            found, expected = ("no LoRA", "some") if wanted else ("LoRA", "none")
+            raise ModelFileError(where, f"{found} at {module!r}", f"{expected}, by target_modules in {CONFIG}", AGAIN)
+    return {site: size for site, size in layers.items() if f"{shell}{site}" in names.factors}
+
+
+def _check_factors(folder: PeftFolder, site: str, found: Mapping[str, str], rank: int, size: Size) -> None:
+    out_features, in_features = size
+    expected: dict[str, tuple[int, ...]] = {"A": (rank, in_features), "B": (out_features, rank)}
+    expected |= {"m": (out_features,)} if folder.config.use_dora else {}
+    shapes = {letter: folder.tensors.shapes[name] for letter, name in found.items()}
+    if shapes != expected:
+        found_text, expected_text = (
+            "{" + ", ".join(f"{name} {shape}" for name, shape in sorted(one.items())) + "}"
+            for one in (shapes, expected)
+        )
+        raise ModelFileError(
+            str(folder.path), f"tensors of {site!r} are {found_text}", expected_text, f"name the --base, or {AGAIN}"
+        )
+
+
+def _changed(
+    folder: PeftFolder,
+    names: _Names,
+    encoder: Encoder,
+    shell: str,
+    task: Task,
+    head: Mapping[str, tuple[int, ...]],
+) -> dict[str, str]:
+    """The encoder's parameters that are saved whole, by name; the rest must be the whole head."""
+    where, changed = str(folder.path), dict[str, str]()
+    parameters = {name: tuple(parameter.shape) for name, parameter in encoder.model.named_parameters()}
+    for name, stored in names.values.items():
+        shape, expected = folder.tensors.shapes[stored], head.get(name)
+        if name.removesuffix(".weight") in names.factors:
+            raise ModelFileError(where, f"tensor {stored!r} beside LoRA", "one of the two", AGAIN)
+        if expected and shape != expected and shape[1:] == expected[1:]:
+            raise CompositionError(
+                where,
+                f"a head of {shape[0]} outputs",
+                f"{task.outputs}, which task {task.name!r} has",
+                "name the task that it was trained on (`mbert convert --task`)",
+            )
+        if name.startswith(shell) and parameters.get(name.removeprefix(shell)) == shape:
+            changed[name.removeprefix(shell)] = stored
+        elif shape != expected:
+            raise ModelFileError(
+                where, f"tensor {name!r} of shape {shape}", f"tensors of {encoder.name!r} and its head", _NAME_BASE
+            )
+    lacking = sorted(set(head) - set(names.values))
+    if lacking:
+        modules = ", ".join(sorted({name.partition(".")[0] for name in head}))
+        raise CompositionError(
+            where,
+            f"no {lacking[0]!r}" if len(lacking) < len(head) else "no head",
+            f"the whole head of {encoder.config.model_type} ({', '.join(head)})",
+            f"train with modules_to_save=[{modules}]",
+        )
+    return changed
+
+
+def _check_copies(folder: PeftFolder, names: _Names) -> None:
+    for copy, plain in names.copies.items():
+        if not torch.equal(_value(folder, copy), _value(folder, plain)):
+            raise ModelFileError(str(folder.path), f"{copy!r} differs from {plain!r}", "the same values", AGAIN)
+
+
+def _check_sizes(where: str, deltas: Mapping[str, Delta], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError for what would make an encoder's answers infinite."""
+    norms = {site: norm(delta) for site, delta in deltas.items()}
+    norms |= {name: float(torch.linalg.vector_norm(tensor.double())) for name, tensor in tensors.items()}
+    for name, found in norms.items():
+        if not found <= _LARGEST:
+            raise ModelFileError(
+                where,
+                f"{name!r} is changed by {found:.3g} (Frobenius norm)",
+                f"{_LARGEST:g} at most, for finite answers",
+                "train it with a smaller alpha or learning rate",
+            )
+
+
+def _dora(weight: Float[Tensor, "out in"], low: Delta, magnitude: Float[Tensor, "out"]) -> Dense:
+    """``m · (W + sBA) / ‖W + sBA‖ − W`` (Liu et al. 2024, arXiv 2402.09353), the norm by output row as PEFT has it."""
+    turned = weight.double() + low.to(torch.float64).dense()
+    length = torch.linalg.vector_norm(turned, dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    delta: Tensor = magnitude.double()[:, None] * turned / length - weight.double()
+    return Dense(delta.float())
+
+
+def _head(head: Mapping[str, Tensor], encoder: Encoder, task: Task) -> dict[str, Tensor]:
+    """The head as mbert keeps it: a regression's on 0…1."""
+    model = classifier(encoder, task, head)
+    unscale_head(model, task)
+    return {name: parameter.detach().cpu() for name, parameter in model.head().items()}
+
+
+def _read_config(
+    folder: PeftFolder, encoder: Encoder, sites: Mapping[str, Size], shell: str, changed: Mapping[str, str]
+) -> AdapterConfig:
+    given, names = folder.config, {f"{shell}{site}": site for site in sites}
+    ranks, alphas = given.rank_pattern or {}, given.alpha_pattern or {}
+    whole = {f"{site}.weight" for site in linear_layers(encoder)}
+    biases = set(shift_names(encoder.model, bias=True, layernorm=False))
+    try:
+        config = AdapterConfig(
+            rank=given.r,
+            alpha=given.lora_alpha,
+            rank_stabilized=bool(given.use_rslora),
+            dropout=given.lora_dropout or 0.0,
+            targets=_targets(encoder, sites, given.target_modules),
+            basis="random",
+            train_bias=not biases.isdisjoint(changed),
+            train_layernorm=not (biases | whole).issuperset(changed),
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+        )
+        return dataclasses.replace(
+            config,
+            rank_pattern=carried(ranks, config.rank, names),
+            alpha_pattern=carried(alphas, config.alpha, names),
+        )
+    except MbertError as error:
+        raise ModelFileError(str(folder.path / CONFIG), f"broken ({error})", "options of a LoRA", AGAIN) from error
+
+
+def _targets(encoder: Encoder, sites: Mapping[str, Size], given: str | list[str] | None) -> str:
+    """The shortest way to name the sites: a target set, PEFT's own pattern or endings, or all of them."""
+    own = given if isinstance(given, str) else rf"(.*\.)?({'|'.join(map(re.escape, sorted(given or ())))})"
+    for candidate in (*TARGETS, own):
+        try:
+            if find_sites(encoder, candidate).keys() == sites.keys():
+                return candidate
+        except EncoderError:
+            continue
+    return exactly(sites)
+
+
+def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> Adapter:
+    """The adapter as it was before its folder was written; the folder's other files must follow from it."""
+    for site, tensors in adapter.tensors.items():
+        own, recorded = adapter.config.at(site), record.config.at(site)
+        same_basis = record.basis is None or _is_basis(record.basis, site, tensors["A"])
+        if (own.rank, own.scale) != (recorded.rank, recorded.scale) or not same_basis:
+            what = "rank or alpha" if same_basis else "basis"
+            raise ModelFileError(
+                str(folder.path / RECORD), f"another {what} of {site!r}", "what the other files say", "remove it"
+            )
+    return dataclasses.replace(
+        adapter,
+        config=record.config,
+        basis=record.basis,
+        training=record.training.model_dump(exclude_unset=True),
+        scores=record.scores,
+    )
+
+
+def _is_basis(basis: BasisRows, site: str, A: Float[Tensor, "rank in"]) -> bool:
+    """Whether ``A`` is what a file of mbert's would rebuild."""
+    rank, width = A.shape
+    there = basis.count == rank and basis.start + basis.count <= width
+    return there and torch.allclose(basis.matrix(site, width), A, rtol=0, atol=1e-6)

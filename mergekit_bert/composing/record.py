@@ -1,0 +1,118 @@
+"""What the metadata of a merged or ensemble file may say: every field with its type and bounds, nothing beside them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mergekit_bert.adapters.adapter import Base
+from mergekit_bert.adapters.record import AdapterRecord, PartRecord
+from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
+
+
+class DeltaRecord(Schema):
+    """A Delta: the size of its site, and its rank (None: dense)."""
+
+    size: Size
+    rank: Rank | None
+
+
+class PatchRecord(Schema):
+    """Deltas by site, and the shapes of the shifts by parameter."""
+
+    sites: dict[Name, DeltaRecord]
+    shifts: dict[Name, Shape]
+
+
+class RowsRecord(Schema):
+    """Rows whose labels a step has seen, and what refitting a head on them was found to give."""
+
+    fingerprint: Name
+    count: Count | None = None
+    texts: list[Annotated[str, Field(pattern=r"\A[0-9a-f]{16}\z")]] = Field(default_factory=list)
+    held_out_in_training: Count | None = None
+    folds: Count | None = None
+    before: Finite | None = None
+    after: Finite | None = None
+    strength: Finite | None = None
+
+
+class LostRecord(Schema):
+    """What compressing to a rank cost: the share of ``‖Δ‖²``, in all and at each site."""
+
+    rank: Count
+    in_all: Finite
+    sites: dict[Name, Finite]
+
+
+class SearchRecord(Schema):
+    """A search: on which rows, over what, everything that was tried, and which of it was best."""
+
+    over: list[Name]
+    optimizer: Name
+    rows: dict[Name, RowsRecord]
+    evaluations: list[dict[Name, Finite | dict[Name, Finite]]]
+    best: Count
+
+
+class HeadsRecord(Schema):
+    """Heads refitted after the merge."""
+
+    rows: dict[Name, RowsRecord]
+
+
+class ScalesRecord(Schema):
+    """Factors of the merged Deltas."""
+
+    sites: dict[Name, Finite]
+
+
+class CalibrationRecord(Schema):
+    """What was calibrated after the merge."""
+
+    heads: HeadsRecord | None = None
+    scales: ScalesRecord | None = None
+
+
+class TraceRecord(Schema):
+    """What was learned and lost on the way to a merge; of inputs that were merges themselves, theirs."""
+
+    learned: dict[Name, Plain] | None = None
+    lost: LostRecord | None = None
+    inputs: "dict[Name, TraceRecord] | None" = None
+    layers: dict[Name, dict[Name, Finite]] | None = None
+    search: SearchRecord | None = None
+    calibrated: CalibrationRecord | None = None
+    heads: HeadsRecord | None = None
+    scales: ScalesRecord | None = None
+
+
+class PrivateRecord(Schema):
+    """What the tasks keep beside a shared Delta or shift: the largest rank, and the bytes of all."""
+
+    rank: Rank
+    bytes: Count
+
+
+class MergedRecord(PatchRecord):
+    """A merged model."""
+
+    method: Name
+    weights: Annotated[dict[Name, Finite], Field(min_length=1)]
+    base: Base
+    order: list[Name]
+    own: dict[Name, PatchRecord]
+    parts: dict[Name, PartRecord]
+    recipe: Recipe
+    trace: TraceRecord
+    experts: dict[Name, AdapterRecord]
+    kept: list[Name]
+    private: PrivateRecord | None = None
+
+
+class EnsembleRecord(Schema):
+    """An ensemble: every adapter's record, in which order they came, and how a row finds its expert."""
+
+    router: Literal["task"]
+    order: Annotated[list[Name], Field(min_length=1)]
+    experts: dict[Name, AdapterRecord]

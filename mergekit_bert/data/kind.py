@@ -1,0 +1,204 @@
+"""What a kind of task is: from a label cell to targets and a loss, and from outputs to predictions.
+
+Everything that differs between classification, regression and other kinds is said here, once for each kind, in one
+file of :mod:`mergekit_bert.data.kinds`; no other module asks which kind a task is of.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from mergekit_bert.data.metrics import Columns
+from mergekit_bert.registry import Registry
+
+MOST_LABELS = 10_000
+Label = float | tuple[int, ...]
+"""A label as rows hold it: an index, a value, or for every label of the task whether the row has it (1 or 0)."""
+
+
+class LabelError(ValueError):
+    """A label cell that a task does not allow; ``expected`` is what it does."""
+
+    def __init__(self, expected: str) -> None:
+        """``expected`` is for a message."""
+        super().__init__(expected)
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one row.
+
+    ``label`` is the label as it stands in the data (a regression's value as text, several labels joined by ``|``),
+    ``name`` how a person reads it. ``value`` is the label's probability, or the regression's value inside the task's
+    range. ``outputs`` is what the head gave: logits, or the value before it was kept in range.
+    """
+
+    label: str
+    name: str
+    value: float
+    outputs: tuple[float, ...]
+
+
+@runtime_checkable
+class TaskFields(Protocol):
+    """What a kind reads of a task."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its kind."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels as they stand in the data, in the order of the outputs."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Labels as a person reads them; empty: as they stand."""
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Bounds of a value."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The probability from which a row has each label; empty: 0.5."""
+
+
+@dataclass(frozen=True)
+class HubFields:
+    """How transformers' configuration names a task: ``id2label`` and ``problem_type``."""
+
+    id2label: Mapping[int, str]
+    problem_type: str
+
+
+class Kind(ABC):
+    """A kind of task. Subclasses have no state; outputs have shape (rows, outputs)."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    has_entropy: ClassVar[bool] = True
+    has_probability: ClassVar[bool] = True
+    """Whether ``value`` of a prediction is a probability."""
+
+    @abstractmethod
+    def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
+        """What contradicts itself in a task: (field, found, expected); None if nothing does."""
+
+    def summary(self, task: TaskFields) -> str:
+        """What labels a task has, for a listing."""
+        return f"{self.outputs(task)} classes"
+
+    @abstractmethod
+    def outputs(self, task: TaskFields) -> int:
+        """How many numbers the head gives for a row."""
+
+    def chance(self, task: TaskFields) -> float:
+        """What guessing scores on an accuracy or F1."""
+        return 1 / self.outputs(task)
+
+    @abstractmethod
+    def parse(self, task: TaskFields, cell: Any) -> Label:
+        """A label as it stands in the data; raises :class:`LabelError`."""
+
+    @abstractmethod
+    def cell(self, task: TaskFields, label: Label) -> str | float:
+        """The inverse of :meth:`parse`."""
+
+    @abstractmethod
+    def targets(self, task: TaskFields, labels: Sequence[Label]) -> Shaped[Tensor, "rows *each"]:
+        """Labels as the loss wants them."""
+
+    @abstractmethod
+    def weights(self, task: TaskFields, labels: Sequence[Label]) -> Float[Tensor, "outputs"] | None:
+        """Weights under which all labels count alike in the loss; None where a kind has no such thing."""
+
+    @abstractmethod
+    def loss(
+        self,
+        outputs: Float[Tensor, "rows outputs"],
+        targets: Shaped[Tensor, "rows *each"],
+        weights: Float[Tensor, "outputs"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The mean loss of the rows."""
+
+    @abstractmethod
+    def distance(
+        self, found: Float[Tensor, "rows outputs"], truth: Float[Tensor, "rows outputs"], spread: float
+    ) -> Float[Tensor, ""]:
+        """How far outputs are from those of another model; ``spread`` is the variance of ``truth``."""
+
+    def entropy(self, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
+        """Mean entropy of the rows' predictions, in nats; 0 where a kind has none."""
+        return outputs.new_zeros(())
+
+    @abstractmethod
+    def expected_loss(self, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]) -> float:
+        """The share of its score that a task loses when outputs ``alone`` become ``beside``, were ``alone`` the truth.
+
+        Of labels: the accuracy that ``alone`` expects of the other's answers by its own probabilities, in units of
+        what it expects of its own.
+        """
+
+    @abstractmethod
+    def directions(self, outputs: Float[Tensor, "rows outputs"]) -> list[Float[Tensor, "rows outputs"]]:
+        """``v_k`` with ``Σ v_k v_kᵀ = E[s sᵀ]``, ``s`` the derivative of ``log p(y)`` by the outputs, ``y`` from ``p``.
+
+        So the Fisher information ``E[(∂ log p / ∂W)²] = Σ_k (∂ (v_kᵀ z) / ∂W)²``, exactly.
+        """
+
+    def stretch(self, task: TaskFields) -> tuple[float, float]:
+        """(factor, offset) from the head's outputs to the task's own units."""
+        return 1.0, 0.0
+
+    def truth(self, labels: Sequence[Label]) -> Columns:
+        """What a metric compares: labels as numbers."""
+        return np.asarray(labels, dtype=np.float64)
+
+    @abstractmethod
+    def predicted(self, task: TaskFields, outputs: Float[np.ndarray, "rows outputs"]) -> Columns:
+        """What a metric compares with the truth, from outputs in the task's own units."""
+
+    @abstractmethod
+    def decode(self, task: TaskFields, outputs: Float[np.ndarray, "rows outputs"]) -> list[Prediction]:
+        """Outputs in the task's own units as answers."""
+
+    @abstractmethod
+    def hub(self, task: TaskFields) -> HubFields:
+        """How transformers' configuration names the outputs."""
+
+
+KINDS: Registry[Kind] = Registry("mergekit_bert.data.kinds", "kind of task", Kind)  # type: ignore[type-abstract]
+
+
+def kind_of(task: TaskFields) -> Kind:
+    """The kind that ``task`` is of; raises :class:`~mergekit_bert.errors.UnknownNameError`."""
+    return _kind(task.kind)
+
+
+@functools.cache
+def _kind(name: str) -> Kind:
+    return KINDS.get(name)
+
+
+def balanced(counts: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:
+    """Weights of labels by how often they occur, ``n / (labels · count)``: each label then counts alike."""
+    return counts.sum() / (len(counts) * counts.clamp(min=1.0))
+
+
+def softmax64(logits: Float[np.ndarray, "rows outputs"]) -> Float[np.ndarray, "rows outputs"]:
+    """Probabilities of classes in float64."""
+    chances: np.ndarray = torch.from_numpy(logits).double().softmax(-1).numpy()
+    return chances
