@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
+from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, norm
 from mergekit_bert.adapters.file import pack
 from mergekit_bert.composing.composition import Ensemble, Merged
@@ -176,10 +177,11 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "basis": MISSING,
     }
     if config is not None and part["type"] != "probe":
-        stabilized = ", rank-stabilised" if config["rank_stabilized"] else ""
-        facts |= {"rank, alpha": f"{config['rank']}, {config['alpha']:g}{stabilized}", "targets": config["targets"]}
+        options = AdapterConfig.from_json(config)
+        stabilized = ", rank-stabilised" if options.rank_stabilized else ""
+        facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
         others = [one.split()[0] for one in part["training"].get("avoid", [])]
-        facts["basis"] = config["basis"] + (f" {', '.join(others)}" if others else "")
+        facts["basis"] = options.basis + (f" {', '.join(others)}" if others else "")
     if basis:
         facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
     return facts
