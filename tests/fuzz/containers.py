@@ -113,7 +113,7 @@ def metadata_text(source: Source, data: bytes, other: bytes) -> bytes:
     if found is None or foreign is None:
         return any_bytes(source, data, other)
     header, tree, values = found
-    text = any_text(source, _as_written(tree, canonical_json), _as_written(foreign[1], canonical_json))
+    text = any_text(source, canonical_json(tree).encode(), canonical_json(foreign[1]).encode())
     return _with_metadata(header, text.decode("utf-8", "replace"), values)
 
 
@@ -273,7 +273,7 @@ def sealed_tensors(source: Source, data: bytes, other: bytes) -> bytes:
 def sealed_names(source: Source, data: bytes, other: bytes) -> bytes:
     """A name that is another everywhere: in the metadata and in the names of tensors."""
     found = _metadata(data)
-    words = sorted(set(re.findall(r"[A-Za-z_][\w.]*", spell(found[1])))) if found is not None else []
+    words = sorted(set(re.findall(r"[A-Za-z_][\w.]*", canonical_json(found[1])))) if found is not None else []
     if found is None or not words:
         return data
     old, new = source.choice(words), str(source.choice((source.choice(words), odd_text(source), odd_text(source))))
