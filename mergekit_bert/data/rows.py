@@ -35,9 +35,7 @@ class Rows:
                 try:
                     text.encode()
                 except (AttributeError, UnicodeEncodeError) as error:
-                    raise DataError(
-                        f"{self.where}, row {number}", f"no valid text ({_shown(text)})", "Unicode text", "correct it"
-                    ) from error
+                    raise _no_text(f"{self.where}, row {number}", text) from error
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -195,10 +193,14 @@ def given_rows(where: str, texts: object) -> Rows:
 
     Raises :class:`DataError` naming the row.
     """
-    rows = [
-        (row,) if isinstance(row, str) else tuple(items(f"{where}, row {number}", row, "a text, or a list of two"))
-        for number, row in enumerate(items(where, texts, "a list of texts, or of pairs of texts"), start=1)
-    ]
+    rows = []
+    for number, given in enumerate(items(where, texts, "a list of texts, or of pairs of texts"), start=1):
+        spot = f"{where}, row {number}"
+        row = (given,) if isinstance(given, str) else tuple(items(spot, given, "a text, or a list of two"))
+        for text in row:
+            if not isinstance(text, str):
+                raise _no_text(spot, text)
+        rows.append(row)
     return Rows(tuple(rows), None, where)
 
 
@@ -211,6 +213,10 @@ def items(where: str, given: object, expected: str) -> list[Any]:
     except TypeError:
         raise DataError(where, f"{_shown(given)} ({type(given).__name__})", expected, "correct it") from None
     return list(source)
+
+
+def _no_text(spot: str, value: object) -> DataError:
+    return DataError(spot, f"no valid text ({_shown(value)})", "Unicode text", "correct it")
 
 
 def _shown(value: object) -> str:

@@ -1,6 +1,7 @@
 """Prediction: routing, order, company, threads, and what the answers say."""
 
 import dataclasses
+import inspect
 import threading
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
@@ -193,6 +195,92 @@ def test_a_wrong_number_of_texts_is_told(
         Predictor(merge(three, "ensemble"), bert).predict(task, texts)
 
 
+predict, mixed = inspect.unwrap(Predictor.predict), inspect.unwrap(Predictor.mixed)
+"""Without the type checks of the tests, as callers meet them."""
+
+NO_LIST = "expected a list of texts, or of pairs of texts"
+NO_TEXT = "expected a text, or a list of two"
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "message"),
+    [
+        ("sst", "abc", f"texts: 'abc' (str); {NO_LIST}"),
+        ("sst", np.str_("abc"), f"texts: np.str_('abc') (str_); {NO_LIST}"),
+        ("sst", None, f"texts: None (NoneType); {NO_LIST}"),
+        ("sst", 3, f"texts: 3 (int); {NO_LIST}"),
+        ("sst", np.array("abc"), "texts: array('abc', dtype='<U3') (ndarray); "),
+        ("sst", b"abc", f"texts: b'abc' (bytes); {NO_LIST}"),
+        ("sst", {"sentence": "good"}, "texts: {'sentence': 'good'} (dict); "),
+        ("sst", {"good"}, "texts: {'good'} (set); "),
+        ("sst", ["good", None], f"texts, row 2: None (NoneType); {NO_TEXT}"),
+        ("sst", ["good", 1.5], f"texts, row 2: 1.5 (float); {NO_TEXT}"),
+        ("sst", ["good", "bad", b"bad"], f"texts, row 3: b'bad' (bytes); {NO_TEXT}"),
+        ("sst", [{"sentence": "good"}], "texts, row 1: {'sentence': 'good'} (dict); "),
+        ("sst", ["good", ("good", "film")], "texts, row 2: 2 texts in a row; expected 1 for 'sst'"),
+        ("sst", ["good", "\ud800"], "texts, row 2: no valid text ('\\ud800'); expected Unicode text"),
+        ("sst", [["good"], [["good"]]], "texts, row 2: no valid text (['good']); expected Unicode text"),
+        ("sst", [np.ones((3, 2))], "texts, row 1: no valid text (array([1., 1.])); "),
+        ("sts", ["good"], "texts, row 1: 1 texts in a row; expected 2 for 'sts'"),
+        ("sts", ("good", "bad"), "texts, row 1: 1 texts in a row; expected 2 for 'sts'"),
+        ("sts", [("a", "b"), ("good",)], "texts, row 2: 1 texts in a row; expected 2 for 'sts'"),
+        ("sts", [("a", "b"), ("good", None)], "texts, row 2: no valid text (None); expected Unicode text"),
+        ("sts", [("a", "b"), ("good", b"bad")], "texts, row 2: no valid text (b'bad'); expected Unicode text"),
+        (None, ["good"], "task: a task of type NoneType; expected a task's name, one of sst, sts, para"),
+        (0, ["good"], "task: a task of type int; "),
+        (["sst"], ["good"], "task: a task of type list; "),
+    ],
+    ids=repr,
+)
+def test_a_wrong_argument_is_told_in_one_line(
+    bert: mb.Encoder, three: list[Adapter], task: Any, texts: Any, message: str
+) -> None:
+    with pytest.raises(DataError) as told:
+        predict(Predictor(merge(three, "ensemble"), bert), task, texts)
+    assert str(told.value).startswith(message)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        (None, "requests: None (NoneType); expected a list of (task, text or pair of texts)"),
+        ("sst", "requests: 'sst' (str); "),
+        (["ab"], "requests, row 1: 'ab' (str); expected (task, text or pair of texts)"),
+        ([("sst", "good"), None], "requests, row 2: None (NoneType); "),
+        ([("sst",)], "requests, row 1: 1 values; expected (task, text or pair of texts)"),
+        ([("sts", "good", "bad")], "requests, row 1: 3 values; "),
+        ([("sst", "good"), (["sst"], "good")], "requests, row 2: a task of type list; "),
+        ([("sst", "good"), (None, "good")], "requests, row 2: a task of type NoneType; "),
+        ([("sts", ("a", "b")), ("sst", "good"), ("sst", None)], "requests, row 3: None (NoneType); "),
+        ([("sts", ("a", "b")), ("sst", "good"), ("sst", ("a", "b"))], "requests, row 3: 2 texts in a row; "),
+        ([("sst", "good"), ("sts", "ab")], "requests, row 2: 1 texts in a row; expected 2 for 'sts'"),
+        ([("sts", ("a", "b")), ("sst", "good"), ("sst", "\udc00")], "requests, row 3: no valid text ('\\udc00'); "),
+    ],
+    ids=repr,
+)
+def test_a_wrong_request_is_told_in_one_line(
+    bert: mb.Encoder, three: list[Adapter], requests: Any, message: str
+) -> None:
+    with pytest.raises(DataError) as told:
+        mixed(Predictor(merge(three, "ensemble"), bert), requests)
+    assert str(told.value).startswith(message)
+    assert "\n" not in str(told.value)
+
+
+def test_any_iterable_of_rows_will_do(bert: mb.Encoder, three: list[Adapter]) -> None:
+    predictor = Predictor(merge(three, "ensemble"), bert)
+    texts, pairs = ["good film", "bad", ""], [("a cat", "the dog"), ("good", "bad")]
+    expected = predictor.predict("sst", texts)
+    assert predictor.predict("sst", iter(texts)) == expected
+    assert predictor.predict("sst", np.array(texts)) == expected
+    assert predictor.predict(np.str_("sst"), [[text] for text in texts]) == expected
+    assert predictor.predict("sts", np.array(pairs)) == predictor.predict("sts", pairs)
+    assert predictor.predict("sts", (iter(pair) for pair in pairs)) == predictor.predict("sts", pairs)
+    requests = [("sts", pairs[0]), ("sst", texts[0])]
+    assert predictor.mixed(iter(requests)) == predictor.mixed(requests)
+
+
 def test_no_texts_give_no_answers(bert: mb.Encoder, three: list[Adapter]) -> None:
     assert Predictor(three[0], bert).predict("sst", []) == []
 
@@ -228,6 +316,36 @@ def test_a_classification_answers_with_label_name_and_probability(sst: mb.Task) 
     assert (one.label, one.name, two.label, two.name) == ("2", "neutral", "0", "very negative")
     assert (one.value, two.value) == (pytest.approx(0.4), pytest.approx(0.6))
     assert one.outputs == pytest.approx(tuple(outputs[0]))
+
+
+def test_probabilities_of_the_largest_outputs_are_finite_and_add_up(sst: mb.Task) -> None:
+    largest = float(np.finfo(np.float32).max)
+    outputs = np.array([[largest, -largest, 0, 0, 0], [largest] * 5, [-largest] * 5], dtype=np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        assert [answer.value for answer in predictions(sst, outputs)] == [1, pytest.approx(0.2), pytest.approx(0.2)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("task", ["sst", "sts"])
+def test_an_output_that_is_not_finite_is_no_prediction(task: str, value: float) -> None:
+    outputs = np.zeros((4, mb.get_task(task).outputs), dtype=np.float32)
+    outputs[2, -1] = value
+    with pytest.raises(ModelFileError, match=f"x, task '{task}': outputs that are not finite for 1 of 4 rows; "):
+        predictions(mb.get_task(task), outputs, "x")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_model_that_overflows_is_named(bert: mb.Encoder, three: list[Adapter]) -> None:
+    head = {name: torch.full_like(tensor, torch.finfo(tensor.dtype).max) for name, tensor in three[0].head.items()}
+    model = merge([dataclasses.replace(three[0], head=head), three[1]], "ensemble")
+    predictor = Predictor(model, bert, "x.safetensors")
+    message = "x.safetensors, task 'sst': outputs that are not finite for 1 of 1 rows"
+    with pytest.raises(ModelFileError, match=message):
+        predictor.predict("sst", ["good"])
+    with pytest.raises(ModelFileError, match=message):
+        predictor.mixed([("sts", ("a", "b")), ("sst", "good")])
+    with pytest.raises(ModelFileError, match=message):
+        predict_table(predictor, mb.get_task("sst"), Rows((("good",),), None, "texts"))
 
 
 def test_a_regression_stays_in_its_range_while_its_outputs_may_not(sts: mb.Task) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -119,7 +120,7 @@ def part(text: str, most: int, right: bool) -> str:
     return text[:most] if right else text[-most:]
 
 
-FEW = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+FEW = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -233,8 +234,9 @@ def test_eight_threads_get_the_tokens_of_one(tokenizers: dict[str, Any]) -> None
         assert list(pool.map(work, [*range(64)] * 4)) == expected * 4
 
 
-@pytest.mark.parametrize("huge", ["good film " * MIB, "x" * 10 * MIB, " " * 10 * MIB, "\u4f60" * 10 * MIB])
-def test_a_short_text_does_not_wait_for_a_huge_one(tokenizers: dict[str, Any], huge: str) -> None:
+@pytest.mark.parametrize("piece", ["good film ", "x", " ", "\u4f60"])
+def test_a_short_text_does_not_wait_for_a_huge_one(tokenizers: dict[str, Any], piece: str) -> None:
+    huge = piece * (10 * MIB // len(piece))
     tokenizer, started = tokenizers["wordpiece"], threading.Event()
 
     def work() -> None:
@@ -287,14 +289,14 @@ def test_a_fork_while_another_thread_tokenises_can_go_on(bert: Encoder) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        codes = [_forked(lambda: tokenise(rows, task, bert.tokenizer, 40, bert.pad_token)) for _ in range(10)]
+        for _ in range(10):
+            assert _forked(lambda: tokenise(rows, task, bert.tokenizer, 40, bert.pad_token)) == 0
     finally:
         stop.set()
         thread.join()
-    assert codes == [0] * 10
 
 
-def _forked(work: Any) -> int | None:
+def _forked(work: Callable[[], object]) -> int | None:
     """The exit code of a child that does ``work``; None for one that hangs."""
     child = os.fork()
     if child == 0:
@@ -303,7 +305,7 @@ def _forked(work: Any) -> int | None:
             os._exit(0)
         finally:
             os._exit(1)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 30
     while time.monotonic() < give_up:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
