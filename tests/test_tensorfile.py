@@ -112,9 +112,10 @@ def _holding(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
         (_metadata(None), "a foreign header .metadata keys: format"),
         (_metadata("{'n': 1}"), "broken metadata"),
         (_metadata("[" * 100_000), "broken metadata"),
-        (_holding(float("nan"), torch.float32), "tensor 'w' holds NaN or infinity"),
-        (_holding(float("-inf"), torch.float32), "tensor 'w' holds NaN or infinity"),
-        (_holding(float("inf"), torch.bfloat16), "tensor 'w' holds NaN or infinity"),
+        (_holding(float("nan"), torch.float32), "tensor 'w' holds NaN or values beyond"),
+        (_holding(float("-inf"), torch.float32), "tensor 'w' holds NaN or values beyond"),
+        (_holding(float("inf"), torch.bfloat16), "tensor 'w' holds NaN or values beyond"),
+        (_holding(-2e18, torch.float32), r"tensor 'w' holds NaN or values beyond 1e\+18"),
     ],
 )
 def test_a_broken_container_is_its_own_one_line_error(

@@ -27,8 +27,8 @@ from mergekit_bert.adapters.file import (
 )
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
-from mergekit_bert.composing.record import EnsembleRecord, MergedRecord, PatchRecord
-from mergekit_bert.encoder.folder import read_folder
+from mergekit_bert.composing.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
+from mergekit_bert.encoder.folder import RECORD, read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.schema import validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors
@@ -57,7 +57,11 @@ def read_model(path: Path) -> Model:
             str(path), "a PEFT folder", "a model of mbert's", f"convert it: mbert convert {path} --to mbert --out FILE"
         )
     if path.is_dir():
-        return read_folder(path)
+        folder = read_folder(path)
+        with strict(str(path / RECORD)):
+            known = {key: value for key, value in folder.record.items() if key in FolderRecord.model_fields}
+            validate(FolderRecord, known)
+        return folder
     tensors, metadata = read_tensors(path, old=True)
     kind = check_format(str(path), metadata)
     readers: dict[str, Callable[[str, Mapping[str, Tensor], Any], Model]] = {

@@ -24,7 +24,7 @@ from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.tensorfile import finite
+from mergekit_bert.tensorfile import NOT_FINITE, finite
 
 Input = Adapter | Merged | Ingredient
 _MEASURED = ("gram", "fisher")
@@ -283,7 +283,7 @@ def finite_delta(one: Ingredient, site: str) -> Delta:
     for tensor in (delta.B, delta.A) if isinstance(delta, LowRank) else (delta.matrix,):
         if not finite(tensor):
             raise CompositionError(
-                f"site {site!r} of {one.name!r}", "NaN or infinity", "finite values", "train or export it again"
+                f"site {site!r} of {one.name!r}", NOT_FINITE, "finite values", "train or export it again"
             )
     return delta
 

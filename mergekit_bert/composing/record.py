@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mergekit_bert.adapters.adapter import Base
-from mergekit_bert.adapters.record import AdapterRecord, PartRecord
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.record import AdapterRecord, PartRecord, TrainingRecord
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
 
@@ -108,6 +110,16 @@ class MergedRecord(PatchRecord):
     experts: dict[Name, AdapterRecord]
     kept: list[Name]
     private: PrivateRecord | None = None
+
+
+class FolderRecord(Schema):
+    """What the record of a model folder says of the adapter or the training that its weights came from."""
+
+    type: Name | None = None
+    config: AdapterConfig | None = None
+    basis: BasisRows | None = None
+    training: TrainingRecord | None = None
+    scores: dict[Name, Finite | None] | None = None
 
 
 class EnsembleRecord(Schema):

@@ -13,7 +13,7 @@ from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier
-from mergekit_bert.errors import ModelFileError
+from mergekit_bert.errors import EncoderError, ModelFileError
 from mergekit_bert.hardware import autocast
 
 _TOLERANCE = 1e-4
@@ -45,9 +45,10 @@ def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
 
 def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows out"]:
     """Outputs of every row as transformers computes them, padded: what packed ones are checked against."""
-    device = next(model.parameters()).device
+    device, batch = next(model.parameters()).device, tokens.batch(list(range(len(tokens))))
+    _check_tokens(model.encoder, batch)
     with torch.inference_mode():
-        inputs = {name: tensor.to(device) for name, tensor in tokens.batch(list(range(len(tokens)))).padded().items()}
+        inputs = {name: tensor.to(device) for name, tensor in batch.padded().items()}
         outputs: np.ndarray = model(**inputs).float().cpu().numpy()
     return outputs
 
@@ -59,6 +60,7 @@ def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
 
 def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
     """Run ``model`` without padding where the architecture allows it."""
+    _check_tokens(encoder, batch)
     device = next(model.parameters()).device
     layout = packing.Layout(batch.lengths, device, adapters)
     with packing.laid_out(layout):
@@ -67,6 +69,19 @@ def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int
         inputs = {name: tensor.to(device)[None] for name, tensor in batch.inputs.items()}
         positions = packing.position_ids(encoder, inputs["input_ids"][0], layout)
         return model(**inputs, position_ids=positions[None])
+
+
+def _check_tokens(encoder: Any, batch: Batch) -> None:
+    """Raise EncoderError for a token that the encoder has no embedding of: its tokenizer is another model's."""
+    sizes = {
+        "input_ids": encoder.get_input_embeddings().weight.shape[0],
+        "token_type_ids": getattr(encoder.config, "type_vocab_size", 0),
+    }
+    for name, values in batch.inputs.items():
+        largest = int(values.max()) if values.numel() else -1
+        if 0 < sizes.get(name, 0) <= largest:
+            expected = f"numbers below {sizes[name]}, as the model has embeddings"
+            raise EncoderError("tokenizer", f"{largest} in {name}", expected, "restore the model's tokenizer")
 
 
 def scaled(outputs: Float[np.ndarray, "rows out"], task: Task) -> Float[np.ndarray, "rows out"]:

@@ -37,7 +37,7 @@ from mergekit_bert.registry import unknown
 from mergekit_bert.schema import Count, Finite, Name, Plain, Schema, SchemaError, validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 
-_FORMAT = 2
+_FORMAT = 3
 
 Calibration = Mapping[str, Mapping[str, Rows]]
 """Rows of every task by step (``scales``, ``heads``), in the order in which the steps are taken; empty: none is."""
@@ -232,14 +232,21 @@ def _run(
 
 
 def _write(folder: Path, cell: Cell) -> None:
-    told = {"seconds": cell.seconds, "size": cell.size, "memory": cell.memory, "learned": dict(cell.learned)}
+    told = {
+        "key": cell.key,
+        "seconds": cell.seconds,
+        "size": cell.size,
+        "memory": cell.memory,
+        "learned": dict(cell.learned),
+    }
     outputs = {f"outputs.{name}": torch.from_numpy(values) for name, values in cell.outputs.items()}
     write_tensors(folder / f"{cell.key}.safetensors", outputs, told)
 
 
 class _File(Schema):
-    """The metadata of a cell's file."""
+    """The metadata of a cell's file; ``key`` is its name, so that no file stands in for another."""
 
+    key: Name
     seconds: Annotated[Finite, Field(ge=0)]
     size: Count
     memory: Count | None
@@ -258,6 +265,6 @@ def read_cell(folder: Path, cell: Cell, tasks: Mapping[str, tuple[Task, Rows]]) 
         return None
     outputs = {name.removeprefix("outputs."): tensor.numpy() for name, tensor in tensors.items()}
     shapes = {name: (len(rows), task.outputs) for name, (task, rows) in tasks.items()}
-    if {name: values.shape for name, values in outputs.items()} != shapes:
+    if found.key != cell.key or {name: values.shape for name, values in outputs.items()} != shapes:
         return None
     return dataclasses.replace(cell, outputs=outputs, **found.model_dump())

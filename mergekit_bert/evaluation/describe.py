@@ -103,7 +103,7 @@ def _sites(deltas: Mapping[str, Delta]) -> dict[str, Any]:
 
 def _shifts(shifts: Tensors) -> dict[str, Any]:
     return {
-        name: {"size": list(tensor.shape), "norm": float(torch.linalg.vector_norm(tensor))}
+        name: {"size": list(tensor.shape), "norm": float(torch.linalg.vector_norm(tensor.double()))}
         for name, tensor in shifts.items()
     }
 

@@ -164,7 +164,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "integers": (edit_tensors(lambda t: t.update({B: t[B].int()})), "torch.int32; expected"),
     "8 bits": (edit_tensors(lambda t: t.update({B: t[B].to(torch.float8_e4m3fn)})), "torch.float8_e4m3fn; expected"),
     "NaN": (fill(B, float("nan")), f"tensor '{B}' holds NaN"),
-    "infinity": (fill("head.classifier.bias", float("inf")), "tensor 'head.classifier.bias' holds NaN or inf"),
+    "infinity": (fill("head.classifier.bias", float("inf")), "tensor 'head.classifier.bias' holds NaN or values"),
     "an unknown type": (record(type="loha9"), "'loha9'.*expected"),
     "another rank": (record(config__rank=4), "broken metadata|is .32, 3."),
     "an unknown option": (record(config__colour=1), "broken metadata.*colour"),

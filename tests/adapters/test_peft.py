@@ -359,7 +359,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
     "not finite": (
         tensors(lambda t: t[f"{Q}.lora_A.weight"].fill_(torch.nan)),
         ModelFileError,
-        "holds NaN or infinity",
+        "holds NaN or values beyond",
     ),
     "no LoRA": (
         tensors(lambda t: [t.pop(name) for name in list(t) if "lora" in name]),

@@ -272,26 +272,22 @@ def test_what_does_not_fit_is_told_before_a_value_is_read(
 
 
 VALUES: dict[str, tuple[Change, str]] = {
-    "NaN in a factor": (tensors(lambda t: t[f"{Q}.lora_B.weight"].fill_(torch.nan)), "NaN or infinity"),
-    "infinity in a head": (tensors(lambda t: t[f"{M}classifier.bias"].fill_(torch.inf)), "NaN or infinity"),
+    "NaN in a factor": (tensors(lambda t: t[f"{Q}.lora_B.weight"].fill_(torch.nan)), "NaN or values beyond"),
+    "infinity in a head": (tensors(lambda t: t[f"{M}classifier.bias"].fill_(torch.inf)), "NaN or values beyond"),
     "whole numbers": (swapped(f"{Q[len(M) :]}.lora_A.weight", torch.ones(3, 32, dtype=torch.int64)), "of torch.int64"),
     "truths": (swapped("classifier.bias", torch.ones(5, dtype=torch.bool)), "of torch.bool"),
     "8 bits": (swapped(f"{Q[len(M) :]}.lora_A.weight", torch.ones(3, 32).to(torch.float8_e4m3fn)), "float8"),
     "beyond float32": (
         swapped(f"{Q[len(M) :]}.lora_A.weight", torch.full((3, 32), 1e300, dtype=torch.float64)),
-        "values beyond float32",
+        r"holds NaN or values beyond 1e\+18",
     ),
     "a product that is infinite": (
-        tensors(lambda t: [t[f"{Q}.lora_{letter}.weight"].fill_(1e30) for letter in "AB"]),
+        tensors(lambda t: [t[f"{Q}.lora_{letter}.weight"].fill_(1e10) for letter in "AB"]),
         r"query' is changed by \S+ .Frobenius norm.; expected 10000 at most, for finite answers",
-    ),
-    "a scale that makes it infinite": (
-        together(edit(lora_alpha=1e6), tensors(lambda t: t[f"{Q}.lora_B.weight"].fill_(1e34))),
-        "query' is changed by (inf|nan)",
     ),
     "a scale that is too large": (edit(lora_alpha=1e6), "query' is changed by"),
     "a bias that is too large": (swapped("bert.pooler.dense.bias", torch.full((32,), 1e5)), "pooler.dense.bias' is ch"),
-    "a head that is too large": (swapped("classifier.weight", torch.full((5, 32), 1e30)), "classifier.weight' is ch"),
+    "a head that is too large": (swapped("classifier.weight", torch.full((5, 32), 1e10)), "classifier.weight' is ch"),
     "a copy of other values": (
         swapped("classifier.modules_to_save.default.bias", torch.full((5,), 0.25)),
         "modules_to_save.default.bias' differs from .*classifier.bias'",

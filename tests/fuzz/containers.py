@@ -113,7 +113,7 @@ def metadata_text(source: Source, data: bytes, other: bytes) -> bytes:
     if found is None or foreign is None:
         return any_bytes(source, data, other)
     header, tree, values = found
-    text = any_text(source, canonical_json(tree).encode(), canonical_json(foreign[1]).encode())
+    text = any_text(source, spell(tree).encode(), spell(foreign[1]).encode())
     return _with_metadata(header, text.decode("utf-8", "replace"), values)
 
 
