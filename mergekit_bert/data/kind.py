@@ -92,6 +92,9 @@ class Kind(ABC):
     has_entropy: ClassVar[bool] = True
     has_probability: ClassVar[bool] = True
     """Whether ``value`` of a prediction is a probability."""
+    required: ClassVar[Mapping[str, str]] = {}
+    """Fields that a user's own task must give, with what is expected there, though a task of a foreign model may
+    lack them."""
 
     @abstractmethod
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
@@ -179,6 +182,13 @@ class Kind(ABC):
     def hub(self, task: TaskFields) -> HubFields:
         """How transformers' configuration names the outputs."""
 
+    @abstractmethod
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        """The labels of a task whose configuration has ``fields``; None where that is a task of another kind.
+
+        An empty ``problem_type`` is one that nobody wrote: then the number of outputs decides, as in transformers.
+        """
+
 
 KINDS: Registry[Kind] = Registry("mergekit_bert.data.kinds", "kind of task", Kind)  # type: ignore[type-abstract]
 
@@ -191,6 +201,17 @@ def kind_of(task: TaskFields) -> Kind:
 @functools.cache
 def _kind(name: str) -> Kind:
     return KINDS.get(name)
+
+
+def hub_labels(fields: HubFields) -> tuple[str, ...]:
+    """The names in ``id2label`` in the order of the outputs; ``LABEL_0`` … where two are the same."""
+    names = tuple(fields.id2label[place] for place in sorted(fields.id2label))
+    return names if len(set(names)) == len(names) else numbered(len(names))
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """``LABEL_0``, ``LABEL_1`` …: what transformers calls the outputs that nobody has named."""
+    return tuple(f"LABEL_{place}" for place in range(count))
 
 
 def balanced(counts: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:

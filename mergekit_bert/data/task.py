@@ -1,13 +1,14 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from mergekit_bert.data.kind import KINDS, kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.kind import KINDS, HubFields, kind_of
+from mergekit_bert.data.metrics import METRICS, metric
 from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import DataError, UnknownNameError
 from mergekit_bert.registry import Registry
@@ -41,7 +42,7 @@ class Task:
     """One text task.
 
     ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
-    is how a person reads them. ``range`` bounds a regression's labels; ``thresholds`` are the
+    is how a person reads them. ``range`` bounds a regression's labels (None: unknown); ``thresholds`` are the
     probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
     """
@@ -156,6 +157,25 @@ def get_task(name: str | Path | Task) -> Task:
         raise UnknownNameError("task", error.found, f"{error.expected}, or a .yml file", error.remedy) from error
 
 
+def task_from_hub(name: str, fields: HubFields) -> Task:
+    """The task of a foreign model whose configuration has ``fields``: one text a row, called ``text``.
+
+    ``name`` is made a task's name where it is none. Raises DataError where no kind of task has such fields.
+    """
+    name = re.sub(r"[^\w-]", "_", name)
+    name = name if name.replace("-", "_").isidentifier() else f"task_{name}"
+    for kind in KINDS:
+        if (labels := kind.labels_from_hub(fields)) is not None:
+            main = next(one.name for one in METRICS.values() if kind.name in one.kinds)
+            return Task(name, kind.name, ("text",), (main,), labels=labels)
+    raise DataError(
+        f"task {name!r}",
+        f"{len(fields.id2label)} outputs, problem_type {fields.problem_type!r}",
+        f"outputs of a task of kind {' or '.join(KINDS.names())}",
+        "name its task",
+    )
+
+
 def with_source(task: Task, known: Task | None = None) -> Task:
     """A model file's ``task`` with the places of its rows: those of ``known``, or of the built-in task that it is."""
     if known is None and task.name in TASKS.names():
@@ -216,6 +236,9 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
             raise wrong(key, expected)
         return tuple(float(one) for one in items)
 
+    for key, expected in KINDS.get(kind).required.items():
+        if value.get(key) is None:
+            raise DataError(str(path), f"{key} is None", expected, f"add {key}")
     bounds, files = numbers("range", "two numbers, [low, high]"), value.get("files", {})
     if value.get("range") is not None and len(bounds) != 2:
         raise wrong("range", "two numbers, [low, high]")

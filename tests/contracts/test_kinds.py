@@ -134,6 +134,15 @@ def test_a_label_is_read_and_written_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS.names())
+def test_a_configuration_says_its_labels_and_no_other_kind_takes_it(name: str) -> None:
+    task = dataclasses.replace(EXAMPLES[name], range=None)
+    fields = kind_of(task).hub(task)
+    assert {kind.name: kind.labels_from_hub(fields) for kind in KINDS} == {
+        kind.name: task.labels if kind.name == name else None for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("name", KINDS.names())
 def test_outputs_that_say_the_truth_are_decoded_to_it_and_have_the_least_loss(name: str) -> None:
     task, kind = EXAMPLES[name], kind_of(EXAMPLES[name])
     labels = [kind.parse(task, cell) for cell in CELLS[name]]

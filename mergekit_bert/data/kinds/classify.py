@@ -18,6 +18,7 @@ from mergekit_bert.data.kind import (
     Prediction,
     TaskFields,
     balanced,
+    hub_labels,
     softmax64,
 )
 from mergekit_bert.data.metrics import Columns
@@ -105,6 +106,10 @@ class _Classify(Kind):
 
     def hub(self, task: TaskFields) -> HubFields:
         return HubFields(dict(enumerate(task.label_names or task.labels)), "single_label_classification")
+
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        fits = fields.problem_type in ("", "single_label_classification") and len(fields.id2label) > 1
+        return hub_labels(fields) if fits else None
 
 
 RECORD = _Classify()

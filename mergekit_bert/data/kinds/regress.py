@@ -1,8 +1,11 @@
-"""Regression: a value in a range. The head gives it on 0…1, trained by the squared error."""
+"""Regression: a value in a range. The head gives it on 0…1, trained by the squared error.
+
+Of a foreign model's task the range may be unknown: its head then gives the value itself.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,8 +21,7 @@ _FARTHEST, _NARROWEST = 1e9, 1e-6
 
 
 def _bounds(task: TaskFields) -> tuple[float, float]:
-    assert task.range is not None
-    return task.range
+    return task.range or (-_FARTHEST, _FARTHEST)
 
 
 class _Regress(Kind):
@@ -27,9 +29,10 @@ class _Regress(Kind):
     description = "a value in a range"
     has_entropy = False
     has_probability = False
+    required: ClassVar = {"range": "[low, high] with low < high"}
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
-        low, high = task.range or (0.0, 0.0)
+        low, high = _bounds(task)
         if not (-_FARTHEST <= low < high <= _FARTHEST and high - low >= _NARROWEST):
             return "range", task.range, f"[low, high] with low < high, within ±{_FARTHEST:g}"
         if task.labels or task.label_names:
@@ -40,7 +43,7 @@ class _Regress(Kind):
 
     def summary(self, task: TaskFields) -> str:
         low, high = _bounds(task)
-        return f"{low:g} to {high:g}"
+        return f"{low:g} to {high:g}" if task.range else "a value"
 
     def outputs(self, task: TaskFields) -> int:
         return 1
@@ -59,8 +62,8 @@ class _Regress(Kind):
         return label if isinstance(label, int | float) else math.nan
 
     def targets(self, task: TaskFields, labels: Sequence[Label]) -> Float[Tensor, "rows"]:
-        low, high = _bounds(task)
-        return (torch.tensor(labels, dtype=torch.float32) - low) / (high - low)
+        factor, offset = self.stretch(task)
+        return (torch.tensor(labels, dtype=torch.float32) - offset) / factor
 
     def weights(self, task: TaskFields, labels: Sequence[Label]) -> None:
         return None
@@ -88,7 +91,9 @@ class _Regress(Kind):
         return [torch.ones_like(outputs)]
 
     def stretch(self, task: TaskFields) -> tuple[float, float]:
-        low, high = _bounds(task)
+        if task.range is None:
+            return 1.0, 0.0
+        low, high = task.range
         return high - low, low
 
     def predicted(self, task: TaskFields, outputs: Float[np.ndarray, "rows outputs"]) -> Columns:
@@ -103,6 +108,9 @@ class _Regress(Kind):
 
     def hub(self, task: TaskFields) -> HubFields:
         return HubFields({0: task.name}, "regression")
+
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        return () if fields.problem_type in ("", "regression") and len(fields.id2label) == 1 else None
 
 
 RECORD = _Regress()
