@@ -4,7 +4,6 @@ Everything that differs between classification, regression and other kinds is sa
 file of :mod:`mergekit_bert.data.kinds`; no other module asks which kind a task is of.
 """
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,11 +83,25 @@ class HubFields:
     problem_type: str
 
 
+@dataclass(frozen=True)
+class Example:
+    """A small task of a kind, on which tests/contracts tries whatever every kind keeps to.
+
+    ``fields`` are those of the task beside its name, kind and text; ``cells`` are labels as they may stand in the data,
+    ``refused`` some that may not.
+    """
+
+    fields: Mapping[str, Any]
+    cells: tuple[Any, ...]
+    refused: tuple[Any, ...]
+
+
 class Kind(ABC):
     """A kind of task. Subclasses have no state; outputs have shape (rows, outputs)."""
 
     name: ClassVar[str]
     description: ClassVar[str]
+    example: ClassVar[Example]
     has_entropy: ClassVar[bool] = True
     has_probability: ClassVar[bool] = True
     """Whether ``value`` of a prediction is a probability."""
@@ -182,25 +195,25 @@ class Kind(ABC):
     def hub(self, task: TaskFields) -> HubFields:
         """How transformers' configuration names the outputs."""
 
-    @abstractmethod
     def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
         """The labels of a task whose configuration has ``fields``; None where that is a task of another kind.
 
         An empty ``problem_type`` is one that nobody wrote: then the number of outputs decides, as in transformers.
         """
+        return None
 
 
-KINDS: Registry[Kind] = Registry("mergekit_bert.data.kinds", "kind of task", Kind)  # type: ignore[type-abstract]
+KINDS: Registry[Kind] = Registry(
+    "mergekit_bert.data.kinds",
+    "kind of task",
+    Kind,  # type: ignore[type-abstract]
+    "mbert.kinds",
+)
 
 
 def kind_of(task: TaskFields) -> Kind:
     """The kind that ``task`` is of; raises :class:`~mergekit_bert.errors.UnknownNameError`."""
-    return _kind(task.kind)
-
-
-@functools.cache
-def _kind(name: str) -> Kind:
-    return KINDS.get(name)
+    return KINDS.get(task.kind)
 
 
 def hub_labels(fields: HubFields) -> tuple[str, ...]:

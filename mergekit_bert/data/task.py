@@ -78,6 +78,7 @@ class Task:
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         once = len(set(self.metrics)) == len(self.metrics) > 0
         check(once, "metric", list(self.metrics), "at least one metric, each once")
+        kind = kind_of(self)  # whose metrics come with it
         for name in self.metrics:
             fits = self.kind in metric(name).kinds
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
@@ -89,7 +90,7 @@ class Task:
                 check(good, key, one, f"up to {_LONGEST} characters, none of them a control character or a line end")
         good = len(self.description) <= _LONGEST_DESCRIPTION and printable(self.description) == self.description
         check(good, "description", self.description, f"up to {_LONGEST_DESCRIPTION} characters, no control characters")
-        if (problem := kind_of(self).problem(self)) is not None:
+        if (problem := kind.problem(self)) is not None:
             check(False, *problem)
 
     @property
@@ -126,7 +127,7 @@ class Task:
         return validate(cls, value)
 
 
-TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
+TASKS = Registry("mergekit_bert.data.tasks", "task", Task, "mbert.tasks")
 YAML = (".yml", ".yaml")
 
 _YAML_KEYS = {

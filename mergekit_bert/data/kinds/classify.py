@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mergekit_bert.data.kind import (
     MOST_LABELS,
+    Example,
     HubFields,
     Kind,
     Label,
@@ -27,6 +28,11 @@ from mergekit_bert.data.metrics import Columns
 class _Classify(Kind):
     name = "classify"
     description = "one of several labels"
+    example = Example(
+        {"labels": ("no", "yes", "may be"), "metrics": ("accuracy",)},
+        cells=("no", "yes", "may be", "yes"),
+        refused=("nope", None, "", 1.5),
+    )
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 2:

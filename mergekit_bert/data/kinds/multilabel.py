@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mergekit_bert.data.kind import (
     MOST_LABELS,
+    Example,
     HubFields,
     Kind,
     Label,
@@ -28,6 +29,11 @@ SEPARATOR = "|"
 class _Multilabel(Kind):
     name = "multilabel"
     description = f"any number of labels, joined by {SEPARATOR!r} in a cell"
+    example = Example(
+        {"labels": ("x", "y", "z"), "thresholds": (0.5, 0.3, 0.6), "metrics": ("micro_f1",)},
+        cells=("x", "", "z|x", "x|y|z"),
+        refused=("w", "x|w", "x|x", None),
+    )
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 1:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.data.kind import HubFields, Kind, Label, LabelError, Prediction, TaskFields
+from mergekit_bert.data.kind import Example, HubFields, Kind, Label, LabelError, Prediction, TaskFields
 from mergekit_bert.data.metrics import Columns, metric
 
 _FARTHEST, _NARROWEST = 1e9, 1e-6
@@ -27,6 +27,11 @@ def _bounds(task: TaskFields) -> tuple[float, float]:
 class _Regress(Kind):
     name = "regress"
     description = "a value in a range"
+    example = Example(
+        {"range": (-2.0, 3.0), "metrics": ("pearson",)},
+        cells=("-2", 3, 0.5, "1.25"),
+        refused=("-2.1", "x", None, True, math.nan, 10**400),
+    )
     has_entropy = False
     has_probability = False
     required: ClassVar = {"range": "[low, high] with low < high"}
