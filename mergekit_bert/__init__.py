@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         train_adapter,
     )
     from mergekit_bert.composing.composition import Ensemble, Merged
+    from mergekit_bert.composing.defining import method
     from mergekit_bert.composing.prediction import Predictor
     from mergekit_bert.composing.recipe import Recipe
     from mergekit_bert.data.kind import Prediction
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mergekit_bert.evaluation.describe import describe
     from mergekit_bert.evaluation.evaluate import Evaluation
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.registry import register
     from mergekit_bert.training.config import TrainConfig
 
 __all__ = [
@@ -68,7 +70,9 @@ __all__ = [
     "load_encoder",
     "load_rows",
     "merge",
+    "method",
     "predictor",
+    "register",
     "save",
     "search",
     "set_threads",
@@ -80,6 +84,7 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.config": ("AdapterConfig",),
     "composing.composition": ("Ensemble", "Merged"),
+    "composing.defining": ("method",),
     "composing.prediction": ("Predictor",),
     "data.kind": ("Prediction",),
     "composing.recipe": ("Recipe",),
@@ -91,6 +96,7 @@ _HOMES = {
     "evaluation.describe": ("describe",),
     "evaluation.evaluate": ("Evaluation",),
     "hardware": ("set_threads",),
+    "registry": ("register",),
     "training.config": ("TrainConfig",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,6 +2,7 @@
 
 MbertError
 ├── UnknownNameError   a task, base, method, type or metric that nothing is registered under
+├── PluginError        a plug-in that cannot be registered
 ├── DataError          rows that cannot be read: a file, a column, a label, a line
 ├── EncoderError       a base model that cannot be loaded or has no such sites
 ├── BasisError         rows of an orthogonal basis that collide or have run out
@@ -30,6 +31,10 @@ class MbertError(Exception):
 
 class UnknownNameError(MbertError):
     """A name that nothing is registered under."""
+
+
+class PluginError(MbertError):
+    """A plug-in that cannot be registered."""
 
 
 class DataError(MbertError):

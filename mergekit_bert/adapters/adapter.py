@@ -45,7 +45,7 @@ class AdapterType:
     head_lr: float | None = None
 
 
-TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType)
+TYPES = Registry("mergekit_bert.adapters.types", "adapter type", AdapterType, "mbert.families")
 
 
 @dataclass(frozen=True)

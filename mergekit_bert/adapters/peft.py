@@ -16,6 +16,7 @@ from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import LARGEST_ALPHA, LARGEST_RANK, AdapterConfig
 from mergekit_bert.adapters.record import TrainingRecord
+from mergekit_bert.data.kind import HubFields
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.folder import RECORD
@@ -27,6 +28,7 @@ from mergekit_bert.tensorfile import StoredTensors
 
 T = TypeVar("T")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MODEL_CONFIG = "config.json"
 _PICKLE = "adapter_model.bin"
 FORMAT = 1
 PREFIX = "base_model.model."
@@ -112,6 +114,13 @@ class _Record(Schema):
     adapter: AdapterRecord
 
 
+class _LabelRecord(Schema):
+    """What is read of transformers' ``config.json``."""
+
+    id2label: dict[Annotated[str, Field(pattern=r"\A[0-9]{1,5}\z")], Name] = Field(default_factory=dict)
+    problem_type: Text = ""
+
+
 @dataclass(frozen=True)
 class PeftFolder:
     """A folder as read, before its base is known; tensors are read when they are asked for.
@@ -127,6 +136,20 @@ class PeftFolder:
     max_length: int | None
     base: Base | None
     written: AdapterRecord | None
+
+    @property
+    def label_fields(self) -> HubFields | None:
+        """What a ``config.json`` beside the adapter says of the labels; None where there is none, or it says nothing.
+
+        PEFT writes no such file, but some people put the whole model's beside the adapter.
+        """
+        if not (self.path / _MODEL_CONFIG).is_file():
+            return None
+        value = _read(self.path / _MODEL_CONFIG, "remove it")
+        known = {key: value[key] for key in _LabelRecord.model_fields if value.get(key) is not None}
+        where = str(self.path / _MODEL_CONFIG)
+        record = _validated(_LabelRecord, known, where, "labels as transformers writes them", "remove it")
+        return HubFields({int(place): label for place, label in record.id2label.items()}, record.problem_type)
 
     @property
     def base_name(self) -> str | None:

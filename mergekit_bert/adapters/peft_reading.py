@@ -25,7 +25,7 @@ from mergekit_bert.encoder.classifier import classifier, head_shapes
 from mergekit_bert.encoder.folder import RECORD, unscale_head
 from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers
+from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
 from mergekit_bert.patterns import exactly
 
@@ -50,16 +50,23 @@ class _Names:
     copies: dict[str, str] = field(default_factory=dict)
 
 
-def adapter_of(folder: PeftFolder, encoder: Encoder, task: Task) -> tuple[Adapter, dict[str, Delta]]:
+def adapter_of(
+    folder: PeftFolder, encoder: Encoder, task: Task, body: bool = False
+) -> tuple[Adapter, dict[str, Delta]]:
     """The folder's adapter for ``task`` on ``encoder``, and the Deltas that are not low-rank, by site.
 
-    These are DoRA's, and linear layers saved whole; the adapter is without them. Raises ModelFileError where tensors
-    do not fit the encoder or are left over, CompositionError where the head does not fit the task.
+    These are DoRA's, and linear layers saved whole; the adapter is without them. A ``body`` has no head, and ``task``
+    only stands in. Raises ModelFileError where tensors do not fit the encoder or are left over, CompositionError where
+    the head does not fit the task.
     """
     shell = native_prefix(encoder.config, task)
     names, shapes = _by_name(folder), head_shapes(encoder.config, task)
+    if not any(module.startswith(shell) for module in names.factors):
+        shell = ""  # it was trained on the encoder itself, as AutoModel loads it
+    if body:
+        _leave_out_pooler(names, encoder, shell)
     sites = _sites(folder, names, encoder, shell, shapes)
-    changed = _changed(folder, names, encoder, shell, task, shapes)
+    changed = _changed(folder, names, encoder, shell, task, shapes, body)
     config = _read_config(folder, encoder, sites, shell, changed)
     for site, size in sites.items():
         _check_factors(folder, site, names.factors[f"{shell}{site}"], config.at(site).rank, size)
@@ -75,7 +82,8 @@ def adapter_of(folder: PeftFolder, encoder: Encoder, task: Task) -> tuple[Adapte
     if folder.config.use_dora:
         dense |= {site: _dora(_weight(encoder, f"{site}.weight"), low[site], tensors[site]["m"]) for site in sites}
         sites, tensors, low = {}, {}, {}
-    head = _head({name: _value(folder, names.values[name]) for name in shapes}, encoder, task)
+    stored = {} if body else {name: _value(folder, names.values[name]) for name in shapes}
+    head = _head(stored, encoder, task) if stored else {}
     _check_sizes(str(folder.path), {**low, **dense}, {**changes, **head})
     adapter = Adapter(
         type="lora",
@@ -116,6 +124,15 @@ def _by_name(folder: PeftFolder) -> _Names:
     if not names.factors:
         raise ModelFileError(str(folder.path), "no LoRA tensors", "lora_A and lora_B of some layers", AGAIN)
     return names
+
+
+def _leave_out_pooler(names: _Names, encoder: Encoder, shell: str) -> None:
+    """Drop what belongs to a pooler that AutoModel adds and the encoder under a head does not have (RoBERTa's)."""
+    there = {name for name, _ in (*encoder.model.named_modules(), *encoder.model.named_parameters())}
+    for found in (names.factors, names.values):
+        for name in [one for one in found if of_the_head(one.removeprefix(shell))]:
+            if name.removeprefix(shell) not in there:
+                del found[name]
 
 
 def _value(folder: PeftFolder, name: str) -> Tensor:
@@ -175,8 +192,9 @@ def _changed(
     shell: str,
     task: Task,
     head: Mapping[str, tuple[int, ...]],
+    body: bool,
 ) -> dict[str, str]:
-    """The encoder's parameters that are saved whole, by name; the rest must be the whole head."""
+    """The encoder's parameters that are saved whole, by name; the rest must be the whole head, of a ``body`` none."""
     where, changed = str(folder.path), dict[str, str]()
     parameters = {name: tuple(parameter.shape) for name, parameter in encoder.model.named_parameters()}
     for name, stored in names.values.items():
@@ -188,7 +206,7 @@ def _changed(
                 where,
                 f"a head of {shape[0]} outputs",
                 f"{task.outputs}, which task {task.name!r} has",
-                "name the task that it was trained on (`mbert convert --task`)",
+                "name the task that it was trained on (`mbert convert --task`), or rename the folder",
             )
         if name.startswith(shell) and parameters.get(name.removeprefix(shell)) == shape:
             changed[name.removeprefix(shell)] = stored
@@ -197,7 +215,7 @@ def _changed(
                 where, f"tensor {name!r} of shape {shape}", f"tensors of {encoder.name!r} and its head", _NAME_BASE
             )
     lacking = sorted(set(head) - set(names.values))
-    if lacking:
+    if lacking and not (body and len(lacking) == len(head)):
         modules = ", ".join(sorted({name.partition(".")[0] for name in head}))
         raise CompositionError(
             where,

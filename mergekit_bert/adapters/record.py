@@ -8,7 +8,7 @@ from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task
-from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Shape, Size
+from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 
 class StatisticRecord(Schema):
@@ -67,6 +67,15 @@ class PartRecord(Schema):
     training: TrainingRecord
     scores: dict[Name, Finite]
     sha256: Annotated[str, Field(pattern=r"\A([0-9a-f]{64})?\z")]
+
+
+class BodyRecord(Schema):
+    """What a merge keeps of the record of an adapter without a head."""
+
+    type: Name
+    config: AdapterConfig
+    training: TrainingRecord
+    sha256: Sha256
 
 
 class AdapterRecord(Schema):

@@ -22,7 +22,7 @@ EXAMPLE = (
     "Example: mbert merge adapters/sst.safetensors adapters/sts.safetensors --method ties --space core "
     "--set density=0.3 --weights sst=1,sts=0.5"
 )
-METHODS = ", ".join([*names_in("mergekit_bert.composing.methods"), "ensemble"])
+METHODS = ", ".join([*names_in("mergekit_bert.composing.methods", "mbert.methods"), "ensemble"])
 
 OUT = Path("merged.safetensors")
 SEARCH_OVER, SEARCH_ROWS = "weights", 300

@@ -11,7 +11,7 @@ from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
 
 EXAMPLE = "Example: mbert train-adapter --task sts --data DIR — writes adapters/sts.safetensors and scores it on dev."
-TYPES = ", ".join(names_in("mergekit_bert.adapters.types"))
+TYPES = ", ".join(names_in("mergekit_bert.adapters.types", "mbert.families"))
 
 
 @options.flags(adapter=AdapterConfig, train=TrainConfig)

@@ -272,6 +272,7 @@ def calibrate_scales(
         raise CompositionError(
             "--calibrate scales", "other inputs than those of the merge", "its inputs", "give them, or --keep-inputs"
         )
+    experts = [one for one in experts if one.parts]  # there are no rows of what has no task
     grams = [_grams(one, encoder, rows) for one in experts]
     scales = {}
     for site, delta in model.deltas.items():

@@ -42,7 +42,8 @@ class Merged:
 
     ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each input counted,
     ``recipe`` how it was made, and ``trace`` what was learned and lost on the way. ``kept`` are the inputs themselves,
-    where they were kept so that others can be added and they can be removed.
+    where they were kept so that others can be added and they can be removed. ``bodies`` is the provenance of adapters
+    that had no head: they count in ``weights``, and no task is theirs.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Merged:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     trace: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Adapter] = field(default_factory=dict)
+    bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

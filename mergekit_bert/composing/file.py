@@ -2,12 +2,13 @@
 
 A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
 same of what a task keeps for itself, which is added to what is shared, and ``head.<tensor>``. Where a task keeps a
-remainder beside a shared Delta or shift, the record has the key ``private``: the remainders' rank and bytes. An
-ensemble holds the tensors of each adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
+remainder beside a shared Delta or shift, the record has the key ``private``: the remainders' rank and bytes; where
+adapters without a head were merged, it has ``bodies``: where they came from. An ensemble holds the tensors of each
+adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from mergekit_bert.errors import ModelFileError
 from mergekit_bert.schema import validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 
-_PRIVATE = "private"
-"""A key that is there only in the record of a merge whose tasks keep remainders of shared Deltas."""
+_PRIVATE, _BODIES = "private", "bodies"
+"""Keys that are there only in the record of a merge whose tasks keep remainders, or that has inputs without a task."""
 
 
 def write_model(path: Path, model: Composition) -> None:
@@ -145,14 +146,18 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if model.private:
         record[_PRIVATE] = model.private
+    if model.bodies:
+        record[_BODIES] = {name: dict(body) for name, body in model.bodies.items()}
     return tensors, record
 
 
 def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Merged:
     record = validate(MergedRecord, value)
+    bodies = value.get(_BODIES, {})
     weighed = {task: name for name in record.weights for task in name.split("+")}
     if not record.order or not (
-        sorted(record.order) == sorted(record.parts) == sorted(record.own) == sorted(weighed)
+        sorted(record.order) == sorted(record.parts) == sorted(record.own) == sorted(weighed.keys() - bodies.keys())
+        and not bodies.keys() & record.parts.keys()
         and sorted(record.kept) == sorted(record.experts)
     ):
         raise ValueError(f"parts {', '.join(record.parts)} with weights {', '.join(record.weights)}")
@@ -170,7 +175,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
     deltas, shifts = _unpack_deltas("", tensors, record)
     model = Merged(
         method=record.method,
-        weights={weighed[task]: record.weights[weighed[task]] for task in record.order},
+        weights={name: record.weights[name] for name in _in_order(weighed, [*record.order, *sorted(bodies)])},
         base=record.base,
         deltas=deltas,
         shifts=shifts,
@@ -185,9 +190,15 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
         recipe=value["recipe"],
         trace=value["trace"],
         kept=kept,
+        bodies=bodies,
     )
     _check_own(model, value.get(_PRIVATE, {}))
     return model
+
+
+def _in_order(weighed: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """The names that have weights, in the order of what they stand for; of a merge of merges a body has none itself."""
+    return list(dict.fromkeys(weighed[name] for name in names if name in weighed))
 
 
 def _check_own(model: Merged, told: Mapping[str, int]) -> None:

@@ -21,7 +21,8 @@ class Ingredient:
 
     ``deltas`` and ``shifts`` may be read from a file one by one, on demand. ``examples`` is how many rows it was
     trained on, ``basis`` its rows of an orthogonal basis, ``statistics`` what its file says of its inputs (kind, then
-    site). ``model`` is what it was made from.
+    site). ``model`` is what it was made from. ``bodies`` is the provenance of what came without a head, by name: it has
+    no task.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Ingredient:
     examples: int | None = None
     basis: BasisRows | None = None
     statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def of_adapter(adapter: Adapter) -> Ingredient:
@@ -72,18 +74,19 @@ def of_merged(merged: Merged) -> Ingredient:
         parts=merged.parts,
         model=merged,
         examples=sum(known) if len(known) == len(counts) else None,
+        bodies=merged.bodies,
     )
 
 
 def identity(one: Ingredient) -> dict[str, str]:
-    """SHA-256 (hex) of what each task of ``one`` came from: its adapter, the folder of a whole checkpoint, or a merge.
+    """SHA-256 (hex) of what each task (or body) of ``one`` came from: an adapter, a checkpoint's folder, or a merge.
 
     Of a merge it is taken over all that answers the task: two merges of the same adapters are two inputs.
     """
     if isinstance(one.model, Merged):
         shared = _content(one.deltas, one.shifts)
         return {task: fingerprint([shared, _own_content(one.own[task]), part]) for task, part in one.parts.items()}
-    known = {task: str(part["sha256"]) for task, part in one.parts.items()}
+    known = {name: str(part["sha256"]) for name, part in {**one.parts, **one.bodies}.items()}
     return {task: sha256 or file_fingerprint(one.model.path) for task, sha256 in known.items()}
 
 
@@ -100,9 +103,16 @@ def _own_content(own: Own) -> list[str]:
 
 
 def check_together(ingredients: Sequence[Ingredient]) -> None:
-    """Raise CompositionError unless the inputs have one base and a task each."""
+    """Raise CompositionError unless the inputs have one base and different tasks, and at least one has a task."""
     if not ingredients:
         raise CompositionError("merge", "no adapters", "at least one", "name their files")
+    if not any(one.parts for one in ingredients):
+        raise CompositionError(
+            "merge",
+            f"no head in any of {', '.join(one.name for one in ingredients)}",
+            "at least one input with a task",
+            "train one with its head's modules in modules_to_save",
+        )
     first = ingredients[0]
     seen: set[str] = set()
     for one in ingredients:
@@ -119,10 +129,10 @@ def check_together(ingredients: Sequence[Ingredient]) -> None:
             raise CompositionError(
                 where, "different tokenizers", "adapters of one base and tokenizer", "train them on the same --base"
             )
-        for task in one.parts:
+        for task in (*one.parts, *one.bodies):
             if task in seen:
                 raise CompositionError(
-                    f"task {task!r}",
+                    f"{'task' if task in one.parts else 'adapter'} {task!r}",
                     "two adapters of it",
                     "one adapter a task",
                     "leave one out, or --remove the task beside --add",

@@ -12,20 +12,20 @@ from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import Input, ingredient
-from mergekit_bert.composing.peft import read_peft
+from mergekit_bert.composing.peft import read_peft_input
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 
 
 def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[Input]:
-    """What ``path`` holds: an adapter (a file, or a PEFT folder), a merged model, all adapters of an ensemble, or the
-    folder of a fine-tuned model.
+    """What ``path`` holds: an adapter (a file, or a PEFT folder, perhaps without a head), a merged model, all adapters
+    of an ensemble, or the folder of a fine-tuned model.
 
     ``base`` is the encoder of a folder whose own record of it cannot be followed; ``load`` may remember encoders that
     several folders share.
     """
     if is_peft(path):
-        return [read_peft(path, base, load=load)]
+        return [read_peft_input(path, base, load)]
     if is_checkpoint(path):
         return [read_checkpoint(path, base)]
     if path.is_dir():
@@ -69,6 +69,7 @@ def choose_inputs(
     for all_of_it in by_task.values():
         rest = [one for path, one in all_of_it if path.resolve() in kept] or [one for _, one in all_of_it]
         chosen |= {id(one): one for one in rest}
+    chosen |= {id(one): one for _, one in found if not one.parts}
     for task, all_of_it in by_task.items():
         left = [(path, one) for path, one in all_of_it if id(one) in chosen]
         if len(left) > 1:
@@ -84,6 +85,7 @@ def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingre
         if len(one.parts) > 1:
             change = f", or `mbert merge {path} --remove {task} --out FILE` first" if one.model.kept else ""
             ways.append(f"{path} goes in whole: to leave its {task} out, give its adapters' files instead{change}")
+    ways += ["if these are two tasks, rename a folder"] if any(is_peft(path) for path, _ in (first, second)) else []
     return CompositionError(
         f"task {task!r}", f"two adapters of it, {first[0]} and {second[0]}", "one adapter a task", "; ".join(ways)
     )

@@ -106,6 +106,7 @@ def merge(
         shifts=shifts,
         own=own,
         parts={task: part for one in ingredients for task, part in one.parts.items()},
+        bodies={name: part for one in ingredients for name, part in one.bodies.items()},
         recipe=replace(recipe, inputs=()).to_json(),  # what they were is in the parts, wherever they lay
         trace=trace,
     )
@@ -140,6 +141,13 @@ def check_needs(method: Method, ingredients: Sequence[Ingredient], given: Given 
         if given is None:
             raise CompositionError(
                 f"method {method.name}", f"{need} of {', '.join(names)} missing", NEEDS[need], "add what is missing"
+            )
+        if bodies := [one.name for one in ingredients if one.name in names and need in _MEASURED and not one.parts]:
+            raise CompositionError(
+                f"method {method.name}",
+                f"{need} of {', '.join(bodies)} missing, which has no task to measure it on",
+                "adapters with a task",
+                "choose another method",
             )
 
 

@@ -19,6 +19,8 @@ from mergekit_bert.hardware import generator
 from mergekit_bert.option import told_range
 from mergekit_bert.registry import Registry, unknown
 
+ENSEMBLE = "ensemble"
+"""What stands in a method's place where nothing is merged."""
 ALL_SPACES = ("full", "core", "knots")
 NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
@@ -138,7 +140,7 @@ class Method:
     one_stays: Mapping[str, Any] | None = field(default_factory=dict)
 
 
-METHODS = Registry("mergekit_bert.composing.methods", "merge method", Method)
+METHODS = Registry("mergekit_bert.composing.methods", "merge method", Method, "mbert.methods", taken=(ENSEMBLE,))
 
 
 def make_options(method: Method, given: Mapping[str, Any]) -> Any:

@@ -11,11 +11,13 @@ from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.adapters.file import provenance
 from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
 from mergekit_bert.adapters.peft_reading import adapter_of
+from mergekit_bert.adapters.peft_task import folder_name, stand_in, task_of
 from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
+from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.data.task import TASKS, Task
+from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
@@ -32,27 +34,50 @@ def read_peft(
 ) -> Adapter | Merged:
     """The PEFT folder ``path`` as an adapter, or, where its Deltas are dense (DoRA), as a merged model of one task.
 
-    ``base`` and ``task`` are what the folder itself does not say. Raises ModelFileError or CompositionError.
+    ``base`` and ``task`` are what the folder itself does not say; by default the task is that of
+    :func:`~mergekit_bert.adapters.peft_task.task_of`. Raises ModelFileError or CompositionError.
     """
+    folder, encoder = _opened(path, base, load)
+    return _model(folder, encoder, task or folder.task or task_of(folder, encoder) or stand_in(folder_name(path)))
+
+
+def read_peft_input(
+    path: Path, base: str | Encoder | None = None, load: Loader = load_encoder
+) -> Adapter | Merged | Ingredient:
+    """The same as an input of a merge, which need not have a head: then it is a body, named like the folder.
+
+    What only a head would read of it (BERT's pooler) is left out.
+    """
+    folder, encoder = _opened(path, base, load)
+    task = folder.task or task_of(folder, encoder)
+    return _model(folder, encoder, task) if task is not None else _body(folder, encoder)
+
+
+def _opened(path: Path, base: str | Encoder | None, load: Loader) -> tuple[PeftFolder, Encoder]:
     folder = open_peft(path)
-    task = task or folder.task or _named(path)
     named = folder.base or "" if base is not None else _base(folder)
-    encoder = encoder_of(str(path), named, base, load)
+    return folder, encoder_of(str(path), named, base, load)
+
+
+def _model(folder: PeftFolder, encoder: Encoder, task: Task) -> Adapter | Merged:
     adapter, dense = adapter_of(folder, encoder, task)
-    return _merged(path, adapter, dense) if dense else adapter
+    return _merged(folder.path, adapter, dense) if dense else adapter
 
 
-def _named(path: Path) -> Task:
-    """The built-in task that the folder is named like."""
-    name = path.resolve().name
-    if name not in TASKS.names():
-        raise CompositionError(
-            str(path),
-            "a PEFT folder that does not say its task",
-            f"a folder named like a built-in task ({', '.join(TASKS.names())})",
-            f"name the task: mbert convert {path} --to mbert --task NAME (or a task's .yml)",
-        )
-    return TASKS.get(name)
+def _body(folder: PeftFolder, encoder: Encoder) -> Ingredient:
+    adapter, dense = adapter_of(folder, encoder, stand_in(folder_name(folder.path)), body=True)
+    deltas = {**adapter.deltas(), **dense}
+    record = {key: value for key, value in provenance(adapter).items() if key in ("type", "config", "training")}
+    return Ingredient(
+        name=adapter.name,
+        base=adapter.base,
+        deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
+        shifts={name: shift for name, shift in adapter.shifts.items() if not of_the_head(name)},
+        own={},
+        parts={},
+        model=folder,
+        bodies={adapter.name: record | {"sha256": file_fingerprint(folder.path / WEIGHTS)}},
+    )
 
 
 def _base(folder: PeftFolder) -> Base | str:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.method import ENSEMBLE as ENSEMBLE
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.documents import DocumentError, read_yaml
@@ -22,7 +23,6 @@ from mergekit_bert.registry import unknown
 from mergekit_bert.schema import Rank, Scalar, SchemaError, Seed, Text, validate
 from mergekit_bert.strict import STRICT, Before, from_pairs
 
-ENSEMBLE = "ensemble"
 _LARGEST_WEIGHT = 1e6
 """Beyond it the sums of float32 values overflow or drown all others."""
 _LARGEST_RANK = 2**16

@@ -7,7 +7,7 @@ from pydantic import Field
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.record import AdapterRecord, PartRecord, TrainingRecord
+from mergekit_bert.adapters.record import AdapterRecord, BodyRecord, PartRecord, TrainingRecord
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
 
@@ -110,6 +110,7 @@ class MergedRecord(PatchRecord):
     experts: dict[Name, AdapterRecord]
     kept: list[Name]
     private: PrivateRecord | None = None
+    bodies: Annotated[dict[Name, BodyRecord], Field(min_length=1)] | None = None
 
 
 class FolderRecord(Schema):

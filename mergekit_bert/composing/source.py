@@ -2,25 +2,60 @@
 
 import functools
 import hashlib
+import inspect
+import secrets
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mergekit_bert.hardware import processor
+from mergekit_bert.registry import added_records
 
 _DECIDING = ("hardware.py", "data", "encoder", "adapters", "composing")
 
 
-@functools.cache
+_SESSION = secrets.token_hex(16)
+"""Stands for the source of a plug-in that has none: what it made is not taken up by another process."""
+
+
 def made_by() -> dict[str, str]:
     """What a finished merge owes to the program and the machine, whatever it is of.
 
-    A SHA-256 over the source that decides its answers, versions, and the processor. The precision that ``auto`` picks
+    A SHA-256 over the source that decides its answers, versions, the processor, and a SHA-256 over the source of the
+    plug-ins of others that have been loaded, where there are any. The precision that ``auto`` picks
     is not among these, since it is found by timing: another pick on the same machine would lose what is finished. A
     method that picks one tells it in what it learned.
     """
+    foreign = sorted({text for record in added_records() for text in _sources(record)})
+    return _program() | ({"plugins": hashlib.sha256("\0".join(foreign).encode()).hexdigest()} if foreign else {})
+
+
+@functools.cache
+def _program() -> dict[str, str]:
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     files = [file for name in _DECIDING for file in (sorted((root / name).rglob("*.py")) or [root / name])]
     for file in files:
         digest.update(f"{file.relative_to(root).as_posix()};".encode() + file.read_bytes())
     versions = {name: version(name) for name in ("torch", "transformers")}
     return {"source": digest.hexdigest(), **versions, "processor": processor()}
+
+
+def _sources(record: Any) -> Iterator[str]:
+    """The source of every module outside mbert that a record's class or functions come from; in a notebook theirs."""
+    waiting = [type(record), *vars(record).values()]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, functools.partial):
+            waiting += [one.func, *one.args, *one.keywords.values()]
+        elif callable(one) and not str(getattr(one, "__module__", "")).startswith("mergekit_bert."):
+            yield _source(one)
+
+
+def _source(one: Any) -> str:
+    for place in (inspect.getmodule(one), one):
+        try:
+            return inspect.getsource(place)  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            continue
+    return _SESSION

@@ -4,7 +4,6 @@ Everything that differs between classification, regression and other kinds is sa
 file of :mod:`mergekit_bert.data.kinds`; no other module asks which kind a task is of.
 """
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,14 +83,31 @@ class HubFields:
     problem_type: str
 
 
+@dataclass(frozen=True)
+class Example:
+    """A small task of a kind, on which tests/contracts tries whatever every kind keeps to.
+
+    ``fields`` are those of the task beside its name, kind and text; ``cells`` are labels as they may stand in the data,
+    ``refused`` some that may not.
+    """
+
+    fields: Mapping[str, Any]
+    cells: tuple[Any, ...]
+    refused: tuple[Any, ...]
+
+
 class Kind(ABC):
     """A kind of task. Subclasses have no state; outputs have shape (rows, outputs)."""
 
     name: ClassVar[str]
     description: ClassVar[str]
+    example: ClassVar[Example]
     has_entropy: ClassVar[bool] = True
     has_probability: ClassVar[bool] = True
     """Whether ``value`` of a prediction is a probability."""
+    required: ClassVar[Mapping[str, str]] = {}
+    """Fields that a user's own task must give, with what is expected there, though a task of a foreign model may
+    lack them."""
 
     @abstractmethod
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
@@ -179,18 +195,36 @@ class Kind(ABC):
     def hub(self, task: TaskFields) -> HubFields:
         """How transformers' configuration names the outputs."""
 
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        """The labels of a task whose configuration has ``fields``; None where that is a task of another kind.
 
-KINDS: Registry[Kind] = Registry("mergekit_bert.data.kinds", "kind of task", Kind)  # type: ignore[type-abstract]
+        An empty ``problem_type`` is one that nobody wrote: then the number of outputs decides, as in transformers.
+        """
+        return None
+
+
+KINDS: Registry[Kind] = Registry(
+    "mergekit_bert.data.kinds",
+    "kind of task",
+    Kind,  # type: ignore[type-abstract]
+    "mbert.kinds",
+)
 
 
 def kind_of(task: TaskFields) -> Kind:
     """The kind that ``task`` is of; raises :class:`~mergekit_bert.errors.UnknownNameError`."""
-    return _kind(task.kind)
+    return KINDS.get(task.kind)
 
 
-@functools.cache
-def _kind(name: str) -> Kind:
-    return KINDS.get(name)
+def hub_labels(fields: HubFields) -> tuple[str, ...]:
+    """The names in ``id2label`` in the order of the outputs; ``LABEL_0`` … where two are the same."""
+    names = tuple(fields.id2label[place] for place in sorted(fields.id2label))
+    return names if len(set(names)) == len(names) else numbered(len(names))
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """``LABEL_0``, ``LABEL_1`` …: what transformers calls the outputs that nobody has named."""
+    return tuple(f"LABEL_{place}" for place in range(count))
 
 
 def balanced(counts: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:

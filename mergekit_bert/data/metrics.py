@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
+from mergekit_bert.errors import PluginError
 from mergekit_bert.registry import unknown
 
 Columns = Shaped[np.ndarray, "..."]
@@ -133,6 +134,17 @@ METRICS = {
         Metric("exact_match", ("multilabel",), _exact),
     )
 }
+
+
+_OWN = frozenset(METRICS)
+
+
+def add_metric(metric: Metric) -> Metric:
+    """Register the metric of a kind of one's own, and return it; raises PluginError for the name of one of mbert's."""
+    if metric.name in _OWN:
+        raise PluginError(f"metric {metric.name!r}", "one of that name in mbert", "a new name", "rename it")
+    METRICS[metric.name] = metric
+    return metric
 
 
 def metric(name: str) -> Metric:

@@ -1,13 +1,14 @@
 """Tasks: what a text task is, the built-in ones by name, and a user's own from a short YAML file."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from mergekit_bert.data.kind import KINDS, kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.kind import KINDS, HubFields, kind_of
+from mergekit_bert.data.metrics import METRICS, metric
 from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import DataError, UnknownNameError
 from mergekit_bert.registry import Registry
@@ -41,7 +42,7 @@ class Task:
     """One text task.
 
     ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
-    is how a person reads them. ``range`` bounds a regression's labels; ``thresholds`` are the
+    is how a person reads them. ``range`` bounds a regression's labels (None: unknown); ``thresholds`` are the
     probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
     """
@@ -77,6 +78,7 @@ class Task:
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         once = len(set(self.metrics)) == len(self.metrics) > 0
         check(once, "metric", list(self.metrics), "at least one metric, each once")
+        kind = kind_of(self)  # whose metrics come with it
         for name in self.metrics:
             fits = self.kind in metric(name).kinds
             check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
@@ -88,7 +90,7 @@ class Task:
                 check(good, key, one, f"up to {_LONGEST} characters, none of them a control character or a line end")
         good = len(self.description) <= _LONGEST_DESCRIPTION and printable(self.description) == self.description
         check(good, "description", self.description, f"up to {_LONGEST_DESCRIPTION} characters, no control characters")
-        if (problem := kind_of(self).problem(self)) is not None:
+        if (problem := kind.problem(self)) is not None:
             check(False, *problem)
 
     @property
@@ -125,7 +127,7 @@ class Task:
         return validate(cls, value)
 
 
-TASKS = Registry("mergekit_bert.data.tasks", "task", Task)
+TASKS = Registry("mergekit_bert.data.tasks", "task", Task, "mbert.tasks")
 YAML = (".yml", ".yaml")
 
 _YAML_KEYS = {
@@ -154,6 +156,25 @@ def get_task(name: str | Path | Task) -> Task:
         return TASKS.get(str(name))
     except UnknownNameError as error:
         raise UnknownNameError("task", error.found, f"{error.expected}, or a .yml file", error.remedy) from error
+
+
+def task_from_hub(name: str, fields: HubFields) -> Task:
+    """The task of a foreign model whose configuration has ``fields``: one text a row, called ``text``.
+
+    ``name`` is made a task's name where it is none. Raises DataError where no kind of task has such fields.
+    """
+    name = re.sub(r"[^\w-]", "_", name)
+    name = name if name.replace("-", "_").isidentifier() else f"task_{name}"
+    for kind in KINDS:
+        if (labels := kind.labels_from_hub(fields)) is not None:
+            main = next(one.name for one in METRICS.values() if kind.name in one.kinds)
+            return Task(name, kind.name, ("text",), (main,), labels=labels)
+    raise DataError(
+        f"task {name!r}",
+        f"{len(fields.id2label)} outputs, problem_type {fields.problem_type!r}",
+        f"outputs of a task of kind {' or '.join(KINDS.names())}",
+        "name its task",
+    )
 
 
 def with_source(task: Task, known: Task | None = None) -> Task:
@@ -216,6 +237,9 @@ def _task_from_yaml(path: Path, value: Mapping[str, Any], lines: Mapping[str, in
             raise wrong(key, expected)
         return tuple(float(one) for one in items)
 
+    for key, expected in KINDS.get(kind).required.items():
+        if value.get(key) is None:
+            raise DataError(str(path), f"{key} is None", expected, f"add {key}")
     bounds, files = numbers("range", "two numbers, [low, high]"), value.get("files", {})
     if value.get("range") is not None and len(bounds) != 2:
         raise wrong("range", "two numbers, [low, high]")

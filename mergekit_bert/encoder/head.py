@@ -107,7 +107,12 @@ class Head(ABC):
             reset(name, parameter, config, source)
 
 
-HEADS: Registry[Head] = Registry("mergekit_bert.encoder.heads", "head", Head)  # type: ignore[type-abstract]
+HEADS: Registry[Head] = Registry(
+    "mergekit_bert.encoder.heads",
+    "head",
+    Head,  # type: ignore[type-abstract]
+    "mbert.heads",
+)
 
 
 def head_of(tensors: Iterable[str]) -> Head:

@@ -65,6 +65,7 @@ def describe(path: Path) -> dict[str, Any]:
             "weights": dict(model.weights),
             "private": model.private,
             "parts": dict(model.parts),
+            "bodies": dict(model.bodies),
             "sites": _sites(model.deltas),
             "shifts": _shifts(model.shifts),
             "own": {

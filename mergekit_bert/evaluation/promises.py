@@ -146,7 +146,11 @@ def _tried(
         yield Check(
             ALONE,
             what,
-            *max(_apart(_dense(_merged([one], recipe, given)), _dense(one), _sizes([one])) for one in ingredients),
+            *max(
+                _apart(_dense(_merged([one], recipe, given)), _dense(one), _sizes([one]))
+                for one in ingredients
+                if one.parts
+            ),
         )
     recipe = _unlearned(method, space)
     model = _merged(ingredients, recipe, given)

@@ -37,7 +37,7 @@ class TrainConfig:
     weight_decay: float = option(0.01, "AdamW's weight decay; biases and norms are not decayed.")
     clip: float = option(1.0, "Largest norm of the gradient.")
     balance: bool = option(False, "Weigh labels so that rare ones count as much as common ones.")
-    head: str = option("native", f"Head: {', '.join(names_in('mergekit_bert.encoder.heads'))}.")
+    head: str = option("native", f"Head: {', '.join(names_in('mergekit_bert.encoder.heads', 'mbert.heads'))}.")
     head_dropout: float = option(0.1, "Dropout before the head.")
     max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
     hold_out: float = option(0.1, "Share of the training rows that only choose the best epoch.")

@@ -411,11 +411,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
         CompositionError,
         "a head of 5 outputs; expected 2, which task 'para' has; name the task",
     ),
-    "no task": (
-        lambda path: path.rename(path.with_name("mine")),
-        CompositionError,
-        r"does not say its task; expected a folder named like .*mbert convert .*mine --to mbert --task NAME",
-    ),
 }
 BASELESS: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
     "no base": (edit(base_model_name_or_path=None), CompositionError, "base None, .*; name its base with --base"),

@@ -10,7 +10,7 @@ from mergekit_bert.composing.source import made_by
 
 
 def test_it_names_versions_and_is_the_same_again() -> None:
-    assert made_by() == made_by.__wrapped__()
+    assert made_by() == source._program.__wrapped__()
     assert set(made_by()) == {"source", "torch", "transformers", "processor"}
     assert made_by()["torch"] == torch.__version__
 
@@ -27,10 +27,10 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")
-    before = made_by.__wrapped__()
+    before = source._program.__wrapped__()
     (tmp_path / "evaluation/a.py").write_text("two")
-    assert made_by.__wrapped__() == before
+    assert source._program.__wrapped__() == before
     for name in ("hardware.py", "composing/methods/a.py"):
         (tmp_path / name).write_text("two")
-        assert made_by.__wrapped__() != before
-        before = made_by.__wrapped__()
+        assert source._program.__wrapped__() != before
+        before = source._program.__wrapped__()

@@ -23,27 +23,15 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.errors import DataError, TrainingError
 from mergekit_bert.evaluation.scores import scores_of
+from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter
 from tests.tiny import WORDS
 
-EXAMPLES = {
-    "classify": Task("c", "classify", ("a",), ("accuracy",), labels=("no", "yes", "may be")),
-    "regress": Task("r", "regress", ("a",), ("pearson",), range=(-2.0, 3.0)),
-    "multilabel": Task("m", "multilabel", ("a",), ("micro_f1",), labels=("x", "y", "z"), thresholds=(0.5, 0.3, 0.6)),
-}
-CELLS = {
-    "classify": ["no", "yes", "may be", "yes"],
-    "regress": ["-2", 3, 0.5, "1.25"],
-    "multilabel": ["x", "", "z|x", "x|y|z"],
-}
-BAD = {
-    "classify": ["nope", None, "", 1.5],
-    "regress": ["-2.1", "x", None, True, float("nan"), 10**400],
-    "multilabel": ["w", "x|w", "x|x", None],
-}
+EXAMPLES = {kind.name: Task(kind.name, kind.name, ("a",), **kind.example.fields) for kind in KINDS}
+OWN = names_in("mergekit_bert.data.kinds")
 
 
 def outputs_of(name: str, rows: int = 4, seed: int = 0) -> torch.Tensor:
@@ -55,13 +43,10 @@ def rows_of(name: str, count: int, seed: int = 0) -> Rows:
     """Rows whose label follows from the words."""
     task, source = EXAMPLES[name], random.Random(seed)
     texts = [" ".join(source.choices(WORDS, k=source.randint(2, 9))) for _ in range(count)]
-    marks = [[int("good" in text), int("cat" in text), int("film" in text)] for text in texts]
-    labels: dict[str, list[Label]] = {
-        "classify": [float(sum(mark) and 1 + mark[0]) for mark in marks],
-        "regress": [sum(mark) - 2.0 for mark in marks],
-        "multilabel": [tuple(mark) for mark in marks],
-    }
-    return Rows(tuple((text,) for text in texts), tuple(labels[name]), f"tiny {task.name}")
+    cells = kind_of(task).example.cells
+    marks = [("good" in text) + ("cat" in text) + ("film" in text) for text in texts]
+    labels: list[Label] = [kind_of(task).parse(task, cells[mark % len(cells)]) for mark in marks]
+    return Rows(tuple((text,) for text in texts), tuple(labels), f"tiny {task.name}")
 
 
 QUICK = {"batch_size": 8, "max_length": 40, "precision": "fp32"}
@@ -104,12 +89,8 @@ def test_balancing_changes_what_is_learned(name: str, bert: mb.Encoder, tmp_path
 
 def test_values_cannot_be_balanced(bert: mb.Encoder, tmp_path: Path) -> None:
     train, out = TrainConfig(epochs=1, balance=True, **QUICK), tmp_path / "r.safetensors"
-    with pytest.raises(TrainingError, match=r"--balance: 'r', which has no labels to balance"):
+    with pytest.raises(TrainingError, match=r"--balance: 'regress', which has no labels to balance"):
         train_adapter(bert, EXAMPLES["regress"], rows_of("regress", 60), out, "probe", train=train, control=SILENT)
-
-
-def test_every_kind_has_its_example() -> None:
-    assert set(EXAMPLES) == set(CELLS) == set(BAD) == set(KINDS.names())
 
 
 @pytest.mark.parametrize("name", KINDS.names())
@@ -125,20 +106,29 @@ def test_it_has_a_metric_and_no_other_kind_takes_it(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS.names())
 def test_a_label_is_read_and_written_again(name: str) -> None:
     task, kind = EXAMPLES[name], kind_of(EXAMPLES[name])
-    for cell in CELLS[name]:
+    for cell in kind.example.cells:
         label = kind.parse(task, cell)
         assert kind.parse(task, kind.cell(task, label)) == label
-    for cell in BAD[name]:
+    for cell in kind.example.refused:
         with pytest.raises(LabelError):
             kind.parse(task, cell)
 
 
 @pytest.mark.parametrize("name", KINDS.names())
+def test_a_configuration_says_its_labels_and_no_other_kind_takes_it(name: str) -> None:
+    kind = KINDS.get(name)
+    for other in OWN:
+        task = dataclasses.replace(EXAMPLES[other], range=None)
+        found = kind.labels_from_hub(kind_of(task).hub(task))
+        assert found == (task.labels if name == other else None)
+
+
+@pytest.mark.parametrize("name", KINDS.names())
 def test_outputs_that_say_the_truth_are_decoded_to_it_and_have_the_least_loss(name: str) -> None:
     task, kind = EXAMPLES[name], kind_of(EXAMPLES[name])
-    labels = [kind.parse(task, cell) for cell in CELLS[name]]
+    labels = [kind.parse(task, cell) for cell in kind.example.cells]
     targets = kind.targets(task, labels)
-    best = outputs_of(name).zero_().requires_grad_()
+    best = outputs_of(name, len(labels)).zero_().requires_grad_()
     optimizer = torch.optim.LBFGS([best], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -161,11 +151,12 @@ def test_outputs_that_say_the_truth_are_decoded_to_it_and_have_the_least_loss(na
 @pytest.mark.parametrize("name", KINDS.names())
 def test_parts_of_a_batch_add_up_to_the_batch(name: str) -> None:
     task, kind = EXAMPLES[name], kind_of(EXAMPLES[name])
-    labels = [kind.parse(task, cell) for cell in CELLS[name]]
-    outputs, targets, weights = outputs_of(name), kind.targets(task, labels), kind.weights(task, labels)
+    labels = [kind.parse(task, cell) for cell in kind.example.cells]
+    outputs, targets, weights = outputs_of(name, len(labels)), kind.targets(task, labels), kind.weights(task, labels)
     for given in {None, weights} if weights is not None else {None}:
         whole = kind.loss(outputs, targets, given)
-        parts = sum(kind.loss(outputs[a:b], targets[a:b], given) * (b - a) / 4 for a, b in ((0, 1), (1, 4)))
+        rows = len(labels)
+        parts = sum(kind.loss(outputs[a:b], targets[a:b], given) * (b - a) / rows for a, b in ((0, 1), (1, rows)))
         assert float(parts) == pytest.approx(float(whole), rel=1e-5)
 
 

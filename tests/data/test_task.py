@@ -266,9 +266,7 @@ def test_a_files_task_is_checked_key_by_key(sst: Task, name: str) -> None:
     assert len(str(caught.value)) < 1500
 
 
-@pytest.mark.parametrize(
-    "bounds", [[-2e9, 0.0], [0.0, 1e300], [0.0, 1e-9], [1.0, 0.0], [5, 5], None, [None, 1], [True, 2]]
-)
+@pytest.mark.parametrize("bounds", [[-2e9, 0.0], [0.0, 1e300], [0.0, 1e-9], [1.0, 0.0], [5, 5], [None, 1], [True, 2]])
 def test_a_range_beyond_float32_is_refused(sts: Task, bounds: Any) -> None:
     with pytest.raises((SchemaError, DataError), match="range"):
         Task.from_json(sts.to_json() | {"range": bounds})

@@ -134,7 +134,7 @@ def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_i
 ) -> None:
     here = cells.made_by()
     monkeypatch.setattr(source, "processor", lambda: "cuda of another kind")
-    there = cells.made_by.__wrapped__()
+    there = source._program.__wrapped__()
     assert {name for name in here if here[name] != there[name]} == {"processor"}
     monkeypatch.setattr(distill, "pick_precision", lambda asked, device: torch.bfloat16)
     ingredients = [api.ingredient(one) for one in three]

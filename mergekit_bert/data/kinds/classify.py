@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mergekit_bert.data.kind import (
     MOST_LABELS,
+    Example,
     HubFields,
     Kind,
     Label,
@@ -18,6 +19,7 @@ from mergekit_bert.data.kind import (
     Prediction,
     TaskFields,
     balanced,
+    hub_labels,
     softmax64,
 )
 from mergekit_bert.data.metrics import Columns
@@ -26,6 +28,11 @@ from mergekit_bert.data.metrics import Columns
 class _Classify(Kind):
     name = "classify"
     description = "one of several labels"
+    example = Example(
+        {"labels": ("no", "yes", "may be"), "metrics": ("accuracy",)},
+        cells=("no", "yes", "may be", "yes"),
+        refused=("nope", None, "", 1.5),
+    )
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 2:
@@ -105,6 +112,10 @@ class _Classify(Kind):
 
     def hub(self, task: TaskFields) -> HubFields:
         return HubFields(dict(enumerate(task.label_names or task.labels)), "single_label_classification")
+
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        fits = fields.problem_type in ("", "single_label_classification") and len(fields.id2label) > 1
+        return hub_labels(fields) if fits else None
 
 
 RECORD = _Classify()

@@ -9,7 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.data.kind import MOST_LABELS, HubFields, Kind, Label, LabelError, Prediction, TaskFields
+from mergekit_bert.data.kind import (
+    MOST_LABELS,
+    Example,
+    HubFields,
+    Kind,
+    Label,
+    LabelError,
+    Prediction,
+    TaskFields,
+    hub_labels,
+    numbered,
+)
 from mergekit_bert.data.metrics import Columns
 
 SEPARATOR = "|"
@@ -18,11 +29,16 @@ SEPARATOR = "|"
 class _Multilabel(Kind):
     name = "multilabel"
     description = f"any number of labels, joined by {SEPARATOR!r} in a cell"
+    example = Example(
+        {"labels": ("x", "y", "z"), "thresholds": (0.5, 0.3, 0.6), "metrics": ("micro_f1",)},
+        cells=("x", "", "z|x", "x|y|z"),
+        refused=("w", "x|w", "x|x", None),
+    )
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 1:
             return "labels", list(task.labels), f"one or more different labels, up to {MOST_LABELS}"
-        if odd := [label for label in task.labels if SEPARATOR in label or label.strip() != label or not label]:
+        if odd := [label for label in task.labels if _unfit(label)]:
             return "labels", odd, f"labels without {SEPARATOR!r} and without spaces around them"
         if len(task.label_names) not in (0, len(task.labels)):
             return "label_names", list(task.label_names), "one name for each label"
@@ -110,6 +126,18 @@ class _Multilabel(Kind):
 
     def hub(self, task: TaskFields) -> HubFields:
         return HubFields(dict(enumerate(task.label_names or task.labels)), "multi_label_classification")
+
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        """``LABEL_0`` … where the names could not stand in a cell."""
+        if fields.problem_type != "multi_label_classification":
+            return None
+        names = hub_labels(fields)
+        return numbered(len(names)) if any(map(_unfit, names)) else names
+
+
+def _unfit(label: str) -> bool:
+    """Whether a cell could not hold ``label`` beside others."""
+    return SEPARATOR in label or label.strip() != label or not label
 
 
 def _chances(outputs: Float[np.ndarray, "rows outputs"]) -> Float[np.ndarray, "rows outputs"]:

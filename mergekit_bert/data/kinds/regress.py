@@ -1,8 +1,11 @@
-"""Regression: a value in a range. The head gives it on 0…1, trained by the squared error."""
+"""Regression: a value in a range. The head gives it on 0…1, trained by the squared error.
+
+Of a foreign model's task the range may be unknown: its head then gives the value itself.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.data.kind import HubFields, Kind, Label, LabelError, Prediction, TaskFields
+from mergekit_bert.data.kind import Example, HubFields, Kind, Label, LabelError, Prediction, TaskFields
 from mergekit_bert.data.metrics import Columns, metric
 
 _FARTHEST, _NARROWEST = 1e9, 1e-6
@@ -18,18 +21,23 @@ _FARTHEST, _NARROWEST = 1e9, 1e-6
 
 
 def _bounds(task: TaskFields) -> tuple[float, float]:
-    assert task.range is not None
-    return task.range
+    return task.range or (-_FARTHEST, _FARTHEST)
 
 
 class _Regress(Kind):
     name = "regress"
     description = "a value in a range"
+    example = Example(
+        {"range": (-2.0, 3.0), "metrics": ("pearson",)},
+        cells=("-2", 3, 0.5, "1.25"),
+        refused=("-2.1", "x", None, True, math.nan, 10**400),
+    )
     has_entropy = False
     has_probability = False
+    required: ClassVar = {"range": "[low, high] with low < high"}
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
-        low, high = task.range or (0.0, 0.0)
+        low, high = _bounds(task)
         if not (-_FARTHEST <= low < high <= _FARTHEST and high - low >= _NARROWEST):
             return "range", task.range, f"[low, high] with low < high, within ±{_FARTHEST:g}"
         if task.labels or task.label_names:
@@ -40,7 +48,7 @@ class _Regress(Kind):
 
     def summary(self, task: TaskFields) -> str:
         low, high = _bounds(task)
-        return f"{low:g} to {high:g}"
+        return f"{low:g} to {high:g}" if task.range else "a value"
 
     def outputs(self, task: TaskFields) -> int:
         return 1
@@ -59,8 +67,8 @@ class _Regress(Kind):
         return label if isinstance(label, int | float) else math.nan
 
     def targets(self, task: TaskFields, labels: Sequence[Label]) -> Float[Tensor, "rows"]:
-        low, high = _bounds(task)
-        return (torch.tensor(labels, dtype=torch.float32) - low) / (high - low)
+        factor, offset = self.stretch(task)
+        return (torch.tensor(labels, dtype=torch.float32) - offset) / factor
 
     def weights(self, task: TaskFields, labels: Sequence[Label]) -> None:
         return None
@@ -88,7 +96,9 @@ class _Regress(Kind):
         return [torch.ones_like(outputs)]
 
     def stretch(self, task: TaskFields) -> tuple[float, float]:
-        low, high = _bounds(task)
+        if task.range is None:
+            return 1.0, 0.0
+        low, high = task.range
         return high - low, low
 
     def predicted(self, task: TaskFields, outputs: Float[np.ndarray, "rows outputs"]) -> Columns:
@@ -103,6 +113,9 @@ class _Regress(Kind):
 
     def hub(self, task: TaskFields) -> HubFields:
         return HubFields({0: task.name}, "regression")
+
+    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+        return () if fields.problem_type in ("", "regression") and len(fields.id2label) == 1 else None
 
 
 RECORD = _Regress()

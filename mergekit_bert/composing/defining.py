@@ -1,0 +1,66 @@
+"""A merge method from one function, as one writes it in a notebook."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from typing import Any, get_type_hints
+
+from torch import Tensor
+
+from mergekit_bert.adapters.delta import Delta, Dense
+from mergekit_bert.composing.method import METHODS, Method, NoOptions, Site
+from mergekit_bert.errors import PluginError
+from mergekit_bert.option import option
+
+Merge = Callable[..., Delta | Tensor]
+
+
+def method(*, name: str, description: str, **fields: Any) -> Callable[[Merge], Method]:
+    """Register the function below as the merge method ``name``; what stands there afterwards is its record.
+
+    The function gets a :class:`~mergekit_bert.composing.method.Site`, and gives a Delta or a matrix ``(out, in)``. Its
+    further parameters are the method's options: each has a type (bool, int, float or str) and a default, which may be
+    an :func:`~mergekit_bert.option.option` with a help text and a range. ``fields`` are further fields of
+    :class:`~mergekit_bert.composing.method.Method`, such as ``one_stays=None`` for a merge that changes a single
+    adapter. Raises PluginError for a name that exists, or options that cannot be.
+    """
+
+    def register(function: Merge) -> Method:
+        record = Method(
+            **{"formula": f"Δ = {name}(λ1 Δ1, λ2 Δ2, …)", "source": f"{function.__module__}.{function.__qualname__}"}
+            | fields,
+            name=name,
+            description=description,
+            merge=functools.partial(_merge, function),
+            options=_options(name, function),
+        )
+        return METHODS.add(record)
+
+    return register
+
+
+def _merge(function: Merge, site: Site) -> Delta:
+    found = function(site, **vars(site.options))
+    return Dense(found) if isinstance(found, Tensor) else found
+
+
+def _options(name: str, function: Merge) -> type[Any]:
+    """A frozen dataclass of the parameters after the first."""
+    _, *parameters = inspect.signature(function).parameters.values()
+    if not parameters:
+        return NoOptions
+    hints = get_type_hints(function)
+    fields = []
+    for one in parameters:
+        kind = hints.get(one.name)
+        if kind not in (bool, int, float, str) or one.default is one.empty:
+            raise PluginError(
+                f"merge method {name!r}",
+                f"the parameter {one.name!r} as {one}",
+                "a type (bool, int, float or str) and a default, as of an option",
+                "correct it",
+            )
+        known = isinstance(one.default, type(field()))
+        fields.append((one.name, kind, one.default if known else option(one.default, one.name)))
+    return make_dataclass("Options", fields, frozen=True)
