@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergekit_bert.hardware import processor
 
-_DECIDING = ("hardware.py", "data", "encoder", "adapters", "composing")
+_DECIDING = ("hardware.py", "data", "encoder", "adapters", "training", "composing")
 
 
 @functools.cache
