@@ -28,8 +28,8 @@ from mergekit_bert.evaluation.tables import as_text, comparison_table, contest_t
 from mergekit_bert.files import write_json
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training import loop
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.manifest import MANIFEST, Control, run_folder
-from mergekit_bert.training.resume import CHECKPOINT
 from tests.fuzz.containers import MODEL
 from tests.fuzz.format import Format, UnsoundError, Workshop, answered, finite, shown, strict_json
 from tests.fuzz.models import Stages, inspected
@@ -263,7 +263,7 @@ CELLS = Format("cell", {"three": _comparison}, {"*.safetensors": MODEL}, use_cel
 def use_descent(shop: Workshop, folder: Path) -> Stages:
     """Go on with a merge that learns."""
     recipe = mb.Recipe("adamerging", options={"steps": 4, "batch_size": 4})
-    if (path := folder / "merged.run" / learning.CHECKPOINT).exists():
+    if (path := folder / "merged.run" / CHECKPOINT).exists():
         read_tensors(path)
         yield "container", None
     model = merge(shop.trio[:2], recipe, _given(shop, folder / "merged.run"))
@@ -273,7 +273,7 @@ def use_descent(shop: Workshop, folder: Path) -> Stages:
 
 def _descent(shop: Workshop, folder: Path) -> None:
     """A merge that learns, stopped after two of its four steps."""
-    really, count = learning._save, 0
+    really, count = loop.save_checkpoint, 0
 
     def save(*arguments: Any) -> None:
         nonlocal count
@@ -283,7 +283,7 @@ def _descent(shop: Workshop, folder: Path) -> None:
         really(*arguments)
 
     with (
-        patch.object(learning, "_save", save),
+        patch.object(loop, "save_checkpoint", save),
         patch.object(learning, "_SAVE_SECONDS", -1.0),
         contextlib.suppress(Stopped),
     ):
