@@ -105,8 +105,8 @@ def load_checkpoint(
         if not objective.continues(path, record.run):
             return Progress(), {}
         _check_progress(record.progress, objective)
+        _check_tensors(tensors, record.progress, objective, optimizer)
         state = _state(tensors, record.progress, optimizer)
-        _check_tensors(tensors, record.progress, objective, optimizer, state)
         _restore(tensors, objective, optimizer, state)
     except (ValueError, RuntimeError) as error:
         raise objective.error(
@@ -127,34 +127,8 @@ def _check_progress(progress: Progress, objective: Objective) -> None:
         raise ValueError("numbers of epochs, steps and losses that do not fit together")
 
 
-State = dict[int, dict[str, Tensor]]
-"""The optimizer's, by the place of a parameter among its groups."""
-
-
-def _placed(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _state(tensors: Mapping[str, Tensor], progress: Progress, optimizer: torch.optim.Optimizer) -> State:
-    """The state that the file has; a parameter that had no gradient so far has none. Raises ValueError."""
-    state = {
-        place: {key: tensors[f"optimizer.{place}.{key}"] for key in _STATE if f"optimizer.{place}.{key}" in tensors}
-        for place in range(len(_placed(optimizer)))
-    }
-    state = {place: kept for place, kept in state.items() if kept}
-    for place, kept in state.items():
-        steps = kept.get("step", torch.zeros(()))
-        if steps.numel() != 1 or float(steps) not in range(1, progress.step + 1):
-            raise ValueError(f"optimizer.{place} of another number of steps")
-    return state
-
-
 def _check_tensors(
-    tensors: Mapping[str, Tensor],
-    progress: Progress,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    state: State,
+    tensors: Mapping[str, Tensor], progress: Progress, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> None:
     """Raise ValueError unless the file holds exactly the tensors of a run at this place, in their shapes."""
     kinds = ["value", *(["best"] if progress.epochs else ())]
@@ -163,7 +137,7 @@ def _check_tensors(
     }
     expected |= {f"generator.{name}": source.get_state() for name, source in objective.generators.items()}
     for place, parameter in enumerate(_placed(optimizer)):
-        if place in state:
+        if f"optimizer.{place}.step" in tensors:  # a parameter that has had no gradient so far has no state
             shapes = (torch.zeros(()), parameter, parameter)
             expected |= {f"optimizer.{place}.{key}": one for key, one in zip(_STATE, shapes, strict=True)}
     if odd := sorted(expected.keys() ^ tensors.keys()):
@@ -173,8 +147,31 @@ def _check_tensors(
             raise ValueError(f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype}")
 
 
+def _placed(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters in the order in which the optimizer's state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _state(
+    tensors: Mapping[str, Tensor], progress: Progress, optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """The state of every parameter that has moved; raises ValueError for a number of steps that it cannot have."""
+    state = {
+        place: {key: tensors[f"optimizer.{place}.{key}"] for key in _STATE}
+        for place in range(len(_placed(optimizer)))
+        if f"optimizer.{place}.step" in tensors
+    }
+    steps = [float(kept["step"]) for kept in state.values()]
+    if not steps or not all(1 <= number <= progress.step and number.is_integer() for number in steps):
+        raise ValueError("an optimizer that has made other steps than the run")
+    return state
+
+
 def _restore(
-    tensors: Mapping[str, Tensor], objective: Objective, optimizer: torch.optim.Optimizer, state: State
+    tensors: Mapping[str, Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    state: dict[int, dict[str, Tensor]],
 ) -> None:
     for name, source in objective.generators.items():
         source.set_state(tensors[f"generator.{name}"])

@@ -115,6 +115,7 @@ BROKEN: dict[str, Change] = {
     "a step of the future": lambda tensors, told: tensors.update({"optimizer.0.step": torch.tensor(5.0)}),
     "half a step": lambda tensors, told: tensors.update({"optimizer.0.step": torch.tensor(0.5)}),
     "steps of another shape": lambda tensors, told: tensors.update({"optimizer.0.step": torch.ones(2)}),
+    "no state": lambda tensors, told: [tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")],
     "a parameter more": lambda tensors, told: tensors.update({"optimizer.2.step": torch.tensor(1.0)}),
     "a generator": lambda tensors, told: tensors.update({"generator.dropout": torch.zeros(8, dtype=torch.uint8)}),
     "a best value": lambda tensors, told: tensors.update({"best.weight": torch.zeros(3)}),

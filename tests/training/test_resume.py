@@ -259,6 +259,18 @@ def break_tensor(path: Path) -> None:
     write_tensors(path, tensors, metadata)
 
 
+def break_optimizer(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    tensors["optimizer.0.step"] += 1
+    write_tensors(path, tensors, metadata)
+
+
+def break_epochs(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    metadata["progress"]["epochs"].append({"train_loss": 1.0, "score": 1.0})
+    write_tensors(path, tensors, metadata)
+
+
 def break_version(path: Path) -> None:
     tensors, metadata = read_tensors(path)
     write_tensors(path, tensors, metadata | {"format": 99})
@@ -277,6 +289,8 @@ BROKEN = {
     "another file": lambda path: path.write_bytes((path.parents[1] / "other").read_bytes()),
     "another version": break_version,
     "a tensor less": break_tensor,
+    "a step of the optimizer more": break_optimizer,
+    "an epoch more": break_epochs,
     "other metadata": break_progress,
 }
 
