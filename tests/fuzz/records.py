@@ -124,13 +124,17 @@ def _stopped(kind: str) -> Any:
 
         with patch.object(loop, "step", step), contextlib.suppress(Stopped):
             _train(shop, folder, False, kind)
-        path = run_folder(folder / _OUT) / CHECKPOINT
-        tensors, told = read_tensors(path)
-        told["progress"]["seconds"] = 0.25
-        write_tensors(path, tensors, told)
+        _set_clock(run_folder(folder / _OUT) / CHECKPOINT)
         _tidy(folder)
 
     return make
+
+
+def _set_clock(checkpoint: Path) -> None:
+    """Have a checkpoint tell of the same time on every machine."""
+    tensors, told = read_tensors(checkpoint)
+    told["progress"]["seconds"] = 0.25
+    write_tensors(checkpoint, tensors, told)
 
 
 def _finished(shop: Workshop, folder: Path) -> None:
@@ -272,7 +276,7 @@ def use_descent(shop: Workshop, folder: Path) -> Stages:
 
 
 def _descent(shop: Workshop, folder: Path) -> None:
-    """A merge that learns, stopped after two of its four steps."""
+    """A merge that learns, stopped after two of its four steps; its clock is set to what it always is."""
     really, count = loop.save_checkpoint, 0
 
     def save(*arguments: Any) -> None:
@@ -289,6 +293,7 @@ def _descent(shop: Workshop, folder: Path) -> None:
     ):
         for _ in use_descent(shop, folder):
             pass
+    _set_clock(folder / "merged.run" / CHECKPOINT)
 
 
 DESCENTS = Format("descent", {"two steps": _descent}, {"*.safetensors": MODEL}, use_descent, digest=True)
