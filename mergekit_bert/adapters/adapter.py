@@ -1,5 +1,6 @@
 """Adapters in memory: what training gave one task, and what an adapter type is."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,7 +12,10 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.statistics import Statistic
+from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.head import head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.registry import Registry
 from mergekit_bert.schema import STRICT, BaseName, Sha256
@@ -69,6 +73,12 @@ class Part:
     deltas: Mapping[str, Delta]
     shifts: Tensors
     head: Tensors
+
+    def tokens(self, encoder: Encoder, rows: Rows) -> Tokens:
+        """Rows of its task as its head reads them, without their labels."""
+        unlabelled = dataclasses.replace(rows, labels=None)
+        apart = head_of(self.head).apart
+        return tokenise(unlabelled, self.task, encoder.tokenizer, self.max_length, encoder.pad_token, apart)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mergekit_bert.adapters.adapter import TYPES, Adapter, AdapterType, Size
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import check_part, read_adapter, write_adapter
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
 
