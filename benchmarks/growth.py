@@ -36,7 +36,8 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
     from mergekit_bert.data.batches import Tokens
     from mergekit_bert.encoder.sites import find_sites
     from mergekit_bert.training.config import ADAPTER_RATES
-    from mergekit_bert.training.loop import Setting, make_optimizer, step
+    from mergekit_bert.training.loop import make_optimizer, step
+    from mergekit_bert.training.supervised import Setting, Supervised
     from mergekit_bert.training.trainable import adapter_trainable
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -61,15 +62,16 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
         return tokens / median(times)
 
     def train(rows: int, length: int, rank: int) -> float:
-        tokens, config = tokens_of(rows, length), mb.TrainConfig(precision="bf16", max_length=512)
+        tokens = tokens_of(rows, length)
+        config = mb.TrainConfig(precision="bf16", max_length=512, batch_size=rows)
         work = adapter_trainable(
             encoder, task, "lora", mb.AdapterConfig(rank=rank), sites, BasisRows(0, 0, rank), config
         )
-        setting = Setting(task, tokens, tokens, config, *ADAPTER_RATES, torch.bfloat16, Path(), {}, show=False)
-        optimizer = make_optimizer(work, setting)
+        objective = Supervised(work, Setting(task, tokens, tokens, config, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
+        optimizer = make_optimizer(objective)
         for group in optimizer.param_groups:
             group["lr"] = 0.0
-        return rate(lambda: step(work, optimizer, setting, list(range(rows))), rows * length)
+        return rate(lambda: step(objective, optimizer, 0), rows * length)
 
     def mixed(count: int) -> float:
         trained = sides.shipped_one("sst")

@@ -41,7 +41,8 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
     from mergekit_bert.encoder.sites import find_sites
     from mergekit_bert.training.bench import tokens_of
     from mergekit_bert.training.config import ADAPTER_RATES
-    from mergekit_bert.training.loop import Setting, make_optimizer, step
+    from mergekit_bert.training.loop import make_optimizer, step
+    from mergekit_bert.training.supervised import Setting, Supervised
     from mergekit_bert.training.trainable import adapter_trainable
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -58,19 +59,19 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
     train, sites = mb.TrainConfig(precision="bf16"), find_sites(encoder, adapter.targets)
     tokens = tokens_of(encoder, task, mb.load_rows(task, "train", data).take(range(rows)), train)
     work = adapter_trainable(encoder, task, "lora", adapter, sites, BasisRows(0, 0, adapter.rank), train)
-    setting = Setting(task, tokens, tokens, train, *ADAPTER_RATES, torch.bfloat16, Path(), {}, show=False)
-    optimizer, batches = make_optimizer(work, setting), tokens.shuffled(train.batch_size, 0, 0)
+    objective = Supervised(work, Setting(task, tokens, tokens, train, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
+    optimizer = make_optimizer(objective)
     each, shares, rates = list[float](), list[float](), matrix_rates()
-    for number, index in enumerate(batches[: STEPS + 3]):
-        start = time.perf_counter()
-        step(work, optimizer, setting, index)
+    for number in range(STEPS + 3):
+        index, start = objective.batches.rows(number), time.perf_counter()
+        step(objective, optimizer, number)
         if number > 2:
             seconds, lengths = time.perf_counter() - start, [tokens.length(row) for row in index]
             each.append(1e6 * seconds / sum(lengths))
             shares.append(sides.operations(encoder, lengths, 4, last_whole=False) / seconds / rates["bf16"])
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
-        for index in batches[3:13]:
-            step(work, optimizer, setting, index)
+        for number in range(3, 13):
+            step(objective, optimizer, number)
     parts: dict[str, float] = {}
     for event in found.key_averages(group_by_input_shape=True):
         name = group_of(event.key, event.input_shapes, adapter.rank)

@@ -1,9 +1,7 @@
-"""Learning on rows without labels: what models answer to them, and the descent that methods share."""
+"""Learning on rows without labels: what models answer to them, and the objective that methods share."""
 
 import contextlib
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,12 @@ from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
-from mergekit_bert.files import fingerprint, remove
-from mergekit_bert.progress import progress_bar
-from mergekit_bert.schema import Finite, Schema, SchemaError, Sha256, validate
-from mergekit_bert.tensorfile import read_tensors, write_tensors
+from mergekit_bert.errors import CompositionError, OutputError
+from mergekit_bert.files import Json, fingerprint, remove
+from mergekit_bert.training.checkpoint import CHECKPOINT
+from mergekit_bert.training.loop import minimise
+from mergekit_bert.training.objective import Objective
 
-CHECKPOINT = "checkpoint.safetensors"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of every parameter."""
 _SAVE_SECONDS = 30.0
 
 
@@ -106,112 +101,46 @@ def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
     return Answers(torch.stack([features[row] for row in rows]), torch.stack([outputs[row] for row in rows]))
 
 
-def descend(
-    parameters: Mapping[str, nn.Parameter],
-    loss: Callable[[int], Sequence[Callable[[], Float[Tensor, ""]]]],
-    steps: int,
-    lr: float,
-    key: Any,
-    folder: Path | None = None,
-    show: bool = False,
-    title: str = "learn",
-) -> list[float]:
-    """Move ``parameters`` down ``loss`` for ``steps`` of Adam, the rate rising over a tenth of them, then falling.
+class MergeObjective(Objective):
+    """What a merge makes small: the rate rises over a tenth of the steps, then falls; nothing is decayed or scored."""
 
-    ``loss(step)`` gives terms that are added up, each computed, and its graph freed, before the next. It must be a
-    function of the step alone: then a run that was killed goes on from its checkpoint in ``folder`` to the same bits.
-    ``key`` is everything that determines the run but the source code: under another source it begins anew. Returns
-    the loss of every step; raises CompositionError where it is not finite.
-    """
-    optimizer = torch.optim.Adam(parameters.values(), fused=True)
-    path = folder / CHECKPOINT if folder is not None else None
-    known = fingerprint({"run": key, "made_by": made_by()})
-    losses = _resume(path, known, parameters, optimizer, steps)
-    warmup, saved = max(1, round(0.1 * steps)), time.monotonic()
-    with progress_bar(title, steps, show) as bar:
-        for step in range(len(losses), steps):
-            rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, rate)
-            value = 0.0
-            for term in loss(step):
-                part = term()
-                part.backward()
-                value += part.item()
-            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if not math.isfinite(value):
-                raise CompositionError(
-                    title, "a loss that is not finite", "a finite one", "use a smaller lr (--set lr=…)"
-                )
-            losses.append(value)
-            bar(step + 1, f"loss {value:.4f}")
-            if path is not None and time.monotonic() - saved > _SAVE_SECONDS:
-                _save(path, known, parameters, optimizer, losses)
-                saved = time.monotonic()
-    if path is not None:
-        remove(path)
-        with contextlib.suppress(OSError):  # it is not empty, or was never made
-            path.parent.rmdir()
-    return losses
+    error = CompositionError
+    if_diverged = "use a smaller lr (--set lr=…)"
+    if_broken = "remove it: the merge then begins anew"
 
+    def __init__(
+        self, title: str, parameters: Mapping[str, nn.Parameter], steps: int, lr: float, decided_by: Json
+    ) -> None:
+        """``decided_by`` is everything that determines the run but the source code; under another it begins anew."""
+        self.title, self.parameters, self.steps, self.lr = title, parameters, steps, lr
+        self.warmup = max(1, round(0.1 * steps))
+        self.run = {"merge": fingerprint({"run": decided_by, "made_by": made_by()})}
 
-def _save(
-    path: Path, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, losses: list[float]
-) -> None:
-    tensors = {f"value.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    write_tensors(path, tensors, {"kind": "descent", "key": key, "losses": losses})
+    def groups(self) -> list[dict[str, Any]]:
+        """All parameters alike."""
+        return [{"params": list(self.parameters.values()), "lr": self.lr}]
 
-
-class _Descent(Schema):
-    """A checkpoint's metadata."""
-
-    kind: str
-    key: Sha256
-    losses: list[Finite]
-
-
-def _resume(
-    path: Path | None, key: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Adam, steps: int
-) -> list[float]:
-    """Put a run that was cut short back where its checkpoint left it; one of another run is passed over.
-
-    Raises CompositionError for one that is broken, OutputError for that of a training run.
-    """
-    if path is None or not path.exists():
-        return []
-    try:
-        tensors, metadata = read_tensors(path)
-        if metadata.get("kind") != "descent":
+    def continues(self, path: Path, run: Mapping[str, Any]) -> bool:
+        """Whether it is the same merge; another's is passed over. Raises OutputError for that of a training run."""
+        if "merge" not in run:
             raise OutputError(
                 str(path),
                 "the checkpoint of an unfinished training run",
                 "a place of its own",
                 "choose another --out, or finish that run with --resume",
             )
-        record = validate(_Descent, metadata)
-        if record.key != key:
-            return []
-        expected = {f"{kind}.{name}": one for kind in ("value", *_MOMENTS) for name, one in parameters.items()}
-        same = expected.keys() == tensors.keys() and len(record.losses) <= steps
-        if not same or any(_kind(tensors[name]) != _kind(one) for name, one in expected.items()):
-            raise SchemaError("other tensors than the run has, or more steps")
-    except (ModelFileError, SchemaError) as error:
-        found = error.found if isinstance(error, ModelFileError) else f"a broken checkpoint ({error})"
-        raise CompositionError(
-            str(path), found, "one as mbert writes it", "remove it: the merge then begins anew"
-        ) from error
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"value.{name}"])
-            moments = {kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in _MOMENTS}
-            optimizer.state[parameter] = {"step": torch.tensor(float(len(record.losses))), **moments}
-    return record.losses
+        return dict(run) == self.run
 
 
-def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype
+def descend(objective: MergeObjective, folder: Path | None = None, show: bool = False) -> list[float]:
+    """Run ``objective``; returns the loss of every step.
+
+    A run that was killed goes on from its checkpoint in ``folder``, which is gone when it has ended. Raises
+    CompositionError for a loss that is not finite or a broken checkpoint.
+    """
+    losses = minimise(objective, folder, _SAVE_SECONDS, show=show).progress.losses
+    if folder is not None:
+        remove(folder / CHECKPOINT)
+        with contextlib.suppress(OSError):  # it is not empty, or was never made
+            folder.rmdir()
+    return losses

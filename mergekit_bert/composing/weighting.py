@@ -6,7 +6,7 @@ gave, so that those scale the result.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,14 +22,15 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Delta, LowRank
 from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient, identity
-from mergekit_bert.composing.learning import descend
+from mergekit_bert.composing.learning import MergeObjective, descend
 from mergekit_bert.composing.merging import finite_delta
 from mergekit_bert.composing.method import Learned, Lesson
-from mergekit_bert.data.batches import Tokens
+from mergekit_bert.data.batches import Epochs, Tokens
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.option import option
+from mergekit_bert.training.objective import Term
 
 _LAST = 10
 """The last loss is the mean over so many steps."""
@@ -143,11 +144,6 @@ class Pupil:
     model: Classifier
     tokens: Tokens
 
-    def rows(self, size: int, seed: int, step: int) -> list[int]:
-        """Rows of like length, all of them once before any comes again: a function of the step alone."""
-        epoch = -(-len(self.tokens) // size)
-        return self.tokens.shuffled(size, seed, step // epoch)[step % epoch]
-
 
 Loss = Callable[[list[int]], Float[Tensor, ""]]
 """Of some rows of a task, their mean."""
@@ -158,7 +154,9 @@ def learn_weights(lesson: Lesson, title: str, cell: Callable[[str], str], loss_o
     options: WeightOptions = lesson.options
     ingredients = sorted(lesson.ingredients, key=lambda one: one.name)  # then the order of the inputs changes no sum
     blend = Blend(lesson.encoder, ingredients, cell, options.start)
-    losses = _descend(lesson, title, blend, loss_of) if options.steps else []
+    losses = list[float]()
+    if options.steps:
+        losses = descend(_TasksLoss(lesson, title, blend, loss_of), lesson.folder, lesson.show)
     found = blend.weights.detach().double().cpu()
     mean = dict(zip((one.name for one in ingredients), blend.mean().tolist(), strict=True))
     layers = {
@@ -178,31 +176,26 @@ def learn_weights(lesson: Lesson, title: str, cell: Callable[[str], str], loss_o
     return Learned({name: lesson.weights[name] * value for name, value in mean.items()}, layers, trace=trace)
 
 
-def _descend(lesson: Lesson, title: str, blend: Blend, loss_of: Callable[[Pupil], Loss]) -> list[float]:
-    options: WeightOptions = lesson.options
-    pupils = [_pupil(lesson, blend, one, task) for one in blend.ingredients for task in sorted(one.parts)]
-    taught = [(pupil, loss_of(pupil)) for pupil in pupils]
+class _TasksLoss(MergeObjective):
+    """The sum of the tasks' losses, each on a batch of its rows, as a function of the weights."""
 
-    def terms(step: int) -> list[Callable[[], Float[Tensor, ""]]]:
-        found = []
-        for pupil, loss in taught:
-            index = pupil.rows(options.batch_size, lesson.seed, step)
-            found += [_term(loss, run, len(run) / len(index), blend.weights) for run in pupil.tokens.cut(index)]
-        return found
+    def __init__(self, lesson: Lesson, title: str, blend: Blend, loss_of: Callable[[Pupil], Loss]) -> None:
+        options: WeightOptions = lesson.options
+        super().__init__(title, {"weights": blend.weights}, options.steps, options.lr, _key(lesson, title))
+        pupils = [_pupil(lesson, blend, one, task) for one in blend.ingredients for task in sorted(one.parts)]
+        self.tasks = [
+            (loss_of(pupil), Epochs(pupil.tokens, options.batch_size, lesson.seed), pupil.tokens) for pupil in pupils
+        ]
+        self.weights = blend.weights
 
-    return descend(
-        {"weights": blend.weights},
-        terms,
-        options.steps,
-        options.lr,
-        _key(lesson, title),
-        lesson.folder,
-        lesson.show,
-        title,
-    )
+    def terms(self, step: int) -> Iterator[Term]:
+        for loss, batches, tokens in self.tasks:
+            index = batches.rows(step)
+            for run in tokens.cut(index):
+                yield _term(loss, run, len(run) / len(index), self.weights)
 
 
-def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Callable[[], Float[Tensor, ""]]:
+def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Term:
     """A part of a step's loss, which always has a gradient: zero where no weight has a say in it."""
     return lambda: share * loss(run) + 0 * weights.sum()
 

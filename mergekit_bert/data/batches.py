@@ -132,6 +132,23 @@ class Tokens:
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
 
 
+class Epochs:
+    """The training rows of every step: all rows once before any comes again, a function of (seed, step) alone."""
+
+    def __init__(self, tokens: Tokens, batch_size: int, seed: int) -> None:
+        """``steps`` of at most ``batch_size`` rows make an epoch."""
+        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.steps = -(-len(tokens) // batch_size)
+        self._latest: tuple[int, list[list[int]]] = (-1, [])
+
+    def rows(self, step: int) -> list[int]:
+        """The indices of the rows of ``step``, counted from the first epoch's first."""
+        epoch, place = divmod(step, self.steps)
+        if epoch != self._latest[0]:  # an epoch is shuffled once, while its steps are asked for in turn
+            self._latest = (epoch, self.tokens.shuffled(self.batch_size, self.seed, epoch))
+        return self._latest[1][place]
+
+
 def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token: int, apart: bool = False) -> Tokens:
     """Tokenise ``rows``; longer sequences are cut to ``max_length``, and their rows counted.
 

@@ -19,7 +19,8 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.hardware import default_device, pick_precision
 from mergekit_bert.training.config import ADAPTER_RATES, TrainConfig
-from mergekit_bert.training.loop import Setting, make_optimizer, step
+from mergekit_bert.training.loop import make_optimizer, step
+from mergekit_bert.training.supervised import Setting, Supervised
 from mergekit_bert.training.trainable import adapter_trainable
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -52,13 +53,11 @@ def measure(
         config = dataclasses.replace(train, precision=precision, batch_size=size)
         dtype = pick_precision(precision, default_device())
         work = adapter_trainable(encoder, task, "lora", adapter, sites, basis, config)
-        setting = Setting(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}, show=False)
-        optimizer = make_optimizer(work, setting)
-        batches = tokens.shuffled(size, config.seed, 0)
-        rates = []
-        for index in itertools.islice(itertools.cycle(batches), _STEPS + 1):
-            start = time.perf_counter()
-            step(work, optimizer, setting, index)
+        objective = Supervised(work, Setting(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}))
+        optimizer, rates = make_optimizer(objective), []
+        for number in range(_STEPS + 1):
+            index, start = objective.batches.rows(number), time.perf_counter()
+            step(objective, optimizer, number)
             rates.append(sum(map(tokens.length, index)) / (time.perf_counter() - start))
         found.append(Speed(precision, size, median(rates[1:])))  # the first step is to warm up
         tick(len(found))

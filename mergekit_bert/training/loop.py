@@ -1,234 +1,144 @@
-"""The one training loop: AdamW, warm-up and linear decay, the best epoch by held-out rows, early stopping, resume.
+"""The one loop: AdamW on any Objective, the best epoch by its score, early stopping, and going on after a kill.
 
-It knows nothing of adapters: it moves named parameters of a model. Everything it does is a function of its inputs and
-of ``Progress``, so that a killed run ends in the same bits.
+It knows nothing of adapters, tasks and rows. What it does is a function of the Objective and of its ``Progress``, so a
+killed run ends in the same bits.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from mergekit_bert.adapters.attach import cast_frozen, dropout_on
-from mergekit_bert.data.batches import Tokens
-from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
-from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.forward import forward_rows, outputs_of, scaled
-from mergekit_bert.errors import TrainingError
-from mergekit_bert.hardware import autocast
+from mergekit_bert.errors import MbertError
 from mergekit_bert.progress import progress_bar
-from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.checkpoint import CHECKPOINT, Epoch, Progress, load_checkpoint, save_checkpoint
 from mergekit_bert.training.log import RunLog
-from mergekit_bert.training.resume import CHECKPOINT, Progress, load_checkpoint, save_checkpoint
-from mergekit_bert.training.trainable import Trainable
+from mergekit_bert.training.objective import Objective
 
 _LOG_EVERY = 10
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One run: its rows, its options, its folder, and the description that a checkpoint must match."""
-
-    task: Task
-    train: Tokens
-    held_out: Tokens
-    config: TrainConfig
-    lr: float
-    head_lr: float
-    dtype: torch.dtype
-    folder: Path
-    run: dict[str, Any]
-    tensorboard: bool = False
-    show: bool = True
-
-    @cached_property
-    def loss_weights(self) -> Float[Tensor, "outputs"] | None:
-        """Weights of the labels in the loss, where they are to be balanced; raises TrainingError for values."""
-        if not self.config.balance:
-            return None
-        assert self.train.labels is not None
-        weights = kind_of(self.task).weights(self.task, self.train.labels)
-        if weights is None:
-            found = f"{self.task.name!r}, which has no labels to balance"
-            raise TrainingError("--balance", found, "a task with labels", "drop --balance")
-        return weights
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What the loop found: the best epoch's parameters, and how it went; ``keep`` writes its last checkpoint."""
+    """How a run went, and the parameters of its best epoch (none where it has no score).
 
-    best: dict[str, Tensor]
+    ``history`` is what the log says of the epochs; ``keep`` writes the last checkpoint.
+    """
+
     progress: Progress
+    best: dict[str, Tensor]
+    history: list[dict[str, Any]]
     keep: Callable[[], None]
 
 
-def fit(work: Trainable, setting: Setting) -> Outcome:
-    """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
-    optimizer = make_optimizer(work, setting)
-    progress, best = Progress(), dict[str, Tensor]()
-    batches = math.ceil(len(setting.train) / setting.config.batch_size)
-    if (setting.folder / CHECKPOINT).exists():
-        progress, best = load_checkpoint(setting.folder, setting.run, work, optimizer, batches)
-    log = RunLog(setting.folder, progress.log_bytes, setting.tensorboard, progress.step)
-    total = setting.config.epochs * batches
+def minimise(
+    objective: Objective,
+    folder: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    open_log: Callable[[Progress], RunLog] | None = None,
+    show: bool = False,
+) -> Outcome:
+    """Run ``objective`` to its end, from the checkpoint in ``folder`` where there is one.
+
+    A checkpoint is written there after every ``checkpoint_seconds`` of work; without a ``folder`` there is none.
+    ``open_log`` opens the log at a place of the run. Raises the objective's error for a loss that is not finite.
+    """
+    optimizer, progress, best = make_optimizer(objective), Progress(), dict[str, Tensor]()
+    path = folder / CHECKPOINT if folder is not None else None
+    if path is not None and path.exists():
+        progress, best = load_checkpoint(path, objective, optimizer)
+    schedule = LambdaLR(optimizer, objective.rate, last_epoch=progress.step - 1)
 
     def keep() -> None:
-        save_checkpoint(setting.folder, setting.run, progress, work, optimizer, best)
+        if path is not None:
+            save_checkpoint(path, objective, progress, optimizer, best)
 
     saved = time.monotonic()
-    try:
-        with progress_bar(f"train {setting.task.name}", total, setting.show) as bar:
-            for _ in _steps(work, optimizer, setting, progress, total, log):
-                if progress.batch == 0:  # an epoch has ended
-                    best = _end_epoch(work, setting, progress, best, log)
-                bar(progress.step, _note(setting.task, progress))
-                if time.monotonic() - saved > setting.config.checkpoint_seconds:
-                    progress.log_bytes = log.bytes()
-                    keep()
-                    saved = time.monotonic()
-        progress.log_bytes = log.bytes()
-    finally:
-        log.close()
-    return Outcome(best, progress, keep)
-
-
-def make_optimizer(work: Trainable, setting: Setting) -> torch.optim.AdamW:
-    """AdamW on the trained parameters; what is frozen is cast to the run's precision."""
-    cast_frozen(work.model, setting.dtype)
-    groups = []
-    for is_head in (False, True):
-        for decays in (True, False):  # biases and norms are not decayed
-            chosen = [
-                p
-                for name, p in work.parameters.items()
-                if name.startswith("head.") == is_head and (p.dim() > 1) == decays
-            ]
-            groups.append(
-                {
-                    "params": chosen,
-                    "peak": setting.head_lr if is_head else setting.lr,
-                    "weight_decay": setting.config.weight_decay if decays else 0.0,
-                }
-            )
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
-
-
-def _steps(
-    work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, progress: Progress, total: int, log: RunLog
-) -> Iterator[None]:
-    """Run the steps that are left, yielding after each; ``progress`` tells where it stands."""
-    config = setting.config
-    while progress.epoch < config.epochs and not _stopped(progress, config.patience):
-        batches = setting.train.shuffled(config.batch_size, config.seed, progress.epoch)
-        while progress.batch < len(batches):
-            start = time.monotonic()
-            rate = _rate(progress.step, total, round(config.warmup * total))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["peak"]
-            loss = step(work, optimizer, setting, batches[progress.batch])
-            progress.batch, progress.step = progress.batch + 1, progress.step + 1
-            progress.loss_sum += loss
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(open_log(progress))) if open_log is not None else None
+        bar = stack.enter_context(progress_bar(objective.title, objective.steps, show))
+        while progress.step < objective.steps and not _stopped(objective, progress):
+            start, rate = time.monotonic(), schedule.get_last_lr()[0]
+            loss = step(objective, optimizer, progress.step)
+            schedule.step()
+            progress.step += 1
+            progress.losses.append(loss)
             progress.seconds += time.monotonic() - start
-            if progress.step % _LOG_EVERY == 0:
-                log.write(
-                    {
-                        "step": progress.step,
-                        "epoch": progress.epoch,
-                        "loss": loss,
-                        "lr": rate * setting.lr,
-                        "seconds": round(progress.seconds, 3),
-                    }
-                )
-            if progress.batch < len(batches):
-                yield
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        yield
+            if log is not None and progress.step % _LOG_EVERY == 0:
+                where = {"step": progress.step, "epoch": len(progress.epochs)}
+                log.write({**where, "loss": loss, "lr": rate, "seconds": round(progress.seconds, 3)})
+            if objective.epoch and progress.step % objective.epoch == 0:
+                best = _end_epoch(objective, progress, best)
+                if log is not None:
+                    log.write(_event(objective, progress, len(progress.epochs) - 1))
+            bar(progress.step, _note(objective, progress, loss))
+            if path is not None and time.monotonic() - saved > checkpoint_seconds:
+                progress.log_bytes = log.bytes() if log is not None else 0
+                keep()
+                saved = time.monotonic()
+        progress.log_bytes = log.bytes() if log is not None else 0
+    history = [_event(objective, progress, epoch) for epoch in range(len(progress.epochs))]
+    return Outcome(progress, best, history, keep)
 
 
-def _stopped(progress: Progress, patience: int) -> bool:
-    return progress.epoch - 1 - progress.best_epoch >= patience and progress.epoch > 0
+def make_optimizer(objective: Objective) -> torch.optim.AdamW:
+    """AdamW on the parameters; ``initial_lr`` is where the schedule of a run that goes on finds the peak rate."""
+    groups = [{**group, "initial_lr": group["lr"]} for group in objective.groups()]
+    return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
 
-def _rate(step: int, total: int, warmup: int) -> float:
-    """Share of the peak learning rate: linear up over ``warmup`` steps, linear down to zero at ``total``."""
-    return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
-
-
-def step(work: Trainable, optimizer: torch.optim.AdamW, setting: Setting, index: list[int]) -> float:
-    """One step of the optimizer on the rows at ``index``, forward and backward within the token budget."""
-    device = next(work.model.parameters()).device
-    dropout_on(work.model, True)
-    weights = setting.loss_weights.to(device) if setting.loss_weights is not None else None
+def step(objective: Objective, optimizer: torch.optim.Optimizer, number: int) -> float:
+    """One step of the optimizer; returns its loss."""
     value = 0.0
-    for run in setting.train.cut(index):
-        batch = setting.train.batch(run)
-        assert batch.targets is not None
-        with autocast(setting.dtype, device):
-            outputs = outputs_of(work.model, batch)
-        loss = kind_of(setting.task).loss(outputs.float(), batch.targets.to(device), weights) * (len(run) / len(index))
+    for term in objective.terms(number):
+        loss = term()
         loss.backward()
         value += loss.item()
-    nn.utils.clip_grad_norm_(work.parameters.values(), setting.config.clip)
+    nn.utils.clip_grad_norm_(objective.parameters.values(), objective.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if not math.isfinite(value):
-        raise _diverged(setting.task)
+        raise _diverged(objective)
     return value
 
 
-def _diverged(task: Task) -> TrainingError:
-    return TrainingError(
-        f"training {task.name}",
-        "a loss or weights that are not finite",
-        "finite ones",
-        "use a smaller --lr or --precision fp32",
+def _diverged(objective: Objective) -> MbertError:
+    return objective.error(
+        objective.title, "a loss or weights that are not finite", "finite ones", objective.if_diverged
     )
 
 
-def _end_epoch(
-    work: Trainable, setting: Setting, progress: Progress, best: dict[str, Tensor], log: RunLog
-) -> dict[str, Tensor]:
-    """Score the held-out rows; returns the best parameters so far."""
+def _stopped(objective: Objective, progress: Progress) -> bool:
+    return bool(progress.epochs) and len(progress.epochs) - 1 - progress.best_epoch >= objective.patience
+
+
+def _end_epoch(objective: Objective, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Score the epoch; returns the best parameters so far."""
     start = time.monotonic()
-    score = held_out_score(work, setting)
-    if not math.isfinite(score) or not all(bool(p.isfinite().all()) for p in work.parameters.values()):
-        raise _diverged(setting.task)
+    score = objective.score()
+    if not math.isfinite(score) or not all(bool(one.isfinite().all()) for one in objective.parameters.values()):
+        raise _diverged(objective)
     progress.seconds += time.monotonic() - start
-    steps = math.ceil(len(setting.train) / setting.config.batch_size)
-    event = {
-        "step": progress.step,
-        "epoch": progress.epoch - 1,
-        "train_loss": progress.loss_sum / steps,
-        f"held_out_{setting.task.metric}": score,
-    }
-    progress.history.append(event)
-    progress.loss_sum = 0.0
-    log.write(event)
-    if progress.best_score is None or score > progress.best_score:
-        progress.best_score, progress.best_epoch = score, progress.epoch - 1
-        return work.values()
-    return best
+    progress.epochs.append(Epoch(sum(progress.losses) / len(progress.losses), score))
+    progress.losses.clear()
+    return objective.values() if progress.best_epoch == len(progress.epochs) - 1 else best
 
 
-def held_out_score(work: Trainable, setting: Setting) -> float:
-    """The task's main metric on the held-out rows."""
-    dropout_on(work.model, False)
-    task, labels = setting.task, setting.held_out.labels
-    assert labels is not None
-    outputs = scaled(forward_rows(work.model, setting.held_out, setting.dtype), task)
-    return metric(task.metric).value(kind_of(task).truth(labels), kind_of(task).predicted(task, outputs))
+def _event(objective: Objective, progress: Progress, epoch: int) -> dict[str, Any]:
+    """What the log says of an epoch."""
+    told = progress.epochs[epoch]
+    where = {"step": (epoch + 1) * objective.epoch, "epoch": epoch}
+    return {**where, "train_loss": told.train_loss, objective.score_name: told.score}
 
 
-def _note(task: Task, progress: Progress) -> str:
+def _note(objective: Objective, progress: Progress, loss: float) -> str:
     if progress.best_score is None:
-        return ""
-    return f"held-out {task.metric} {progress.best_score:.3f} (epoch {progress.best_epoch + 1})"
+        return f"loss {loss:.4f}"
+    return f"{objective.score_name.replace('_', ' ')} {progress.best_score:.3f} (epoch {progress.best_epoch + 1})"

@@ -21,9 +21,10 @@ from mergekit_bert.files import beside, file_fingerprint, remove, write_json
 from mergekit_bert.hardware import GpuMeter, default_device, peak_memory_bytes
 from mergekit_bert.outputs import Output, held, written
 from mergekit_bert.schema import Count, Finite, Name, Schema, SchemaError, validate
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.log import BOARD, LOG
-from mergekit_bert.training.loop import Outcome, Setting
-from mergekit_bert.training.resume import CHECKPOINT, check_same
+from mergekit_bert.training.loop import Outcome
+from mergekit_bert.training.supervised import Setting, check_same
 from mergekit_bert.training.trainable import Trainable
 
 MANIFEST = "manifest.json"
@@ -214,7 +215,7 @@ def provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
         "examples": len(setting.train),
         "held_out": len(setting.held_out),
         "truncated": setting.train.truncated + setting.held_out.truncated,
-        "epochs_done": outcome.progress.epoch,
+        "epochs_done": len(outcome.progress.epochs),
         "best_epoch": outcome.progress.best_epoch + 1,
         "steps": outcome.progress.step,
         "optimizer": "AdamW",
@@ -242,7 +243,7 @@ def finish(out: Path, setting: Setting, outcome: Outcome, work: Trainable, meter
             "sha256": file_fingerprint(out),
             "run": setting.run,
             "training": provenance(setting, outcome),
-            "history": outcome.progress.history,
+            "history": outcome.history,
             "parameters": {
                 "trainable": trainable,
                 "total": total,

@@ -37,7 +37,7 @@ from mergekit_bert.hardware import (
     threads,
 )
 from mergekit_bert.training.config import ADAPTER_RATES, FULL_RATES, TrainConfig
-from mergekit_bert.training.loop import Outcome, Setting, fit
+from mergekit_bert.training.loop import Outcome
 from mergekit_bert.training.manifest import (
     Control,
     begin,
@@ -49,6 +49,7 @@ from mergekit_bert.training.manifest import (
     recorded,
     run_folder,
 )
+from mergekit_bert.training.supervised import Setting, fit
 from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
 _CHECKED_ROWS = 8

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mergekit_bert.adapters.adapter import TYPES, Size
 from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
@@ -29,10 +29,6 @@ class Trainable:
     model: Classifier
     parameters: Mapping[str, nn.Parameter]
     source: torch.Generator
-
-    def values(self) -> dict[str, Tensor]:
-        """Copies of the parameters."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
 
 def adapter_trainable(

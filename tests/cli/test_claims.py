@@ -155,7 +155,7 @@ def test_a_merge_does_not_take_the_checkpoint_of_a_training_run(home: Path, bert
     from mergekit_bert.tensorfile import write_tensors
 
     checkpoint = home / "x.run/checkpoint.safetensors"
-    write_tensors(checkpoint, {}, {"format": 1, "kind": "checkpoint"})
+    write_tensors(checkpoint, {}, {"format": 2, "kind": "checkpoint", "run": {"task": {}}, "progress": {}})
     before = checkpoint.read_bytes()
     done = mbert("merge", "--method", "adamerging", "--data", "data", "--out", "x.safetensors", here=home)
     assert (done.code, "the checkpoint of an unfinished training run" in done.err) == (1, True), done.err

@@ -22,6 +22,7 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
         "data/a.py",
         "encoder/a.py",
         "adapters/a.py",
+        "training/loop.py",
         "composing/methods/a.py",
         "evaluation/a.py",
     ):
@@ -30,7 +31,7 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
     before = source._program.__wrapped__()
     (tmp_path / "evaluation/a.py").write_text("two")
     assert source._program.__wrapped__() == before
-    for name in ("hardware.py", "composing/methods/a.py"):
+    for name in ("hardware.py", "training/loop.py", "composing/methods/a.py"):
         (tmp_path / name).write_text("two")
         assert source._program.__wrapped__() != before
         before = source._program.__wrapped__()

@@ -11,7 +11,7 @@ from torch import Tensor
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing import learning, weighting
-from mergekit_bert.composing.learning import CHECKPOINT
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from tests.composing.helpers import given, merged, trio
 
 STEPS = 7

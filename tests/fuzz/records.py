@@ -28,8 +28,8 @@ from mergekit_bert.evaluation.tables import as_text, comparison_table, contest_t
 from mergekit_bert.files import write_json
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training import loop
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.manifest import MANIFEST, Control, run_folder
-from mergekit_bert.training.resume import CHECKPOINT
 from tests.fuzz.containers import MODEL
 from tests.fuzz.format import Format, UnsoundError, Workshop, answered, finite, shown, strict_json
 from tests.fuzz.models import Stages, inspected
@@ -124,13 +124,17 @@ def _stopped(kind: str) -> Any:
 
         with patch.object(loop, "step", step), contextlib.suppress(Stopped):
             _train(shop, folder, False, kind)
-        path = run_folder(folder / _OUT) / CHECKPOINT
-        tensors, told = read_tensors(path)
-        told["progress"]["seconds"] = 0.25
-        write_tensors(path, tensors, told)
+        _set_clock(run_folder(folder / _OUT) / CHECKPOINT)
         _tidy(folder)
 
     return make
+
+
+def _set_clock(checkpoint: Path) -> None:
+    """Have a checkpoint tell of the same time on every machine."""
+    tensors, told = read_tensors(checkpoint)
+    told["progress"]["seconds"] = 0.25
+    write_tensors(checkpoint, tensors, told)
 
 
 def _finished(shop: Workshop, folder: Path) -> None:
@@ -263,7 +267,7 @@ CELLS = Format("cell", {"three": _comparison}, {"*.safetensors": MODEL}, use_cel
 def use_descent(shop: Workshop, folder: Path) -> Stages:
     """Go on with a merge that learns."""
     recipe = mb.Recipe("adamerging", options={"steps": 4, "batch_size": 4})
-    if (path := folder / "merged.run" / learning.CHECKPOINT).exists():
+    if (path := folder / "merged.run" / CHECKPOINT).exists():
         read_tensors(path)
         yield "container", None
     model = merge(shop.trio[:2], recipe, _given(shop, folder / "merged.run"))
@@ -272,8 +276,8 @@ def use_descent(shop: Workshop, folder: Path) -> Stages:
 
 
 def _descent(shop: Workshop, folder: Path) -> None:
-    """A merge that learns, stopped after two of its four steps."""
-    really, count = learning._save, 0
+    """A merge that learns, stopped after two of its four steps; its clock is set to what it always is."""
+    really, count = loop.save_checkpoint, 0
 
     def save(*arguments: Any) -> None:
         nonlocal count
@@ -283,12 +287,13 @@ def _descent(shop: Workshop, folder: Path) -> None:
         really(*arguments)
 
     with (
-        patch.object(learning, "_save", save),
+        patch.object(loop, "save_checkpoint", save),
         patch.object(learning, "_SAVE_SECONDS", -1.0),
         contextlib.suppress(Stopped),
     ):
         for _ in use_descent(shop, folder):
             pass
+    _set_clock(folder / "merged.run" / CHECKPOINT)
 
 
 DESCENTS = Format("descent", {"two steps": _descent}, {"*.safetensors": MODEL}, use_descent, digest=True)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import OutputError, TrainingError
 from mergekit_bert.training import loop
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.manifest import Control, is_finished, run_folder
-from mergekit_bert.training.resume import CHECKPOINT
 from tests.training.runs import everything, log, train, tune, without_seconds
 
 PLAIN, RESUME, FORCE = Control(show=False), Control(show=False, resume=True), Control(show=False, force=True)

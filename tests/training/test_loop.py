@@ -25,7 +25,7 @@ from mergekit_bert.errors import TrainingError
 from mergekit_bert.training import loop
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.log import RunLog
-from mergekit_bert.training.loop import Setting, fit
+from mergekit_bert.training.supervised import Setting, Supervised, fit
 from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
 from tests.tiny import tiny_rows
 from tests.training.runs import quick
@@ -49,6 +49,10 @@ def work_of(encoder: Encoder, task: Task, kind: str, config: TrainConfig) -> Tra
     sites = find_sites(encoder, adapter.targets) if TYPES.get(name).has_sites else {}
     basis = BasisRows(0, 3, adapter.rank) if sites and adapter.basis == "orthogonal" else None
     return adapter_trainable(encoder, task, name, adapter, sites, basis, config)
+
+
+def values(work: Trainable) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in work.parameters.items()}
 
 
 def setting_of(
@@ -132,10 +136,10 @@ def test_the_loop_ends_where_a_plain_one_does(bert: Encoder, tmp_path: Path, kin
     setting = setting_of(bert, task, tmp_path, config)
     found = fit(work_of(bert, task, kind, config), setting)
     expected, scores = plain_fit(work_of(bert, task, kind, config), setting)
-    history = [event[f"held_out_{task.metric}"] for event in found.progress.history]
+    history = [epoch.score for epoch in found.progress.epochs]
     np.testing.assert_allclose(history, scores, atol=2e-3)
     assert found.best.keys() == expected.keys()
-    start = work_of(bert, task, kind, config).values()
+    start = values(work_of(bert, task, kind, config))
     for parameter, value in expected.items():
         moved, apart = (value - start[parameter]).norm(), (found.best[parameter] - value).norm()
         if parameter.endswith("key.bias"):  # a softmax does not see it: its gradient is rounding alone
@@ -150,7 +154,7 @@ def test_the_token_budget_changes_nothing_but_rounding(
     bert: Encoder, sts: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     config = quick(epochs=1, head_dropout=0.0, batch_size=8)
-    start = work_of(bert, sts, kind, config).values()
+    start = values(work_of(bert, sts, kind, config))
     found = []
     for budget in (10_000, 40, 1):
         monkeypatch.setattr(batches, "TOKEN_BUDGET", budget)
@@ -214,7 +218,7 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines(
 ) -> None:
     monkeypatch.setattr(loop, "_LOG_EVERY", 1)
     config = quick(epochs=5, warmup=warmup, patience=9)
-    fit(work_of(bert, sst, "probe", config), setting_of(bert, sst, tmp_path, config))
+    fit(work_of(bert, sst, "lora", config), setting_of(bert, sst, tmp_path, config))
     rates = [event["lr"] for event in logged(tmp_path) if "lr" in event]
     total = len(rates)
     assert total == 5 * math.ceil(36 / 8)
@@ -231,7 +235,7 @@ def test_an_epochs_loss_is_the_mean_of_its_steps(
     monkeypatch.setattr(loop, "_LOG_EVERY", 1)
     config = quick(epochs=2)
     outcome = fit(work_of(bert, sst, "lora", config), setting_of(bert, sst, tmp_path, config))
-    for epoch, event in enumerate(outcome.progress.history):
+    for epoch, event in enumerate(outcome.history):
         losses = [one["loss"] for one in logged(tmp_path) if one.get("loss") and one["epoch"] == epoch]
         assert len(losses) == 5
         assert event["train_loss"] == pytest.approx(sum(losses) / 5)
@@ -261,16 +265,16 @@ def test_training_stops_by_patience_and_keeps_the_best_epoch(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def scripted(work: Trainable, setting: Setting) -> float:
-        seen.append(work.values())
+    def scripted(self: Supervised) -> float:
+        seen.append(self.values())
         return scores[len(seen) - 1]
 
-    monkeypatch.setattr(loop, "held_out_score", scripted)
+    monkeypatch.setattr(Supervised, "score", scripted)
     config = quick(epochs=len(scores), patience=patience)
     outcome = fit(work_of(bert, sst, "probe", config), setting_of(bert, sst, tmp_path, config))
-    assert (outcome.progress.epoch, outcome.progress.best_epoch) == (epochs, best)
+    assert (len(outcome.progress.epochs), outcome.progress.best_epoch) == (epochs, best)
     assert outcome.progress.best_score == scores[best]
-    assert len(outcome.progress.history) == epochs
+    assert len(outcome.history) == epochs
     for name, value in outcome.best.items():
         assert torch.equal(value, seen[best][name])
         assert best == epochs - 1 or not torch.equal(value, seen[-1][name])
@@ -284,7 +288,7 @@ def test_bf16_trains_to_about_the_same_and_keeps_float32_parameters(
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
         work = work_of(bert, sts, kind, config)
-        start = work.values()
+        start = values(work)
         best = fit(work, setting_of(bert, sts, tmp_path / str(dtype), config, dtype=dtype)).best
         assert {value.dtype for value in best.values()} == {torch.float32}
         results[dtype] = torch.cat([(best[name] - start[name]).flatten() for name in best])
@@ -311,10 +315,9 @@ def test_dropout_is_on_while_training_and_off_while_scoring(bert: Encoder, sts: 
         work = work_of(bert, sts, "probe", config)
         setting = setting_of(bert, sts, tmp_path / str(len(results)), config)
         results.append(fit(work, setting).best["head.classifier.weight"])
-        assert loop.held_out_score(work, setting) == loop.held_out_score(work, setting)
-        assert loop.held_out_score(work, setting) == pytest.approx(
-            plain_score(sts, work.model, setting.held_out), abs=2e-3
-        )
+        objective = Supervised(work, setting)
+        assert objective.score() == objective.score()
+        assert objective.score() == pytest.approx(plain_score(sts, work.model, setting.held_out), abs=2e-3)
     assert torch.equal(results[1], results[2])
     assert not torch.equal(results[0], results[1])
 

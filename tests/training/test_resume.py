@@ -13,8 +13,8 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ModelFileError, TrainingError
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training import loop, run
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.manifest import Control, is_finished, run_folder
-from mergekit_bert.training.resume import CHECKPOINT
 from tests.training.runs import everything, log, manifest, train, tune, without_seconds
 
 RESUME, FORCE, PLAIN = Control(show=False, resume=True), Control(show=False, force=True), Control(show=False)
@@ -75,9 +75,9 @@ def test_steps_after_the_last_checkpoint_are_logged_once(
     out, whole = tmp_path / "one/a", tmp_path / "two/a"
     really = loop.save_checkpoint
 
-    def once(folder: Path, run: Any, progress: Any, *rest: Any) -> None:
+    def once(path: Path, objective: Any, progress: Any, *rest: Any) -> None:
         if progress.step == 6:
-            really(folder, run, progress, *rest)
+            really(path, objective, progress, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", once)
@@ -106,9 +106,9 @@ def test_a_checkpoint_is_written_as_often_as_asked(
 ) -> None:
     really, steps = loop.save_checkpoint, list[int]()
 
-    def note(folder: Path, run: Any, progress: Any, *rest: Any) -> None:
+    def note(path: Path, objective: Any, progress: Any, *rest: Any) -> None:
         steps.append(progress.step)
-        really(folder, run, progress, *rest)
+        really(path, objective, progress, *rest)
 
     monkeypatch.setattr(loop, "save_checkpoint", note)
     train(bert, tmp_path / "a", checkpoint_seconds=1e9)
@@ -255,7 +255,19 @@ def test_an_output_of_unknown_making_cannot_be_resumed(bert: Encoder, tmp_path: 
 
 def break_tensor(path: Path) -> None:
     tensors, metadata = read_tensors(path)
-    tensors.pop("generator")
+    tensors.pop("generator.dropout")
+    write_tensors(path, tensors, metadata)
+
+
+def break_optimizer(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    tensors["optimizer.0.step"] += 1
+    write_tensors(path, tensors, metadata)
+
+
+def break_epochs(path: Path) -> None:
+    tensors, metadata = read_tensors(path)
+    metadata["progress"]["epochs"].append({"train_loss": 1.0, "score": 1.0})
     write_tensors(path, tensors, metadata)
 
 
@@ -277,6 +289,8 @@ BROKEN = {
     "another file": lambda path: path.write_bytes((path.parents[1] / "other").read_bytes()),
     "another version": break_version,
     "a tensor less": break_tensor,
+    "a step of the optimizer more": break_optimizer,
+    "an epoch more": break_epochs,
     "other metadata": break_progress,
 }
 

@@ -8,7 +8,7 @@ other from the lowest; here all are fitted at once. Every task keeps its head an
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,16 +23,17 @@ from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, svd
 from mergekit_bert.composing.ingredient import Ingredient, identity
-from mergekit_bert.composing.learning import Answers, Reader, descend
+from mergekit_bert.composing.learning import Answers, MergeObjective, Reader, descend
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
 from mergekit_bert.composing.method import Learned, Lesson, Method
-from mergekit_bert.data.batches import Tokens
+from mergekit_bert.data.batches import Epochs, Tokens
 from mergekit_bert.data.kind import Kind, kind_of
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import autocast, default_device, generator, pick_precision
 from mergekit_bert.option import option
+from mergekit_bert.training.objective import Term
 
 _STARTS = ("task_arithmetic", "tsv", "ties", "fedavg", "orthoada")
 _SAMPLE = 64
@@ -111,17 +112,12 @@ class _Pupil:
     reader: Reader
     expert: _Expert
     spreads: tuple[float, float, list[float]]
+    batches: Epochs
 
-    def terms(self, options: _Options, seed: int, step: int) -> list[Callable[[], Float[Tensor, ""]]]:
+    def terms(self, options: _Options, step: int) -> list[Term]:
         """The loss on this step's rows, within the token budget."""
-        index = self._rows(options.batch_size, seed, step)
+        index = self.batches.rows(step)
         return [partial(self._loss, run, options, len(index)) for run in self.expert.tokens.cut(index)]
-
-    def _rows(self, size: int, seed: int, step: int) -> list[int]:
-        """Rows of like length, all of them once before any comes again: a function of the step alone."""
-        tokens = self.expert.tokens
-        per_epoch = -(-len(tokens) // size)
-        return tokens.shuffled(size, seed, step // per_epoch)[step % per_epoch]
 
     def _loss(self, run: list[int], options: _Options, rows: int) -> Float[Tensor, ""]:
         truth = self.expert(run)
@@ -138,12 +134,26 @@ class _Pupil:
         return loss * (len(run) / rows)
 
 
+class _Distillation(MergeObjective):
+    """The sum over the tasks of the distances from their experts, as a function of the merged factors."""
+
+    def __init__(
+        self, lesson: Lesson, dtype: str, factors: Mapping[str, nn.Parameter], pupils: Sequence[_Pupil]
+    ) -> None:
+        super().__init__("distill", factors, lesson.options.steps, lesson.options.lr, _key(lesson, dtype))
+        self.options, self.pupils = lesson.options, pupils
+
+    def terms(self, step: int) -> Iterator[Term]:
+        for pupil in self.pupils:
+            yield from pupil.terms(self.options, step)
+
+
 def _learn(lesson: Lesson) -> Learned:
     """Fit the factors of the start to the experts."""
     options: _Options = lesson.options
     deltas = lesson.merge(options.start)
     factors = {site: _balanced(site, delta, lesson.rank) for site, delta in deltas.items()}
-    if options.steps == 0:
+    if options.steps == 0 or not any(delta.rank for delta in factors.values()):
         return Learned(deltas=factors)
     parts = {task: one.model.part(task) for one in lesson.ingredients for task in one.parts}
     tokens = {task: _tokens(lesson, part) for task, part in parts.items()}
@@ -154,19 +164,16 @@ def _learn(lesson: Lesson) -> Learned:
         experts = {task: expert.keeping() for task, expert in experts.items()}
     readers, placed = _student(lesson, parts, factors, dtype, known)
     pupils = [
-        _Pupil(kind_of(part.task), readers[task], experts[task], experts[task].spreads())
+        _Pupil(
+            kind_of(part.task),
+            readers[task],
+            experts[task],
+            experts[task].spreads(),
+            Epochs(tokens[task], options.batch_size, lesson.seed),
+        )
         for task, part in parts.items()
     ]
-    losses = descend(
-        placed,
-        lambda step: [term for pupil in pupils for term in pupil.terms(options, lesson.seed, step)],
-        options.steps,
-        options.lr,
-        _key(lesson, str(dtype)),
-        lesson.folder,
-        lesson.show,
-        "distill",
-    )
+    losses = descend(_Distillation(lesson, str(dtype), placed, pupils), lesson.folder, lesson.show)
     learned: dict[str, Delta] = {
         site: LowRank(placed[f"{site}.B"].detach().cpu(), placed[f"{site}.A"].detach().cpu()) if delta.rank else delta
         for site, delta in factors.items()

@@ -12,7 +12,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import compress
 from mergekit_bert.composing import learning
-from mergekit_bert.composing.learning import CHECKPOINT, expert_answers
+from mergekit_bert.composing.learning import expert_answers
 from mergekit_bert.composing.merging import Given
 from mergekit_bert.composing.methods import distill
 from mergekit_bert.composing.prediction import Predictor
@@ -20,6 +20,7 @@ from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.training.checkpoint import CHECKPOINT
 from tests.composing.helpers import merged, trio
 from tests.tiny import tiny_rows
 
@@ -180,5 +181,5 @@ def test_a_checkpoint_of_another_run_is_passed_over(
 
 
 def test_a_loss_that_is_not_finite_is_told(bert: mb.Encoder, three: list[Adapter]) -> None:
-    with pytest.raises(CompositionError, match=r"distill: a loss that is not finite.*--set lr"):
+    with pytest.raises(CompositionError, match=r"distill: a loss or weights that are not finite.*--set lr"):
         merged(three, "distill", options={"steps": 20, "lr": 1e9, **FP32}, given=rows_for(bert))
