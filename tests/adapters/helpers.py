@@ -58,6 +58,10 @@ def random_adapter(
     def noise(shape: tuple[int, ...]) -> Tensor:
         return spread * torch.randn(shape, generator=source)
 
+    def size_of(value: Tensor) -> Tensor | float:
+        """What its noise is in proportion to: a vector of norms, which are small and far from zero, to itself."""
+        return value if value.dim() == 1 else 1.0
+
     sites = find_sites(encoder, config.targets) if record.has_sites else {}
     basis = BasisRows(0, start, rank) if config.basis == "orthogonal" and sites else None
     tensors: dict[str, Mapping[str, Tensor]] = {}
@@ -66,7 +70,8 @@ def random_adapter(
         made = record.init(config.at(site), size, rows, partial(encoder.weights.__getitem__, f"{site}.weight"), source)
         frozen = record.frozen(basis)
         tensors[site] = {
-            name: value if name in frozen else value + noise(tuple(value.shape)) for name, value in made.items()
+            name: value if name in frozen else value + size_of(value) * noise(tuple(value.shape))
+            for name, value in made.items()
         }
     parameters = dict(encoder.model.named_parameters())
     shifted = shift_names(encoder.model, config.train_bias, config.train_layernorm)

@@ -22,7 +22,7 @@ from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_op
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.reference import example, method_page, method_row
 from mergekit_bert.composing.spaces import SPACES
-from mergekit_bert.errors import CompositionError, UnknownNameError
+from mergekit_bert.errors import BasisError, CompositionError, UnknownNameError
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
 from tests.composing.helpers import ONE, given, merged, trio, zeroed
 from tests.tiny import tiny_rows
@@ -59,6 +59,7 @@ def blend(
     encoder: mb.Encoder,
     adapters: Sequence[Adapter],
     weights: dict[str, float] | None = None,
+    rank: int | None = None,
     **options: Any,
 ) -> mb.Merged:
     """A merge by a method in a space; one that learns takes two steps on a few rows."""
@@ -66,7 +67,7 @@ def blend(
     known = {one.name for one in dataclasses.fields(method.options)}
     few = {"steps": 2} if "steps" in known and "steps" not in options else {}
     rows = given(encoder) if set(method.needs) - {"basis"} else None
-    return merged(adapters, method.name, weights, space=space, options={**few, **options}, given=rows)
+    return merged(adapters, method.name, weights, space=space, options={**few, **options}, rank=rank, given=rows)
 
 
 def close(one: mb.Merged, two: mb.Merged, tolerance: float = TOLERANCE, factor: float = 1.0) -> None:
@@ -129,11 +130,16 @@ def test_one_adapter_stays_itself_times_its_weight(
     one = random_adapter(
         bert, "sst", kind=kind, targets="qv" if kind != "probe" else "all-linear", train_layernorm=True
     )
+    if "basis" in pair[0].needs and one.sites and one.basis is None:
+        with pytest.raises(BasisError, match="sst trained without an orthogonal basis"):
+            blend(pair, bert, [one], {"sst": weight})
+        return
     if pair[0].one_stays is None:
         model = blend(pair, bert, [one], {"sst": weight})
         assert model.deltas.keys() == of_adapter(one).deltas.keys()
         return
-    model = blend(pair, bert, [one], {"sst": weight}, **pair[0].one_stays)
+    every = bert.config.hidden_size if one.family.needs_weight and pair[0].learn else None  # it learns factors
+    model = blend(pair, bert, [one], {"sst": weight}, rank=every, **pair[0].one_stays)
     part = model.part("sst")
     assert part.deltas.keys() == one.deltas().keys()
     for site, delta in one.deltas().items():

@@ -184,6 +184,7 @@ def test_what_is_trained_changes_and_nothing_else(bert: Encoder, sst: Task, tmp_
         "lora, random basis": r"A B",
         "lora, biases and norms": r"B bias weight",
         "lora, rank-stabilised": r"B",
+        "dora": r"A B m",
         "probe": "",
     }
     if kind != "full":

@@ -62,7 +62,7 @@ def plain_rows(task: Task, count: int, seed: int) -> Rows:
     return Rows(tuple(texts), tuple(labels), "here")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("lora", "sts"), ("dora", "sst"), ("full", "sts"), ("full", "sst")])
+@pytest.mark.parametrize(("kind", "name"), [("lora", "sts"), ("dora", "sts"), ("full", "sts"), ("full", "sst")])
 def test_training_learns_what_the_words_say(bert: Encoder, tmp_path: Path, kind: str, name: str) -> None:
     task, config = get_task(name), quick(epochs=8, lr=3e-3, patience=8)
     rows, control = plain_rows(task, 160, 1), Control(show=False)

@@ -78,29 +78,29 @@ class _Beside(AdaptedLinear):
         super().__init__(linear, tensors, frozen, config, source)
         self.register_buffer("squares", linear.weight.detach().float().square().sum(1), persistent=False)
 
-    def _excess(self) -> Float[Tensor, "out"]:
-        """``g − 1``, by ``‖W + B A‖² = ‖W‖² + 2 ⟨B, W Aᵀ⟩ + ⟨B, B A Aᵀ⟩`` of every row; in float32."""
-        tensors = {name: tensor.detach() for name, tensor in self.tensors.items()}
-        low = lora.low_rank(tensors, self.config)
-        with torch.no_grad(), torch.autocast(low.A.device.type, enabled=False):
-            across = (self.linear.weight @ low.A.T.to(self.linear.weight.dtype)).float()
+    def _gain(self) -> Float[Tensor, "out"]:
+        """``g``, by ``‖W + B A‖² = ‖W‖² + 2 ⟨B, W Aᵀ⟩ + ⟨B, B A Aᵀ⟩`` of every row; in float32."""
+        low = lora.low_rank({name: tensor.detach() for name, tensor in self.tensors.items()}, self.config)
+        weight = self.linear.weight
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            across = (weight @ low.A.T.to(weight.dtype)).float()
             length = (self.squares + (low.B * (2 * across + low.B @ (low.A @ low.A.T))).sum(1)).clamp(min=0).sqrt()
-        excess: Tensor = self.tensors["m"] / length.clamp(min=torch.finfo(length.dtype).tiny) - 1
-        return excess
+        gain: Tensor = self.tensors["m"] / length.clamp(min=torch.finfo(length.dtype).tiny)
+        return gain
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        """In the dtype of ``W``; ``g − 1`` is what is rounded to it, since ``g`` is near 1."""
-        low = lora.low_rank(dict(self.tensors.items()), self.config)
-        linear, excess = self.linear, self._excess()
+        """In the dtype of ``W``; ``g`` and its gradient stay in float32."""
+        low, gain = lora.low_rank(dict(self.tensors.items()), self.config), self._gain()
+        weight, bias = self.linear.weight, self.linear.bias
         if not self.dropout.drops:
-            wide = adapted_linear(x, linear.weight, None, low)
-            wide = wide + excess.to(wide.dtype) * wide
-            return wide if linear.bias is None else wide + linear.bias.to(wide.dtype)
+            turned = adapted_linear(x, weight, None, low)
+            out = gain * turned
+            return (out if bias is None else out + bias).to(turned.dtype)
         dropped = self.dropout(x)
         update = functional.linear(functional.linear(dropped, low.A), low.B)
-        turned: Tensor = functional.linear(dropped, linear.weight) + update
-        out: Tensor = linear(x) + update
-        return out + excess.to(out.dtype) * turned
+        turned = functional.linear(dropped, weight) + update
+        beside: Tensor = self.linear(x) + update + (gain - 1) * turned
+        return beside.to(turned.dtype)
 
 
 RECORD = Family(
