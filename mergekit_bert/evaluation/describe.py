@@ -182,8 +182,8 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "targets": MISSING,
         "basis": MISSING,
     }
-    family = FAMILIES.get(part["type"]) if config is not None else None
-    if family is not None and family.has_sites:
+    family = FAMILIES.get(part["type"]) if part.get("type") in FAMILIES.names() else None
+    if config is not None and family is not None and family.has_sites:
         options = family.options.from_json(config)
         stabilized = ", rank-stabilised" if options.rank_stabilized else ""
         facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
