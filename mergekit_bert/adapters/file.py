@@ -148,6 +148,8 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     record = validate(AdapterRecord, value)
     family, basis = FAMILIES.get(record.type), record.basis
     rebuilt = family.frozen(basis)
+    if basis and not rebuilt:
+        raise ValueError(f"basis rows, which {family.name} takes none of")
     expected = {
         f"site.{site}.{name}": shape
         for site, size in record.sites.items()

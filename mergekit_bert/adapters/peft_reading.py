@@ -288,18 +288,20 @@ def _targets(encoder: Encoder, sites: Mapping[str, Size], given: str | list[str]
 
 def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> Adapter:
     """The adapter as it was before its folder was written; the folder's other files must follow from it."""
-    frozen = adapter.family.frozen(record.basis)
+    frozen, path = adapter.family.frozen(record.basis), str(folder.path / RECORD)
+    try:
+        config = adapter.family.options.from_json(record.config.to_json())
+    except MbertError as error:
+        raise ModelFileError(path, f"broken ({error})", f"options of {adapter.type}", "remove it") from error
     for site, tensors in adapter.tensors.items():
-        own, recorded = adapter.config.at(site), record.config.at(site)
-        same_basis = record.basis is None or all(_is_basis(record.basis, site, tensors[name]) for name in frozen)
+        own, recorded = adapter.config.at(site), config.at(site)
+        same_basis = record.basis is None or any(_is_basis(record.basis, site, tensors[name]) for name in frozen)
         if (own.rank, own.scale) != (recorded.rank, recorded.scale) or not same_basis:
             what = "rank or alpha" if same_basis else "basis"
-            raise ModelFileError(
-                str(folder.path / RECORD), f"another {what} of {site!r}", "what the other files say", "remove it"
-            )
+            raise ModelFileError(path, f"another {what} of {site!r}", "what the other files say", "remove it")
     return dataclasses.replace(
         adapter,
-        config=adapter.family.options.from_json(record.config.to_json()),
+        config=config,
         basis=record.basis,
         training=record.training.model_dump(exclude_unset=True),
         scores=record.scores,

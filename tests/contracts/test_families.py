@@ -18,7 +18,7 @@ from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.file import check_part, read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.encoder.heads import classifier
-from mergekit_bert.errors import CompositionError, TrainingError
+from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
@@ -180,6 +180,17 @@ def test_its_file_gives_it_back(kind: Family, bert: mb.Encoder, tmp_path: Path) 
         check_part("x", two.on(bert).part(two.name), bert)
         write_adapter(tmp_path / "y", two)
         assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+
+
+def test_a_file_of_one_that_takes_no_basis_cannot_claim_rows_of_one(
+    kind: Family, bert: mb.Encoder, tmp_path: Path
+) -> None:
+    """Orthogonal merges go by these rows."""
+    if kind.basis_tensor or not kind.has_sites:
+        return
+    write_adapter(tmp_path / "x", dataclasses.replace(random_adapter(bert, kind=kind.name), basis=BasisRows(0, 0, 3)))
+    with pytest.raises(ModelFileError, match=f"basis rows, which {kind.name} takes none of"):
+        read_adapter(tmp_path / "x")
 
 
 def test_it_goes_the_whole_way(kind: Family, bert: mb.Encoder, tmp_path: Path) -> None:

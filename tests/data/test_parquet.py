@@ -117,7 +117,9 @@ def test_a_long_text_that_comes_a_million_times_is_refused_and_never_unpacked(tm
     word = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(["x" * 2**20]))
     path = write(tmp_path / "a.parquet", word, [1.0] * 1_000_000, compression="zstd")
     assert path.stat().st_size < 100_000
-    with pytest.raises(DataError, match=r"more than [67]\d,\d{3},\d{3} characters; expected a smaller table; give a part"):
+    with pytest.raises(
+        DataError, match=r"more than [67]\d,\d{3},\d{3} characters; expected a smaller table; give a part"
+    ):
         read_rows(path, VALUE)
 
 
