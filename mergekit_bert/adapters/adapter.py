@@ -165,7 +165,13 @@ class Adapter:
                 f"the base {self.base.name!r}",
                 "put it on its base: adapter.on(load_encoder(base))",
             )
-        return self.weights[f"{site}.weight"].detach().cpu().float()
+        weight, size = self.weights.get(f"{site}.weight"), self.sites[site]
+        if weight is None or tuple(weight.shape) != size:
+            found = "nothing there" if weight is None else f"{tuple(weight.shape)}"
+            raise CompositionError(
+                f"adapter {self.name!r}", f"site {site!r} of shape {size}", found, "give the base it was trained on"
+            )
+        return weight.detach().cpu().float()
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -1,5 +1,6 @@
 """DoRA: its formula, its start, and the same outputs, gradients and merged weights as peft's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 DORA = FAMILIES.get("dora")
 ARCHITECTURES = ("bert", "distilbert", "roberta", "deberta-v2")
+SQUARE = "encoder.layer.0.attention.self.query"
 PARTS = {"A": "lora_A", "B": "lora_B", "m": "lora_magnitude_vector"}
 
 
@@ -161,3 +163,16 @@ def test_its_file_needs_no_weights_and_says_what_it_needs_when_it_does(bert: mb.
     with pytest.raises(CompositionError, match=r"depend on the base's weights.*put it on its base"):
         read.part("sst")
     assert read.on(bert).deltas().keys() == one.sites.keys()
+
+
+@pytest.mark.parametrize(("name", "found"), [("no.such.layer", "nothing there"), (SQUARE, r"\(32, 32\)")])
+def test_a_site_that_the_base_has_not_is_told_before_it_is_computed(
+    bert: mb.Encoder, tmp_path: Path, name: str, found: str
+) -> None:
+    one = adapter_of(bert, targets="qv")
+    size = (32, 16)
+    tensors = {"A": torch.ones(4, 16), "B": torch.ones(32, 4), "m": torch.ones(32)}
+    mb.save(replace(one, sites={name: size}, tensors={name: tensors}), tmp_path / "a.safetensors")
+    for use in (lambda path: mb.predictor(path, base=bert), lambda path: mb.merge([path], "fedavg", base=bert)):
+        with pytest.raises(CompositionError, match=rf"site '{name}' of shape \(32, 16\); expected {found}"):
+            use(tmp_path / "a.safetensors")
