@@ -141,7 +141,7 @@ def _options(family: Family, given: AdapterConfig | None) -> AdapterConfig:
     """``given`` as options of ``family``, its defaults where nothing is; raises TrainingError."""
     if given is None:
         return family.options()
-    return given if isinstance(given, family.options) else family.options.from_json(given.to_json())
+    return given if type(given) is family.options else family.options.from_json(given.to_json())
 
 
 def finetune(
