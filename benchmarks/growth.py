@@ -47,7 +47,9 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
         source = torch.Generator().manual_seed(0)
         ids = torch.randint(1000, 20000, (rows, length), generator=source).tolist()
         columns = {"input_ids": ids, "token_type_ids": [[0] * length] * rows}
-        return Tokens(columns, (0.0,) * rows, 0, dict.fromkeys(columns, 0), task)
+        return Tokens(
+            columns, [(len(ids),) for ids in columns["input_ids"]], (0.0,) * rows, 0, dict.fromkeys(columns, 0), task
+        )
 
     def rate(run: Callable[[], object], tokens: int) -> float:
         times = []

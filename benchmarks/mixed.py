@@ -63,8 +63,8 @@ def main(
     from mergekit_bert.adapters.attach import fold
     from mergekit_bert.composing.routing import Mixture
     from mergekit_bert.data.batches import tokenise
+    from mergekit_bert.encoder.classifier import classifier
     from mergekit_bert.encoder.forward import forward_rows
-    from mergekit_bert.encoder.heads import classifier
 
     torch.set_num_threads(os.cpu_count() or 1)
     repeats = 2 if quick else repeats

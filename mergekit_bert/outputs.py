@@ -66,12 +66,20 @@ class Output:
         if not self.inside:
             foreign = self.path.suffix == SUFFIX and is_foreign(self.path)
             return "with weights that another program wrote" if foreign else ""
-        found = sorted(self.path.iterdir())
+        found = sorted(self.path.rglob("*"))
         for one in found:
-            if kind_at(one) != "file" or not any(fnmatch(one.name, pattern) for pattern in self.inside):
-                return f"and holds {one.name}, which mbert does not write there"
+            name = one.relative_to(self.path).as_posix()
+            if not any(_fits(name, kind_at(one), pattern) for pattern in self.inside):
+                return f"and holds {name}, which mbert does not write there"
         lacks = found and not (self.path / self.inside[0]).exists()
         return f"without the {self.inside[0]} that mbert writes there" if lacks else ""
+
+
+def _fits(name: str, kind: str, pattern: str) -> bool:
+    """Whether what lies at ``name`` in a folder is a file of the ``pattern``, or the subfolder of such files."""
+    if kind == "folder":
+        return pattern.startswith(f"{name}/")
+    return kind == "file" and name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,10 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.linear import AdaptedLinear
 from mergekit_bert.adapters.statistics import Statistic
+from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.head import head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.registry import Registry
@@ -95,6 +98,12 @@ class Part:
     deltas: Mapping[str, Delta]
     shifts: Tensors
     head: Tensors
+
+    def tokens(self, encoder: Encoder, rows: Rows) -> Tokens:
+        """Rows of its task as its head reads them, without their labels."""
+        unlabelled = dataclasses.replace(rows, labels=None)
+        apart = head_of(self.head).apart
+        return tokenise(unlabelled, self.task, encoder.tokenizer, self.max_length, encoder.pad_token, apart)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, apply
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
 from mergekit_bert.adapters.routed import RoutedLinear, RoutedModule
-from mergekit_bert.encoder.heads import Classifier, share
+from mergekit_bert.encoder.classifier import share
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 
 
@@ -80,10 +81,9 @@ def unfreeze(tree: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
 
 def set_head_dropout(model: Classifier, p: float, source: torch.Generator) -> None:
     """Replace the head's own dropout by a seeded one."""
-    prefix = f"{model.shell.base_model_prefix}."
-    for name, module in list(model.shell.named_modules()):
-        if isinstance(module, nn.Dropout) and not name.startswith(prefix):
-            _replace(model.shell, name, SeededDropout(p, source))
+    for name, module in model.head_modules().items():
+        if isinstance(module, nn.Dropout):
+            _replace(model, name, SeededDropout(p, source))
 
 
 def dropout_on(model: nn.Module, on: bool) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Part, Size
 from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
-from mergekit_bert.encoder.heads import head_shapes
+from mergekit_bert.encoder.classifier import head_shapes
+from mergekit_bert.encoder.head import head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
@@ -272,7 +273,7 @@ def check_part(where: str, part: Part, encoder: Encoder) -> None:
     expected: dict[str, tuple[int, ...]] = {f"site {site}": size for site, size in layers.items()}
     found |= {f"shift {name}": tuple(tensor.shape) for name, tensor in part.shifts.items()}
     expected |= {f"shift {name}": shape for name, shape in parameters.items()}
-    head = {f"head {name}": shape for name, shape in head_shapes(encoder, part.task).items()}
+    head = {f"head {name}": shape for name, shape in head_shapes(encoder.config, part.task, head_of(part.head)).items()}
     found |= {f"head {name}": tuple(tensor.shape) for name, tensor in part.head.items()}
     for name in head:
         if name not in found:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.adapter import Part, Size
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.statistics import Fisher, Gram, Statistic, check_kinds
-from mergekit_bert.data.batches import Batch, Tokens, tokenise
+from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.forward import outputs_of
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 
@@ -43,12 +43,11 @@ def collect(kind: str, encoder: Encoder, parts: Sequence[Part], rows: Sequence[R
 def _ready(encoder: Encoder, part: Part, rows: Rows) -> tuple[Task, Classifier, Tokens]:
     """A part folded into a tree of its own, and its rows as tokens."""
     model = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
-    unlabelled = replace(rows, labels=None)
-    return part.task, model, tokenise(unlabelled, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
+    return part.task, model, part.tokens(encoder, rows)
 
 
 def _batches(model: Classifier, tokens: Tokens) -> Iterator[Batch]:
-    """Rows of like length; one at a time where they would have to be padded, so that every token is real."""
+    """Rows of like length; one at a time where they would have to be padded."""
     count = _ROWS if packing.enabled(model.encoder) else 1
     order = sorted(range(len(tokens)), key=tokens.length)
     for start in range(0, len(order), count):
@@ -61,11 +60,13 @@ def _grams(
     """Products in float32 a batch, summed in float64."""
     sums = {site: torch.zeros(width, width, dtype=torch.float64, device=device) for site, (_, width) in sizes.items()}
     counts, seen = Counter[str](), set[str]()
+    real = torch.ones(1, 1, dtype=torch.bool, device=device)
 
     def add(site: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if site not in seen:  # DeBERTa puts its relative positions through the same layers, after the tokens
             seen.add(site)
-            x = inputs[0].flatten(0, -2)
+            states = inputs[0]
+            x = states[real] if states.shape[:-1] == real.shape else states.flatten(0, -2)
             sums[site] += (x.T @ x).double()
             counts[site] += len(x)
 
@@ -74,6 +75,7 @@ def _grams(
             model.encoder.get_submodule(site).register_forward_pre_hook(partial(add, site))
         for batch in _batches(model, tokens):
             seen.clear()
+            real = batch.padded()["attention_mask"].bool().to(device)
             with torch.no_grad():
                 outputs_of(model, batch)
     return {site: Gram.of(sums[site] / max(1, counts[site]), counts[site]) for site in sizes}
@@ -108,8 +110,8 @@ def _fishers(
                     if g is not None:
                         pairs[site].append((x, g))
                 for site, own in pairs.items():
-                    sums[site] += _squared(own, batch.lengths).double()
-            count += len(batch.lengths)
+                    sums[site] += _squared(own, batch.row_lengths).double()
+            count += len(batch.index)
     return {site: Fisher.of(total / count, count) for site, total in sums.items()}
 
 

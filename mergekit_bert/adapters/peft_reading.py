@@ -21,8 +21,9 @@ from mergekit_bert.adapters.config import AdapterConfig, carried
 from mergekit_bert.adapters.delta import Delta, Dense, norm
 from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.classifier import classifier, head_shapes
 from mergekit_bert.encoder.folder import RECORD, unscale_head
-from mergekit_bert.encoder.heads import classifier, head_shapes
+from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
@@ -55,8 +56,8 @@ def adapter_of(folder: PeftFolder, encoder: Encoder, task: Task) -> tuple[Adapte
     CompositionError where the head does not fit the task.
     """
     family = _family(folder)
-    shell = f"{classifier(encoder, task, torch.Generator()).shell.base_model_prefix}."
-    names, shapes = _by_name(folder), head_shapes(encoder, task)
+    shell = native_prefix(encoder.config, task)
+    names, shapes = _by_name(folder), head_shapes(encoder.config, task)
     sites = _sites(folder, names, encoder, shell, shapes)
     changed = _changed(folder, names, encoder, shell, task, shapes)
     config = _read_config(folder, family, encoder, sites, shell, changed)

@@ -8,8 +8,10 @@ from typing import Any
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import carried
 from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import RECORD, scale_head
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.head import head_of
+from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.errors import CompositionError
@@ -27,7 +29,12 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
 
     Biases become ``bias="all"`` (or ``"lora_only"``), LayerNorms modules saved whole.
     """
-    peft = adapter.family.peft
+    peft, kind = adapter.family.peft, head_of(adapter.head)
+    if not kind.is_native:
+        raise CompositionError(
+            f"adapter {adapter.name!r}", f"the head {kind.name}", "transformers' own, the only one that PEFT has",
+            "convert it to a Hugging Face folder (--to hf)",
+        )  # fmt: skip
     if peft is None or not adapter.sites:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites",
@@ -35,7 +42,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
         )  # fmt: skip
     model = classifier(encoder, adapter.task, adapter.head)
     scale_head(model, adapter.task)
-    shell = f"{model.shell.base_model_prefix}."
+    shell = native_prefix(encoder.config, adapter.task)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head().items()}
     parameters = dict(encoder.model.named_parameters())
     whole = sorted({name.rpartition(".")[0] for name in adapter.shifts if not name.endswith(".bias")})

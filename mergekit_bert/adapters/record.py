@@ -48,6 +48,7 @@ class TrainingRecord(Schema):
     weight_decay: Finite | None = None
     clip: Finite | None = None
     balance: bool | None = None
+    head: Name | None = None
     head_dropout: Finite | None = None
     max_length: Length | None = None
     hold_out: Finite | None = None

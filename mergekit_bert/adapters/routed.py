@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.heads import share
+from mergekit_bert.encoder.classifier import share
 
 
 class RoutedLinear(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mergekit_bert.adapters.adapter import Tensors
+from mergekit_bert.adapters.adapter import Part, Tensors
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import energy
 from mergekit_bert.adapters.measuring import collect
@@ -24,13 +24,14 @@ from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.private import remainders
-from mergekit_bert.data.batches import Batch, Tokens, tokenise
+from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.classifier import bare_head
 from mergekit_bert.encoder.forward import encode
-from mergekit_bert.encoder.heads import Classifier, bare_head
+from mergekit_bert.encoder.head import Classifier, head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError
 from mergekit_bert.progress import progress_bar
@@ -48,10 +49,11 @@ _ITERATIONS = 100
 class Features:
     """What an encoder gives a head, in float64.
 
-    Of each row the first token (the mean, where the head takes that), and what a pooler in the encoder made of it.
+    Of each sequence of a row the first token (the mean, where the head takes that), and what a pooler in the encoder
+    made of it.
     """
 
-    hidden: Float[Tensor, "rows 1 width"]
+    hidden: Float[Tensor, "rows sequences width"]
     pooled: Float[Tensor, "rows width"] | None
 
     def take(self, rows: Sequence[int]) -> "Features":
@@ -70,7 +72,8 @@ class _Stored(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(last_hidden_state=self.features.hidden, pooler_output=self.features.pooled)
+        states = self.features.hidden.flatten(0, 1)[:, None]
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.features.pooled)
 
 
 def read_steps(text: str) -> list[str]:
@@ -112,7 +115,7 @@ def calibrate_heads(
         for number, task in enumerate(model.tasks):
             kept, labelled = model.own[task.name], rows[task.name]
             tree = fold(shared, kept.deltas, kept.shifts)
-            head = _head(tree, task, kept.head, labelled, model.part(task.name).max_length)
+            head = _head(tree, dataclasses.replace(model.part(task.name), head=kept.head), labelled)
             ordered = sorted(strengths, reverse=True)
             figures = _cross_validated(tree, task, head, labelled, ordered)
             after = judged(figures)
@@ -167,7 +170,7 @@ def _cross_validated(
         apart = sorted(order[start::FOLDS])
         fitted_on = sorted(set(order) - set(apart))
         learner, judge = (
-            bare_head(encoder, task, old, _Stored(features.take(part))).double() for part in (fitted_on, apart)
+            bare_head(encoder.config, task, old, _Stored(features.take(part))).double() for part in (fitted_on, apart)
         )
         heads: list[Tensors] = [old, *(refit(task, learner, labels[fitted_on], strength) for strength in strengths)]
         truth = rows.take(apart).label_column()
@@ -179,14 +182,15 @@ def _cross_validated(
     return figures
 
 
-def features_of(encoder: Encoder, tokens: Tokens) -> Features:
-    """The features of all rows, in their order."""
+def features_of(encoder: Encoder, tokens: Tokens, every_token: bool) -> Features:
+    """The features of all rows, in their order; ``every_token``: for a head that reads the means of sequences."""
     hidden, pooled = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
         for batch in tokens.in_order():
-            output = encode(encoder.model, batch, ())
-            hidden.update(zip(batch.index, _read_by_the_head(encoder, output[0], batch), strict=True))
-            if output.get("pooler_output") is not None:
+            output = encode(encoder.model, batch, every_token=every_token)
+            read = output[0][:, 0] if every_token else _read_by_the_head(encoder, output[0], batch)[:, 0]
+            hidden.update(zip(batch.index, read.view(len(batch.index), -1, read.shape[-1]), strict=True))
+            if output.get("pooler_output") is not None and not every_token:
                 pooled.update(zip(batch.index, output["pooler_output"], strict=True))
     rows = range(len(tokens))
     return Features(
@@ -202,10 +206,10 @@ def _read_by_the_head(encoder: Encoder, states: Tensor, batch: Batch) -> Float[T
     return torch.stack([row[:length].mean(0, keepdim=True) for row, length in zip(states, batch.lengths, strict=True)])
 
 
-def _head(encoder: Encoder, task: Task, head: Tensors, rows: Rows, max_length: int) -> Classifier:
+def _head(encoder: Encoder, part: Part, rows: Rows) -> Classifier:
     """The head over the features of ``rows``, in float64."""
-    tokens = tokenise(dataclasses.replace(rows, labels=None), task, encoder.tokenizer, max_length, encoder.pad_token)
-    return bare_head(encoder, task, head, _Stored(features_of(encoder, tokens))).double()
+    features = features_of(encoder, part.tokens(encoder, rows), head_of(part.head).every_token)
+    return bare_head(encoder.config, part.task, part.head, _Stored(features)).double()
 
 
 def _stored(head: Classifier) -> _Stored:
@@ -250,7 +254,7 @@ def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
     """What the head gives with other tensors."""
     hidden = _stored(head).features.hidden
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
-    values = {f"shell.{name}": value.to(hidden.device) for name, value in tensors.items()}
+    values = {f"{head.head_prefix}{name}": value.to(hidden.device) for name, value in tensors.items()}
     outputs: Tensor = functional_call(head, values, (), {"input_ids": ids})
     return outputs
 

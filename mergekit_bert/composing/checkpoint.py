@@ -15,8 +15,8 @@ from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.data.task import TASKS, Task
+from mergekit_bert.encoder.classifier import bare_head, head_shapes
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
-from mergekit_bert.encoder.heads import bare_head, head_shapes
 from mergekit_bert.encoder.load import Encoder, tokenizer_fingerprint
 from mergekit_bert.encoder.pretrained import Pretrained, open_pretrained, told_as
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
@@ -183,7 +183,7 @@ def _task_of(where: str, path: Path) -> Task:
 
 def _head(where: str, weights: StoredWeights, task: Task, encoder: Encoder) -> dict[str, Tensor]:
     """The head's tensors, of a regression one that gives 0…1."""
-    expected = head_shapes(encoder, task)
+    expected = head_shapes(encoder.config, task)
     found = {name: weights.tensors.shapes[name] for name in weights.rest if not is_buffer(name)}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
@@ -193,7 +193,7 @@ def _head(where: str, weights: StoredWeights, task: Task, encoder: Encoder) -> d
                 f"{expected[name]} for task {task.name!r}" if name in expected else f"heads of {', '.join(expected)}",
                 "give a checkpoint for sequence classification of this task",
             )
-    model = bare_head(encoder, task, {name: weights.tensors[name].float() for name in expected}, nn.Identity())
+    model = bare_head(encoder.config, task, {name: weights.tensors[name].float() for name in expected}, nn.Identity())
     unscale_head(model, task)
     return {name: tensor.detach().cpu() for name, tensor in model.head().items()}
 

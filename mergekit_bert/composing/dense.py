@@ -13,10 +13,9 @@ from mergekit_bert.adapters.delta import Delta, apply
 from mergekit_bert.adapters.file import check_base, provenance
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own, find_task
 from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.folder import FILES, folder_in_parts, load_folder, read_folder
+from mergekit_bert.encoder.folder import FILES, folder_in_parts, folder_tokens, load_folder, read_folder
 from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.stored import StoredEncoder
@@ -55,7 +54,7 @@ def write_dense(
                     put(name, _changed(name, merged, own.deltas, own.shifts))
         if expected is not None:
             for part, task in zip(parts, tasks, strict=True):
-                _check(part, task, model, expected)
+                _check(part, task, expected)
     return [output.path for output in outputs]
 
 
@@ -80,12 +79,12 @@ def _changed(name: str, weight: Tensor, deltas: Mapping[str, Delta], shifts: Ten
     return apply(weight, deltas[site]) if site != name and site in deltas else weight
 
 
-def _check(path: Path, task: Task, model: Composition, expected: Predictor) -> None:
+def _check(path: Path, task: Task, expected: Predictor) -> None:
     """Compare what transformers makes of the folder with what the model says."""
     rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
-    loaded, tokenizer = load_folder(read_folder(path))
-    length = model.part(task.name).max_length
-    tokens = tokenise(rows, task, tokenizer, length, int(tokenizer.pad_token_id or 0))
+    folder = read_folder(path)
+    loaded, tokenizer = load_folder(folder)
+    tokens = folder_tokens(folder, loaded, tokenizer, rows)
     check_same_outputs(str(path), expected.outputs(task.name, rows), padded_outputs(loaded, tokens))
 
 

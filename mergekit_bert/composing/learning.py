@@ -17,8 +17,9 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.forward import outputs_of
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
 from mergekit_bert.files import fingerprint, remove
@@ -55,7 +56,7 @@ class Reader:
         self.model, self.hidden = model, hidden
         self._seen: list[Tensor] = []
         self._states: list[Tensor] = []
-        model.encoder.register_forward_hook(lambda module, inputs, output: self._seen.append(output[0][:, 0]))
+        model.encoder.register_forward_hook(lambda module, inputs, output: self._seen.append(model.features(output[0])))
         layers = packing.layers(model.encoder)
         for layer in layers[:-1] if hidden else []:
             layer.register_forward_hook(lambda module, inputs, output: self._states.append(_first(output)))

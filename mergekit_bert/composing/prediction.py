@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -19,25 +20,27 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import check_base, check_part
 from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.routing import Mixture
-from mergekit_bert.data.batches import Tokens, join, tokenise
+from mergekit_bert.data.batches import Tokens, join
 from mergekit_bert.data.kind import Prediction, kind_of
 from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows, given_rows, items
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.folder import FullModel, load_folder
+from mergekit_bert.encoder.classifier import classifier
+from mergekit_bert.encoder.folder import FullModel, folder_tokens, load_folder
 from mergekit_bert.encoder.forward import forward_rows, scaled
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
 
 
 @dataclass(frozen=True)
 class _Ready:
+    """A task's model, and what makes tokens of its rows."""
+
     model: Classifier
-    tokenizer: Any
+    tokens: Callable[[Rows], Tokens]
     max_length: int
-    pad_token: int
 
 
 class Predictor:
@@ -67,7 +70,7 @@ class Predictor:
         found = self._task("task", task)
         _check_texts(rows, repeat(found))
         ready = self._prepare(found)
-        tokens = _tokens(found, rows, ready.tokenizer, ready.max_length, ready.pad_token)
+        tokens = _noting(found, ready.tokens(rows), ready.max_length)
         values = forward_rows(ready.model, tokens, tick=tick)
         return values if isinstance(self.model, FullModel) else scaled(values, found)
 
@@ -111,8 +114,9 @@ class Predictor:
         mixture, encoder, numbers = self._mix(), self._base(), {name: number for number, name in enumerate(self._tasks)}
         parts, owners = list[Tokens](), list[int]()
         for name, own in places.items():
-            length = mixture.max_lengths[numbers[name]]
-            parts.append(_tokens(self._tasks[name], rows.take(own), encoder.tokenizer, length, encoder.pad_token))
+            part = mixture.parts[numbers[name]]
+            tokens = part.tokens(encoder, rows.take(own))
+            parts.append(_noting(self._tasks[name], tokens, part.max_length))
             owners += [numbers[name]] * len(own)
         outputs = iter(mixture.outputs(join(parts), owners))
         return {name: scaled(np.stack([next(outputs) for _ in own]), self._tasks[name]) for name, own in places.items()}
@@ -173,15 +177,14 @@ class Predictor:
     def _build(self, task: Task) -> _Ready:
         if isinstance(self.model, FullModel):
             model, tokenizer = load_folder(self.model)
-            return _Ready(model, tokenizer, self.model.max_length, int(tokenizer.pad_token_id or 0))
+            return _Ready(model, partial(folder_tokens, self.model, model, tokenizer), self.model.max_length)
         encoder, part = self._base(), self.model.part(task.name)
         if isinstance(self.model, Merged):
             own = self.model.own[task.name]
             folded = fold(self._shared_tree(), own.deltas, own.shifts)
         else:
             folded = fold(encoder, part.deltas, part.shifts)
-        model = classifier(folded, task, part.head)
-        return _Ready(model, encoder.tokenizer, part.max_length, encoder.pad_token)
+        return _Ready(classifier(folded, task, part.head), partial(part.tokens, encoder), part.max_length)
 
 
 def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:
@@ -196,12 +199,11 @@ def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:
             )
 
 
-def _tokens(task: Task, rows: Rows, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
-    """The rows of a task, tokenised; a note tells of rows that are cut."""
-    tokens = tokenise(dataclasses.replace(rows, labels=None), task, tokenizer, max_length, pad_token)
+def _noting(task: Task, tokens: Tokens, length: int) -> Tokens:
+    """``tokens``; a note tells of rows that are cut."""
     if tokens.truncated:
         warnings.warn(
-            f"{task.name}: {tokens.truncated} of {len(rows)} rows are longer than {max_length} tokens and are cut",
+            f"{task.name}: {tokens.truncated} of {len(tokens)} rows are longer than {length} tokens and are cut",
             MbertWarning,
             stacklevel=3,
         )

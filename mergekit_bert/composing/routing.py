@@ -7,6 +7,7 @@ that each adapter is one slice. The answer of a row does not depend on its compa
 import copy
 from collections.abc import Sequence
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach_routed
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.classifier import bare_head
 from mergekit_bert.encoder.forward import encode
-from mergekit_bert.encoder.heads import bare_head
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import EncoderError
 
@@ -46,9 +47,9 @@ class Mixture:
             raise EncoderError(
                 f"base {encoder.name!r}", "an architecture that is not packed", "one that is", "go task by task"
             )
-        self.max_lengths = [part.max_length for part in parts]
+        self.parts = list(parts)
         self.tree = attach_routed(encoder, parts)
-        self.heads = [bare_head(encoder, part.task, part.head, _Features()) for part in parts]
+        self.heads = [bare_head(encoder.config, part.task, part.head, _Features()) for part in parts]
 
     def outputs(self, tokens: Tokens, owners: Sequence[int]) -> list[Float[np.ndarray, "out"]]:
         """What its own head gives for each row of ``tokens``; ``owners`` are the rows' parts."""
@@ -56,20 +57,24 @@ class Mixture:
         order = sorted(range(len(tokens)), key=lambda row: (owners[row], -tokens.length(row)))
         device = next(self.tree.parameters()).device
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for index in tokens.cut(order):
-                batch = tokens.batch(index)
-                features = encode(self.tree, batch, tuple(owners[row] for row in index))
-                for owner, start, stop in packing.runs([owners[row] for row in index]):
-                    values = self._head(owner, features, slice(start, stop)).numpy(force=True)
-                    for row, value in zip(index[start:stop], values, strict=True):
-                        found[row] = value
+            for every_token in (False, True):  # the last layer drops tokens, or keeps them
+                alike = [row for row in order if self.heads[owners[row]].every_token == every_token]
+                for index in tokens.cut(alike):
+                    batch, whose = tokens.batch(index), [owners[row] for row in index]
+                    features = encode(self.tree, batch, tuple(whose), every_token)
+                    ends = [0, *accumulate(batch.counts)]
+                    for owner, start, stop in packing.runs(whose):
+                        values = self._head(owner, features, slice(ends[start], ends[stop])).numpy(force=True)
+                        for row, value in zip(index[start:stop], values, strict=True):
+                            found[row] = value
         return found
 
     def _head(self, owner: int, features: Any, places: slice) -> Float[Tensor, "rows out"]:
         """The head of ``owner`` on some rows of the encoder's outputs."""
         own = copy.copy(features)
         for name, value in features.items():
-            own[name] = value[places]
+            # BERT's pooler makes one vector of packed tokens; who reads all of them does not read it.
+            own[name] = value[places] if len(value) == len(features[0]) else value
         token = _FEATURES.set(own)
         try:
             ids = torch.zeros(places.stop - places.start, 1, dtype=torch.long, device=own[0].device)

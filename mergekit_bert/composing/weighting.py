@@ -25,8 +25,9 @@ from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.learning import descend
 from mergekit_bert.composing.merging import finite_delta
 from mergekit_bert.composing.method import Learned, Lesson
-from mergekit_bert.data.batches import Tokens, tokenise
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.data.batches import Tokens
+from mergekit_bert.encoder.classifier import classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.option import option
 
@@ -47,15 +48,23 @@ class WeightOptions:
 class _Shifted(Classifier):
     """A classifier some of whose parameters are worked out anew in every forward pass."""
 
-    def __init__(self, shell: Any, values: Callable[[], dict[str, Tensor]]) -> None:
-        super().__init__(shell)
-        self.values = values
+    def __init__(self, inner: Classifier, values: Callable[[], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.inner, self.values = inner, values
+        self.encoder_prefix, self.head_prefix = f"inner.{inner.encoder_prefix}", f"inner.{inner.head_prefix}"
+        self.every_token, self.sequences = inner.every_token, inner.sequences
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.inner.encoder
+
+    def features(self, states: Float[Tensor, "_ _ width"]) -> Float[Tensor, "rows features"]:
+        return self.inner.features(states)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        prefix = self.shell.base_model_prefix
-        values = {f"{prefix}.{name}": value for name, value in self.values().items()}
-        logits: Tensor = functional_call(self.shell, values, kwargs=inputs).logits
-        return logits
+        values = {f"{self.inner.encoder_prefix}{name}": value for name, value in self.values().items()}
+        outputs: Tensor = functional_call(self.inner, values, kwargs=inputs)
+        return outputs
 
 
 class Blend:
@@ -91,8 +100,8 @@ class Blend:
     def model(self, part: Part, own: Own) -> Classifier:
         """The merged model under what is one task's own; it reads the weights in every forward pass."""
         folded = fold(self.encoder, own.deltas, own.shifts)
-        shell = classifier(folded, part.task, part.head).shell
-        model = _Shifted(shell, partial(self._shifted, dict(folded.model.named_parameters())))
+        inner = classifier(folded, part.task, part.head)
+        model = _Shifted(inner, partial(self._shifted, dict(folded.model.named_parameters())))
         for site, hook in self._hooks.items():
             model.encoder.get_submodule(site).register_forward_hook(hook)
         return model.eval()
@@ -193,10 +202,7 @@ def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Callable
 
 def _pupil(lesson: Lesson, blend: Blend, one: Ingredient, task: str) -> Pupil:
     part: Part = one.model.part(task)
-    encoder = lesson.encoder
-    rows = dataclasses.replace(lesson.rows[task], labels=None)
-    tokens = tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
-    return Pupil(part, blend.model(part, one.own[task]), tokens)
+    return Pupil(part, blend.model(part, one.own[task]), part.tokens(lesson.encoder, lesson.rows[task]))
 
 
 def _key(lesson: Lesson, title: str) -> Mapping[str, Any]:

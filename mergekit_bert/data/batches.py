@@ -1,8 +1,8 @@
 """Batches: tokenised rows end to end, of like length (attention then pads little), in an order that repeats."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -30,16 +30,27 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows end to end: model inputs of shape (tokens,), the rows' lengths, and where they came from."""
+    """Some rows end to end: model inputs of shape (tokens,), and where the rows came from.
+
+    ``counts`` says how many sequences each row is of, ``lengths`` how many tokens each of these has.
+    """
 
     inputs: dict[str, Int[Tensor, "tokens"]]
     lengths: tuple[int, ...]
+    counts: tuple[int, ...]
     padding: dict[str, int]
     targets: Shaped[Tensor, "rows *each"] | None
     index: list[int]
 
-    def padded(self) -> dict[str, Int[Tensor, "rows width"]]:
-        """The inputs padded to the longest row, with an attention mask, as transformers takes them."""
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        ends = [0, *accumulate(self.lengths)]
+        places = [0, *accumulate(self.counts)]
+        return tuple(ends[stop] - ends[start] for start, stop in pairwise(places))
+
+    def padded(self) -> dict[str, Int[Tensor, "sequences width"]]:
+        """The inputs padded to the longest sequence, with an attention mask, as transformers takes them."""
         step = torch.arange(max(self.lengths))
         mask = step < torch.tensor(self.lengths)[:, None]
         padded = {"attention_mask": mask.long()}
@@ -50,9 +61,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised rows; ``truncated`` of them were longer than ``max_length`` tokens."""
+    """Tokenised rows; ``truncated`` of them had a sequence of more than ``max_length`` tokens.
+
+    The sequences of a row lie end to end in its columns; ``parts`` are their lengths.
+    """
 
     columns: dict[str, list[list[int]]]
+    parts: list[tuple[int, ...]]
     labels: tuple[Label, ...] | None
     truncated: int
     padding: dict[str, int]
@@ -66,13 +81,21 @@ class Tokens:
         """Tokens of one row."""
         return len(self.columns["input_ids"][row])
 
+    def take(self, index: Sequence[int]) -> "Tokens":
+        """The rows at ``index``."""
+        columns = {name: [column[i] for i in index] for name, column in self.columns.items()}
+        labels = None if self.labels is None else tuple(self.labels[i] for i in index)
+        return replace(self, columns=columns, parts=[self.parts[i] for i in index], labels=labels)
+
     def batch(self, index: list[int]) -> Batch:
         """The rows at ``index`` as one batch, its labels as the loss of the task's kind wants them."""
         inputs = {
             name: torch.tensor(list(chain.from_iterable(column[i] for i in index)))
             for name, column in self.columns.items()
         }
-        return Batch(inputs, tuple(map(self.length, index)), self.padding, self._targets(index), index)
+        parts = [self.parts[i] for i in index]
+        lengths, counts = tuple(chain.from_iterable(parts)), tuple(map(len, parts))
+        return Batch(inputs, lengths, counts, self.padding, self._targets(index), index)
 
     def _targets(self, index: list[int]) -> Tensor | None:
         if self.labels is None:
@@ -109,10 +132,12 @@ class Tokens:
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
 
 
-def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token: int) -> Tokens:
-    """Tokenise ``rows``, two texts of a row together as a pair; longer rows are cut to ``max_length`` and counted.
+def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token: int, apart: bool = False) -> Tokens:
+    """Tokenise ``rows``; longer sequences are cut to ``max_length``, and their rows counted.
 
-    Rows are cut as by ``truncation="longest_first"``, on the side that the tokenizer names. Of each text only the
+    The texts of a row are one sequence, a pair, or, with ``apart``, a sequence each.
+
+    Sequences are cut as by ``truncation="longest_first"``, on the side that the tokenizer names. Of each text only the
     first (or last) ``CHARACTERS * max_length`` characters are read. That changes no token if they hold at least
     ``max_length`` tokens without their last two words, which may be incomplete. Otherwise (long runs of white space,
     words of more than 100 characters that WordPiece reads as one unknown token) the row is what those characters
@@ -121,30 +146,51 @@ def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token:
 
     Threads may share the tokenizer of an :class:`~mergekit_bert.encoder.load.Encoder`: it is not changed.
     """
+    places = range(len(task.text) if apart else 1)
+    encoded = [_sequences(_texts(rows, place, apart), tokenizer, max_length) for place in places]
+    columns = {
+        name: [list(chain.from_iterable(parts)) for parts in zip(*(found[name] for found, _ in encoded), strict=True)]
+        for name in encoded[0][0]
+    }
+    parts = list(zip(*([len(ids) for ids in found["input_ids"]] for found, _ in encoded), strict=True))
+    truncated = sum(map(any, zip(*(cut for _, cut in encoded), strict=True)))
+    padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
+    return Tokens(columns, parts, rows.labels, truncated, padding, task)
+
+
+def _texts(rows: Rows, place: int, apart: bool) -> Sequence[tuple[str, ...]]:
+    """The texts of the sequence at ``place`` in every row."""
+    return [(texts[place],) for texts in rows.texts] if apart else rows.texts
+
+
+def _sequences(
+    texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
+    """The columns of one sequence of every row, and which were cut."""
     most, right = CHARACTERS * max_length, tokenizer.truncation_side == "right"
-    columns: dict[str, list[list[int]]] = {}
-    truncated = 0
-    for start in range(0, len(rows), _ROWS):
-        whole = rows.texts[start : start + _ROWS]
+    columns: dict[str, list[list[int]]] = {"input_ids": []}
+    truncated: list[bool] = []
+    for start in range(0, len(texts), _ROWS):
+        whole = texts[start : start + _ROWS]
         read = [tuple(text[:most] if right else text[-most:] for text in row) for row in whole]
         part = _encode(tokenizer, read)
         for place, ids in enumerate(part["input_ids"]):
-            truncated += len(ids) > max_length or read[place] != whole[place]
+            truncated.append(len(ids) > max_length or read[place] != whole[place])
             if len(ids) > max_length:
                 cut = _cut(tokenizer, part, place, read[place], max_length)
                 for name, column in part.items():
                     column[place] = cut[name]
         for name, column in part.items():
             columns.setdefault(name, []).extend(column)
-    padding = {name: pad_token if name == "input_ids" else 0 for name in columns}
-    return Tokens(columns, rows.labels, truncated, padding, task)
+    return columns, truncated
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
     """The unlabelled rows of several tasks, one after the other; their labels, and so their tasks, no longer count."""
     first = parts[0]
     columns = {name: [row for part in parts for row in part.columns[name]] for name in first.columns}
-    return Tokens(columns, None, sum(part.truncated for part in parts), first.padding, first.task)
+    sequences = [row for part in parts for row in part.parts]
+    return Tokens(columns, sequences, None, sum(part.truncated for part in parts), first.padding, first.task)
 
 
 def _encode(tokenizer: Any, texts: Sequence[Sequence[str]], **options: object) -> Any:

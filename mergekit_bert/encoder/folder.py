@@ -5,6 +5,7 @@ Beside transformers' files lies ``mbert.json``: the task, the base and the prove
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +15,29 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
+from mergekit_bert.encoder.classifier import bare_head, head_shapes, last_linear
+from mergekit_bert.encoder.head import Classifier, head_of
+from mergekit_bert.encoder.heads.native import NativeClassifier
 from mergekit_bert.encoder.load import Encoder, longest, try_out
+from mergekit_bert.encoder.pooled import HEAD, MODULES, POOLING
 from mergekit_bert.encoder.pretrained import one_line, open_pretrained, quiet_transformers, told_as
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
 from mergekit_bert.schema import BaseName, Finite, Length, Name, Plain, Schema, SchemaError, Sha256, Shape, validate
-from mergekit_bert.tensorfile import tensors_in_any_order
+from mergekit_bert.tensorfile import read_plain_tensors, tensors_in_any_order
 
 RECORD = "mbert.json"
 FILES = (
     *(RECORD, "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model", HEAD, MODULES, f"{POOLING}/config.json"),
 )
 """Patterns of the names in such a folder."""
 _FORMAT = 1
@@ -99,12 +105,13 @@ class FullModel:
 def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
     """Write ``model`` whole, its weights in float32.
 
-    A regression's range goes into the last layer, so that the folder's output is the value itself.
+    A regression's range goes into the last layer, so that the folder's output is the value itself, and the model's too.
     """
-    with atomic_folder(path) as part, quiet_transformers():
-        scale_head(model, task)
-        model.shell.save_pretrained(part)
-        _write_beside(part, encoder, task, record)
+    head = {name: weight.detach() for name, weight in model.head().items()}
+    with folder_in_parts(path, head, encoder, task, record) as put:
+        for name, weight in model.encoder.named_parameters():
+            put(name, weight.detach())
+    scale_head(model, task)
 
 
 @contextlib.contextmanager
@@ -115,18 +122,18 @@ def folder_in_parts(
 
     They come in any order, in float32. Raises OutputError for a value that is not finite.
     """
-    model = bare_head(encoder, task, head, nn.Identity())
+    model, kind = bare_head(encoder.config, task, head, nn.Identity()), head_of(head)
     scale_head(model, task)
-    shell, prefix = model.shell, model.shell.base_model_prefix
-    shapes = {f"{prefix}.{name}": tuple(weight.shape) for name, weight in encoder.model.named_parameters()}
-    shapes |= {name: tuple(weight.shape) for name, weight in model.head().items()}
+    values = {name: weight.detach() for name, weight in model.head().items()} if kind.is_native else {}
+    prefix = kind.prefix(model)
+    shapes = {f"{prefix}{name}": tuple(weight.shape) for name, weight in encoder.model.named_parameters()}
+    shapes |= {name: tuple(weight.shape) for name, weight in values.items()}
     with atomic_folder(path) as part, tensors_in_any_order(part / "model.safetensors", shapes) as put:
-        for name, weight in model.head().items():
-            put(name, weight.detach())
-        yield lambda name, weight: put(f"{prefix}.{name}", weight)
+        for name, weight in values.items():
+            put(name, weight)
+        yield lambda name, weight: put(f"{prefix}{name}", weight)
         with quiet_transformers():
-            shell.config.architectures, shell.config.dtype = [type(shell).__name__], "float32"
-            shell.config.save_pretrained(part)
+            kind.write_config(part, model, encoder.model)
             _write_beside(part, encoder, task, record)
 
 
@@ -178,19 +185,39 @@ def read_folder(path: Path) -> FullModel:
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
     """The model and its tokenizer; outputs are logits, or values in the task's range. Raises ModelFileError."""
+    where = str(folder.path)
     with told_as(ModelFileError):
-        found = open_pretrained(folder.path, str(folder.path))
+        found = open_pretrained(folder.path, where)
         shell, missing = found.load()
         tokenizer = found.tokenizer()
+    head = read_plain_tensors(folder.path / HEAD) if (folder.path / HEAD).exists() else None
+    if head is not None:
+        missing = {name for name in missing if name.startswith(f"{shell.base_model_prefix}.")}
     if missing:
         lacking = ", ".join(sorted(missing)[:3])
-        raise ModelFileError(str(folder.path), f"weights are missing ({lacking})", "a whole model", "write it again")
+        raise ModelFileError(where, f"weights are missing ({lacking})", "a whole model", "write it again")
     positions = longest(shell.base_model, shell.config, tokenizer)
     if folder.max_length > positions:
         asked = f"texts of {folder.max_length} tokens"
         raise ModelFileError(str(folder.path / RECORD), asked, f"at most {positions}, the model's", "write it again")
-    with told_as(ModelFileError), one_line(str(folder.path)):
+    with told_as(ModelFileError), one_line(where):
         shell.eval().requires_grad_(False).to(default_device())
         try_out(shell.base_model, tokenizer)
     packing.enable(shell.base_model)
-    return Classifier(shell), tokenizer
+    return _under_head(folder, shell, head), tokenizer
+
+
+def _under_head(folder: FullModel, shell: Any, head: Mapping[str, Tensor] | None) -> Classifier:
+    """The model with the head that lies beside its weights; None: with the one among them."""
+    if head is None:
+        return NativeClassifier(shell)
+    shapes = head_shapes(shell.config, folder.task, head_of(head))
+    if {name: tuple(value.shape) for name, value in head.items()} != shapes:
+        raise ModelFileError(str(folder.path / HEAD), "other tensors", f"{', '.join(shapes)}", "write it again")
+    return bare_head(shell.config, folder.task, head, shell.base_model)
+
+
+def folder_tokens(folder: FullModel, model: Classifier, tokenizer: Any, rows: Rows) -> Tokens:
+    """Rows of its task as the model's head reads them, without their labels."""
+    unlabelled, apart = dataclasses.replace(rows, labels=None), head_of(model.head()).apart
+    return tokenise(unlabelled, folder.task, tokenizer, folder.max_length, int(tokenizer.pad_token_id or 0), apart)

@@ -12,7 +12,7 @@ from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.heads import Classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.errors import EncoderError, ModelFileError
 from mergekit_bert.hardware import autocast
 
@@ -39,7 +39,7 @@ def forward_rows(
 
 def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
     """Outputs of the rows of ``batch``."""
-    outputs: Tensor = _run(model, model.encoder, batch, ())
+    outputs: Tensor = _run(model, model.encoder, batch, (), model.every_token)
     return outputs
 
 
@@ -53,16 +53,25 @@ def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows
     return outputs
 
 
-def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
-    """What an encoder's tree gives for the rows of ``batch``, of which ``adapters`` (rising) says whose they are."""
-    return _run(encoder, encoder, batch, adapters)
+def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...] = (), every_token: bool = False) -> Any:
+    """What an encoder's tree gives for the sequences of ``batch``, for a head to read.
+
+    Whose the rows are is said by ``adapters`` (rising). ``every_token``: the last state of a sequence is the mean of
+    its tokens, ``(sequences, 1, width)``.
+    """
+    owners = tuple(owner for owner, count in zip(adapters, batch.counts, strict=False) for _ in range(count))
+    found = _run(encoder, encoder, batch, owners, every_token)
+    if every_token:
+        with packing.laid_out(packing.Layout(batch.lengths, found[0].device)):
+            found["last_hidden_state"] = packing.mean(found[0])[:, None]
+    return found
 
 
-def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int, ...]) -> Any:
+def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int, ...], every_token: bool) -> Any:
     """Run ``model`` without padding where the architecture allows it."""
     _check_tokens(encoder, batch)
     device = next(model.parameters()).device
-    layout = packing.Layout(batch.lengths, device, adapters)
+    layout = packing.Layout(batch.lengths, device, adapters, every_token)
     with packing.laid_out(layout):
         if not packing.enabled(encoder):
             return model(**{name: tensor.to(device) for name, tensor in batch.padded().items()})

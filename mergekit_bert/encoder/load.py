@@ -1,7 +1,7 @@
 """Encoders: a Hugging Face model and its tokenizer, frozen, with fingerprints of both.
 
 An :class:`Encoder` is never edited. Whoever wants a changed model takes
-:func:`~mergekit_bert.encoder.heads.classifier`, a module tree of its own that shares the encoder's tensors.
+:func:`~mergekit_bert.encoder.classifier.classifier`, a module tree of its own that shares the encoder's tensors.
 """
 
 import hashlib

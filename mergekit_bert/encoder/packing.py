@@ -1,7 +1,7 @@
 """Packing: rows end to end without padding, ``(1, tokens, width)``, through transformers' own modules.
 
 A transformers model is told of row boundaries in two places, and no architecture is copied. Attention, the only part
-in which tokens meet, is a function registered with transformers' attention interface. And since a classification head
+in which tokens meet, is a function registered with transformers' attention interface. And where the head
 reads the first token of each row alone, the last layer drops the others as soon as attention is over: from there on
 tensors have the shape ``(rows, 1, width)``, which the pooler and the head take for rows of one token.
 
@@ -72,11 +72,15 @@ def runs(adapters: Sequence[int]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a batch lie, and, where many adapters meet, whose they are: ``adapters`` by number, rising."""
+    """Where the rows of a batch lie, and, where many adapters meet, whose they are: ``adapters`` by number, rising.
+
+    ``every_token``: the head reads all tokens, and none is dropped.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device
     adapters: tuple[int, ...] = ()
+    every_token: bool = False
 
     @cached_property
     def row_pieces(self) -> list[Piece]:
@@ -157,6 +161,8 @@ def pieces(x: Float[Tensor, "... width"]) -> list[Piece]:
     count = x.shape[:-1].numel()
     if count == len(layout.positions):
         return layout.token_pieces
+    if layout.every_token and count == 1:  # BERT's pooler, which no head reads then
+        return []
     if count != len(layout.lengths):
         raise RuntimeError(f"a routed module got {count} vectors, not one a row or one a token")
     return layout.row_pieces
@@ -216,7 +222,13 @@ def position_ids(model: nn.Module, ids: Int[Tensor, "tokens"], layout: Layout) -
 
 def _drop(x: Any, layout: Layout) -> Any:
     """First tokens alone, ``(rows, 1, width)``, of a packed tensor; anything else as it is."""
-    if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[0] != 1 or x.shape[1] != len(layout.positions):
+    if (
+        layout.every_token
+        or not isinstance(x, Tensor)
+        or x.dim() != 3
+        or x.shape[0] != 1
+        or x.shape[1] != len(layout.positions)
+    ):
         return x
     return x[0].index_select(0, layout.starts)[:, None]
 
@@ -231,6 +243,27 @@ def _drop_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any
     if layout is None:
         return output
     return tuple(_drop(x, layout) for x in output) if isinstance(output, tuple) else _drop(output, layout)
+
+
+def mean(
+    states: Float[Tensor, "_ _ width"], mask: Int[Tensor, "rows tokens"] | None = None
+) -> Float[Tensor, "rows width"]:
+    """The mean over the tokens of each row: packed or padded as this forward pass is laid out, else those of ``mask``.
+
+    Without either, all that ``states`` holds of a row counts.
+    """
+    layout, wide = _LAYOUT.get(), states.to(torch.promote_types(states.dtype, torch.float32))
+    if layout is not None:
+        lengths = torch.tensor(layout.lengths, device=states.device)
+        if len(states) == 1 and states.shape[1] == len(layout.positions):
+            rows = torch.repeat_interleave(lengths)
+            sums = wide.new_zeros(len(lengths), states.shape[-1]).index_add(0, rows, wide[0])
+            return sums / lengths[:, None]
+        mask = (torch.arange(states.shape[1], device=states.device) < lengths[:, None]).long()
+    if mask is None:
+        return wide.mean(1)
+    kept = mask[..., None].to(wide.dtype)
+    return (wide * kept).sum(1) / kept.sum(1)
 
 
 def _attend(

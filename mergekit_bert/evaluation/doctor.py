@@ -24,7 +24,6 @@ from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.learning import Answers, expert_answers
 from mergekit_bert.composing.merging import Given, finite_delta, merge
 from mergekit_bert.composing.recipe import Recipe
-from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
@@ -236,9 +235,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
             raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more --rows")
-        return expert_answers(
-            encoder, part, tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
-        )
+        return expert_answers(encoder, part, part.tokens(encoder, rows))
 
     with progress_bar("interference", count, given.show) as bar:
         for i, one in enumerate(ingredients):

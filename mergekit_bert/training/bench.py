@@ -14,6 +14,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.head import HEADS
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.hardware import default_device, pick_precision
@@ -66,7 +67,8 @@ def measure(
 
 def tokens_of(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig) -> Tokens:
     """The rows as training sees them."""
-    return tokenise(rows, task, encoder.tokenizer, min(train.max_length, encoder.max_length), encoder.pad_token)
+    length, apart = min(train.max_length, encoder.max_length), HEADS.get(train.head).apart
+    return tokenise(rows, task, encoder.tokenizer, length, encoder.pad_token, apart)
 
 
 def seconds_of_run(tokens: Tokens, train: TrainConfig, speeds: Sequence[Speed], precision: str) -> float:

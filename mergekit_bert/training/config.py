@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mergekit_bert.errors import TrainingError
 from mergekit_bert.option import option
+from mergekit_bert.registry import names_in
 
 ADAPTER_RATES = (1e-3, 1e-3)
 """Peak learning rates of an adapter and its head, unless its type needs others."""
@@ -36,6 +37,7 @@ class TrainConfig:
     weight_decay: float = option(0.01, "AdamW's weight decay; biases and norms are not decayed.")
     clip: float = option(1.0, "Largest norm of the gradient.")
     balance: bool = option(False, "Weigh labels so that rare ones count as much as common ones.")
+    head: str = option("native", f"Head: {', '.join(names_in('mergekit_bert.encoder.heads'))}.")
     head_dropout: float = option(0.1, "Dropout before the head.")
     max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
     hold_out: float = option(0.1, "Share of the training rows that only choose the best epoch.")

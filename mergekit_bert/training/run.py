@@ -22,9 +22,10 @@ from mergekit_bert.adapters.statistics import Statistic, check_kinds
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import FILES, FullModel, load_folder, read_folder, write_folder
 from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.head import HEADS, Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
@@ -51,6 +52,8 @@ from mergekit_bert.training.manifest import (
 from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
 _CHECKED_ROWS = 8
+_NEW = ("balance", "head")
+"""Options that older runs did not have: recorded where they differ from the default."""
 _MEASURED_ROWS = 512
 """Most training rows that statistics are measured on."""
 
@@ -80,7 +83,9 @@ def train_adapter(
         raise TrainingError(
             f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
         )
-    sites = find_sites(encoder, adapter.targets) if family.has_sites else {}
+    head = HEADS.get(train.head)
+    found = find_sites(encoder, adapter.targets) if family.has_sites else {}
+    sites = {site: size for site, size in found.items() if head.reads(site)}
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
     check_avoided(others.values(), task.name, encoder, adapter, sites)
     avoided = {"avoid": list(others)} if others else {}
@@ -212,9 +217,13 @@ def _setting(
         raise TrainingError(
             "threads", f"torch uses {threads()}", f"{train.threads}", "call mergekit_bert.hardware.set_threads first"
         )
+    head = HEADS.get(train.head)
+    head.check(task)
     kept, held = hold_out(rows, train.hold_out, train.hold_out_limit, train.seed)
     length = _max_length(encoder, train)
-    tokens, held_tokens = (tokenise(part, task, encoder.tokenizer, length, encoder.pad_token) for part in (kept, held))
+    tokens, held_tokens = (
+        tokenise(part, task, encoder.tokenizer, length, encoder.pad_token, head.apart) for part in (kept, held)
+    )
     _tell_truncated(task, tokens, held_tokens, length)
     run = described | {
         "task": task.to_json(),
@@ -224,7 +233,8 @@ def _setting(
         "train": {
             key: value
             for key, value in dataclasses.asdict(train).items()
-            if key not in ("checkpoint_seconds", "precision", "threads") and (key != "balance" or value)
+            if key not in ("checkpoint_seconds", "precision", "threads")
+            and (key not in _NEW or value != getattr(TrainConfig, key))
         },
         "threads": threads(),
         "precision": _precision(train, folder, control.resume),
@@ -303,6 +313,5 @@ def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Settin
 
 def _check_outputs(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
     """Compare both models on a few rows."""
-    few = {name: column[:_CHECKED_ROWS] for name, column in tokens.columns.items()}
-    sample = dataclasses.replace(tokens, labels=None, columns=few)
+    sample = dataclasses.replace(tokens, labels=None).take(range(min(_CHECKED_ROWS, len(tokens))))
     check_same_outputs(str(out), forward_rows(before, sample), padded_outputs(after, sample))

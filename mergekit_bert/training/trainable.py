@@ -12,7 +12,8 @@ from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names,
 from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.classifier import fresh_classifier
+from mergekit_bert.encoder.head import HEADS, Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.config import TrainConfig
@@ -46,7 +47,8 @@ def adapter_trainable(
 ) -> Trainable:
     """An adapter of family ``kind`` at ``sites``, and a head; ``basis`` gives a tensor of every site and freezes it."""
     family, (model, source) = FAMILIES.get(kind), _fresh(encoder, task, train)
-    shifts = unfreeze(model.encoder, shift_names(model.encoder, config.train_bias, config.train_layernorm))
+    names = shift_names(model.encoder, config.train_bias, config.train_layernorm)
+    shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
         site: family.init(
             config.at(site),
@@ -76,13 +78,13 @@ def _weight(encoder: Encoder, site: str) -> Tensor:
 def full_trainable(encoder: Encoder, task: Task, train: TrainConfig) -> Trainable:
     """Every weight of the encoder, and a head."""
     model, source = _fresh(encoder, task, train)
-    names = [name for name, _ in model.encoder.named_parameters()]
+    names = [name for name, _ in model.encoder.named_parameters() if HEADS.get(train.head).reads(name)]
     parameters = {f"encoder.{name}": p for name, p in unfreeze(model.encoder, names).items()}
     return _finish(model, parameters, source)
 
 
 def _fresh(encoder: Encoder, task: Task, train: TrainConfig) -> tuple[Classifier, torch.Generator]:
-    model = classifier(encoder, task, generator(train.seed, 1))
+    model = fresh_classifier(encoder, task, generator(train.seed, 1), train.head)
     source = generator(train.seed, 3, device=next(encoder.model.parameters()).device)
     set_head_dropout(model, train.head_dropout, source)
     return model, source

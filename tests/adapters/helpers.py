@@ -19,7 +19,7 @@ from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import pack
 from mergekit_bert.data.task import Task, get_task
-from mergekit_bert.encoder.heads import head_shapes
+from mergekit_bert.encoder.classifier import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.files import canonical_json
@@ -84,7 +84,7 @@ def random_adapter(
         sites=sites,
         tensors=tensors,
         shifts={name: noise(tuple(parameters[name].shape)) for name in shifted},
-        head={name: noise(shape) for name, shape in head_shapes(encoder, found).items()},
+        head={name: noise(shape) for name, shape in head_shapes(encoder.config, found).items()},
         basis=basis,
         training={"examples": examples},
         scores={"held_out": 0.5},

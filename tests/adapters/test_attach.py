@@ -20,7 +20,8 @@ from mergekit_bert.adapters.attach import (
     unfreeze,
 )
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
-from mergekit_bert.encoder.heads import Classifier, classifier, share
+from mergekit_bert.encoder.classifier import classifier, fresh_classifier, share
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter
 from tests.tiny import tiny_rows
@@ -122,7 +123,7 @@ def _attach(encoder: mb.Encoder) -> None:
 
 
 def _unfreeze(encoder: mb.Encoder) -> None:
-    model = classifier(encoder, mb.get_task("sst"), generator(0))
+    model = fresh_classifier(encoder, mb.get_task("sst"), generator(0))
     names = shift_names(model.encoder, bias=False, layernorm=True)
     assert set(unfreeze(model.encoder, names)) == set(names)
     _train(model, encoder)
@@ -137,7 +138,7 @@ def _fold(encoder: mb.Encoder) -> None:
 
 
 def _cast(encoder: mb.Encoder) -> None:
-    model = classifier(encoder, mb.get_task("sst"), generator(0))
+    model = fresh_classifier(encoder, mb.get_task("sst"), generator(0))
     cast_frozen(model, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     dropout_on(model, True)

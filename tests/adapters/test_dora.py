@@ -14,7 +14,7 @@ from transformers import AutoModel
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.attach import attach, fold
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter

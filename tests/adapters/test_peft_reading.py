@@ -25,7 +25,7 @@ from mergekit_bert.composing.composition import Merged, Own
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.task import get_task
-from mergekit_bert.encoder.heads import head_shapes
+from mergekit_bert.encoder.classifier import head_shapes
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError
@@ -511,7 +511,7 @@ def test_at_the_largest_size_all_answers_are_finite(encoder: Encoder) -> None:
     sites = linear_layers(encoder)
     deltas = {site: Dense(large(size)) for site, size in sites.items()}
     rest = {name: one for name, one in encoder.model.named_parameters() if name.removesuffix(".weight") not in sites}
-    head = {name: large(shape) for name, shape in head_shapes(encoder, task).items()}
+    head = {name: large(shape) for name, shape in head_shapes(encoder.config, task).items()}
     for shifts in ({}, {name: large(tuple(one.shape)) for name, one in rest.items()}):
         _check_sizes("here", deltas, {**shifts, **head})
         model = Merged(

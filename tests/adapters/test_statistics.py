@@ -25,7 +25,8 @@ from mergekit_bert.composing.merging import merge, with_inputs
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.task import get_task
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.classifier import classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError, TrainingError, UnknownNameError

@@ -12,7 +12,7 @@ import torch
 from scipy import optimize
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Tensors
+from mergekit_bert.adapters.adapter import Part, Tensors
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.composing.calibration import (
@@ -34,7 +34,7 @@ from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
 from mergekit_bert.evaluation.evaluate import evaluate_model
@@ -88,7 +88,7 @@ def test_before_and_after_are_what_each_fold_gives_a_head_fitted_on_the_others(e
             tree = fold(encoder, part.deltas, part.shifts)
             labels = torch.from_numpy(others[name].label_column())
             labels = labels / 5 if task.range else labels.long()
-            heads[name] = refit(task, _head(tree, task, part.head, others[name], part.max_length), labels, 0.1)
+            heads[name] = refit(task, _head(tree, part, others[name]), labels, 0.1)
         before.append(list(figures(model, encoder, fold_rows).values()))
         after.append(by_figures(model, encoder, fold_rows, heads))
     for place, name in enumerate(TASKS):
@@ -175,7 +175,7 @@ def check_stored_features(encoder: Encoder) -> None:
     model = merged([adapter], "task_arithmetic")
     part = model.part("sst")
     tree = fold(encoder, part.deltas, part.shifts)
-    head = _head(tree, adapter.task, part.head, rows, part.max_length)
+    head = _head(tree, part, rows)
     outputs = _outputs(head, {name: value.double() for name, value in part.head.items()})
     whole = Predictor(model, encoder).outputs("sst", rows)
     assert outputs.numpy() == pytest.approx(whole, abs=1e-5)
@@ -196,7 +196,7 @@ def test_a_head_that_reads_the_mean_of_all_tokens_gets_it(tmp_path: Path) -> Non
 
 def test_bert_gives_its_head_what_the_pooler_made(bert: Encoder, sst: mb.Task) -> None:
     tokens = tokenise(tiny_rows(sst, 5), sst, bert.tokenizer, 40, bert.pad_token)
-    found = features_of(bert, tokens)
+    found = features_of(bert, tokens, every_token=False)
     pooler = bert.model.get_submodule("pooler.dense")
     assert found.pooled is not None
     assert torch.allclose(found.pooled, torch.tanh(pooler(found.hidden[:, 0].float())).double(), atol=1e-6)
@@ -206,7 +206,7 @@ def test_bert_gives_its_head_what_the_pooler_made(bert: Encoder, sst: mb.Task) -
 def test_a_refitted_regression_head_is_the_ridge_solution(bert: Encoder, sts: mb.Task, strength: float) -> None:
     """BERT's head is one linear layer: ``min mean (x w + b − y)² + s ‖θ − θ₀‖²`` has a closed form."""
     adapter, rows = random_adapter(bert, "sts"), tiny_rows(sts, 50)
-    head = _head(bert, sts, adapter.head, rows, 40)
+    head = _head(bert, Part(sts, 40, {}, {}, adapter.head), rows)
     labels = torch.tensor(rows.labels, dtype=torch.float64) / 5
     found = refit(sts, head, labels, strength)
     pooled = head.encoder.features.pooled  # type: ignore[union-attr]
@@ -223,7 +223,7 @@ def test_a_refitted_regression_head_is_the_ridge_solution(bert: Encoder, sts: mb
 
 def test_a_refitted_classification_head_is_the_regularised_maximum(bert: Encoder, para: mb.Task) -> None:
     adapter, rows = random_adapter(bert, "para"), tiny_rows(para, 40)
-    head = _head(bert, para, adapter.head, rows, 40)
+    head = _head(bert, Part(para, 40, {}, {}, adapter.head), rows)
     labels = torch.tensor(rows.labels).long()
     found = refit(para, head, labels, 0.1)
     x = head.encoder.features.pooled.numpy()  # type: ignore[union-attr]
@@ -244,7 +244,7 @@ def test_a_refitted_classification_head_is_the_regularised_maximum(bert: Encoder
 def test_an_infinite_strength_leaves_the_head_as_it_is(encoder: Encoder) -> None:
     model, task = merged(trio(encoder), "task_arithmetic"), get_task("sst")
     rows = tiny_rows(task, 20)
-    head = _head(encoder, task, model.own["sst"].head, rows, 40)
+    head = _head(encoder, Part(task, 40, {}, {}, model.own["sst"].head), rows)
     assert same_tensors(refit(task, head, torch.tensor(rows.labels).long(), math.inf), model.own["sst"].head)
     found = calibrate_heads(model, encoder, some_rows(), strengths=(math.inf,))
     assert all(same_tensors(found.own[name].head, model.own[name].head) for name in TASKS)

@@ -23,8 +23,8 @@ from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.folder import write_folder
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.encoder.stored import StoredEncoder, open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError
@@ -50,7 +50,7 @@ def fine_tuned(encoder: mb.Encoder, name: str, path: Path, seed: int = 1, exampl
     base = {"name": encoder.name, "fingerprint": encoder.fingerprint}
     base["tokenizer_fingerprint"] = Base.of(encoder).tokenizer_fingerprint
     record = {"kind": "full", "base": base, "max_length": 33, "training": {"examples": examples}, "scores": {}}
-    write_folder(path, classifier(changed, task, generator(seed)), encoder, task, record)
+    write_folder(path, fresh_classifier(changed, task, generator(seed)), encoder, task, record)
     return path
 
 

@@ -15,8 +15,8 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import folder_in_parts, read_folder, write_folder
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
 from mergekit_bert.hardware import generator

@@ -21,7 +21,7 @@ from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
 from mergekit_bert.data import batches
 from mergekit_bert.data.rows import Rows
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import merge, trio

@@ -17,7 +17,7 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.file import check_part, read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.encoder.heads import classifier
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control

@@ -16,8 +16,9 @@ from mergekit_bert.adapters.attach import attach, cast_frozen, unfreeze
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.forward import outputs_of
-from mergekit_bert.encoder.heads import Classifier, classifier
+from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.hardware import autocast, generator
 from tests.adapters.helpers import random_adapter
 from tests.tiny import WORDS

@@ -10,7 +10,8 @@ import mergekit_bert as mb
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import parse_rows
 from mergekit_bert.data.task import TASKS
-from mergekit_bert.encoder.heads import classifier, head_config, head_shapes
+from mergekit_bert.encoder.classifier import fresh_classifier, head_shapes
+from mergekit_bert.encoder.heads.native import head_config
 from mergekit_bert.errors import DataError
 from mergekit_bert.hardware import generator
 from tests.tiny import tiny_rows
@@ -57,9 +58,9 @@ def test_a_label_it_does_not_have_is_refused(task: mb.Task, label: str | None) -
 
 
 def test_a_head_has_its_outputs_and_names(bert: mb.Encoder, task: mb.Task) -> None:
-    shapes = head_shapes(bert, task)
+    shapes = head_shapes(bert.config, task)
     assert shapes["classifier.bias"] == (task.outputs,)
-    config = head_config(bert, task)
+    config = head_config(bert.config, task)
     assert config.num_labels == task.outputs == len(config.id2label)
     if task.kind == "classify":
         assert [config.id2label[index] for index in range(task.outputs)] == [
@@ -71,6 +72,6 @@ def test_its_rows_go_through_an_encoder(bert: mb.Encoder, task: mb.Task) -> None
     rows = tiny_rows(task, 5)
     inputs = bert.tokenizer(*[list(c) for c in zip(*rows.texts, strict=True)], padding=True, return_tensors="pt")
     with torch.no_grad():
-        outputs = classifier(bert, task, generator(0))(**inputs)
+        outputs = fresh_classifier(bert, task, generator(0))(**inputs)
     assert outputs.shape == (5, task.outputs)
     assert outputs.isfinite().all()

@@ -21,7 +21,14 @@ def tokens_of(lengths: list[int], task: str = "sst", labels: tuple[float, ...] |
         "input_ids": [[1000 + row] * length for row, length in enumerate(lengths)],
         "token_type_ids": [[row % 2] * length for row, length in enumerate(lengths)],
     }
-    return Tokens(columns, labels, 0, {"input_ids": 77, "token_type_ids": 0}, get_task(task))
+    return Tokens(
+        columns,
+        [(len(ids),) for ids in columns["input_ids"]],
+        labels,
+        0,
+        {"input_ids": 77, "token_type_ids": 0},
+        get_task(task),
+    )
 
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -128,7 +135,7 @@ def test_labels_are_indices_or_scaled_to_the_unit() -> None:
 
 def test_a_range_need_not_start_at_zero() -> None:
     task = Task(name="t", kind="regress", text=("a",), metrics=("pearson",), range=(-2.0, 6.0))
-    tokens = Tokens({"input_ids": [[1], [2]]}, (-2.0, 4.0), 0, {"input_ids": 0}, task)
+    tokens = Tokens({"input_ids": [[1], [2]]}, [(1,), (1,)], (-2.0, 4.0), 0, {"input_ids": 0}, task)
     labels = tokens.batch([0, 1]).targets
     assert labels is not None
     assert labels.tolist() == [0.0, 0.75]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Base
+from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.folder import load_folder, read_folder, scale_head, write_folder
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.errors import EncoderError, ModelFileError
 from mergekit_bert.hardware import generator
 
@@ -24,7 +24,7 @@ def written(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("folder") / "sts"
     task = mb.get_task("sts")
     record = {"kind": "full", "base": dataclasses.asdict(Base.of(bert)), "max_length": 33}
-    write_folder(path, classifier(bert, task, generator(4)), bert, task, record)
+    write_folder(path, fresh_classifier(bert, task, generator(4)), bert, task, record)
     return path
 
 
@@ -35,7 +35,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 def test_the_range_of_a_regression_is_folded_into_the_last_layer(bert: mb.Encoder, written: Path) -> None:
     task = mb.get_task("sts")
-    before = classifier(bert, task, generator(4))
+    before = fresh_classifier(bert, task, generator(4))
     after, tokenizer = load_folder(read_folder(written))
     inputs = tokenizer(["good film", "a cat"], ["bad film", "the dog sees"], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_the_range_of_a_regression_is_folded_into_the_last_layer(bert: mb.Encode
 @pytest.mark.parametrize("bounds", [(0.0, 5.0), (-2.0, 3.0), (1.0, 1.5)])
 def test_scaling_maps_zero_and_one_to_the_bounds(bert: mb.Encoder, bounds: tuple[float, float]) -> None:
     task = dataclasses.replace(mb.get_task("sts"), range=bounds)
-    model = classifier(bert, task, generator(0))
+    model = fresh_classifier(bert, task, generator(0))
     inputs = bert.tokenizer(["good film"], return_tensors="pt")
     with torch.no_grad():
         before = float(model(**inputs))
@@ -87,7 +87,7 @@ def test_a_configuration_that_cannot_run_is_refused(folder: Path) -> None:
 
 
 def test_the_head_of_a_classification_is_left_alone(bert: mb.Encoder, sst: mb.Task) -> None:
-    model = classifier(bert, sst, generator(0))
+    model = fresh_classifier(bert, sst, generator(0))
     before = {name: value.clone() for name, value in model.head().items()}
     scale_head(model, sst)
     assert all(torch.equal(before[name], value) for name, value in model.head().items())

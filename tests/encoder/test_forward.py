@@ -10,8 +10,8 @@ import mergekit_bert as mb
 from mergekit_bert.data import batches
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.forward import forward_rows, scaled
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.hardware import generator
 from tests.tiny import tiny_rows
 
@@ -21,7 +21,7 @@ def test_rows_come_back_in_order_whatever_their_length(
 ) -> None:
     monkeypatch.setattr(batches, "TOKEN_BUDGET", 300)
     rows = tiny_rows(para, 84)
-    model = classifier(encoder, para, generator(0))
+    model = fresh_classifier(encoder, para, generator(0))
     with torch.no_grad():
         for parameter in model.head().values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator(1)))

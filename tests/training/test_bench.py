@@ -14,7 +14,9 @@ SPEEDS = [Speed("fp32", 8, 10.0), Speed("fp32", 64, 20.0), Speed("bf16", 8, 40.0
     ("precision", "size", "rate"), [("fp32", 8, 10), ("fp32", 48, 20), ("bf16", 4, 40), ("bf16", 500, 100)]
 )
 def test_the_estimate(sst: Task, precision: str, size: int, rate: float) -> None:
-    tokens = Tokens({"input_ids": [[1] * 5] * 30 + [[1] * 25] * 70}, None, 0, {"input_ids": 0}, sst)
+    tokens = Tokens(
+        {"input_ids": [[1] * 5] * 30 + [[1] * 25] * 70}, [(5,)] * 30 + [(25,)] * 70, None, 0, {"input_ids": 0}, sst
+    )
     total = 30 * 5 + 70 * 25
     config = TrainConfig(epochs=4, batch_size=size, hold_out=0.2)
     expected = 4 * total * (0.8 + 0.2 / 2) / rate

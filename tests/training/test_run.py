@@ -16,8 +16,8 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.folder import read_folder
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.encoder.load import Encoder, weights_fingerprint
 from mergekit_bert.errors import BasisError, DataError, MbertWarning, OutputError, TrainingError
 from mergekit_bert.hardware import generator
@@ -156,7 +156,7 @@ def test_only_the_targets_are_adapted(bert: Encoder, tmp_path: Path, targets: st
 def test_a_probe_is_a_head_alone(bert: Encoder, sst: Task, tmp_path: Path) -> None:
     probe = train(bert, tmp_path / "a.safetensors", kind="probe")
     assert (probe.sites, probe.tensors, probe.shifts, probe.basis) == ({}, {}, {}, None)
-    start = classifier(bert, sst, generator(0, 1)).head()
+    start = fresh_classifier(bert, sst, generator(0, 1)).head()
     assert set(probe.head) == set(start)
     assert all(not torch.equal(probe.head[name], start[name]) for name in start)
     assert not (tmp_path / "basis.json").exists(), "a probe takes no rows of the basis"

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,10 +27,9 @@ from mergekit_bert.composing.learning import Answers, Reader, descend
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
 from mergekit_bert.composing.method import Learned, Lesson, Method
-from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.kind import Kind, kind_of
-from mergekit_bert.encoder.heads import classifier
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import autocast, default_device, generator, pick_precision
 from mergekit_bert.option import option
@@ -238,7 +238,7 @@ def _expert(
 
 def _bytes(expert: _Expert) -> int:
     """What the answers for all rows would take."""
-    config = expert.reader.model.shell.config
+    config: Any = expert.reader.model.encoder.config
     layers = (config.num_hidden_layers - 1) if expert.reader.hidden else 0
     tokens = sum(map(expert.tokens.length, range(len(expert.tokens))))
     size: int = tokens * layers * config.hidden_size * expert.dtype.itemsize
@@ -246,8 +246,7 @@ def _bytes(expert: _Expert) -> int:
 
 
 def _tokens(lesson: Lesson, part: Part) -> Tokens:
-    encoder: Encoder = lesson.encoder
-    return tokenise(lesson.rows[part.task.name], part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
+    return part.tokens(lesson.encoder, lesson.rows[part.task.name])
 
 
 def _key(lesson: Lesson, dtype: str) -> dict[str, object]:

@@ -20,8 +20,8 @@ from mergekit_bert.composing.weighting import Blend, Pupil
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.forward import outputs_of
-from mergekit_bert.encoder.heads import classifier
 from mergekit_bert.errors import CompositionError
 from tests.adapters.helpers import dense64, quick, random_adapter
 from tests.composing.helpers import given, merged, trio, zeroed

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import mergekit_bert as mb
-from mergekit_bert.encoder.heads import classifier, head_config, head_shapes, last_linear, share
+from mergekit_bert.encoder.classifier import classifier, fresh_classifier, head_shapes, last_linear, share
+from mergekit_bert.encoder.heads.native import head_config
 from mergekit_bert.errors import EncoderError
 from mergekit_bert.hardware import generator
 
@@ -31,11 +32,11 @@ SHAPES = {
 
 
 def test_shapes_of_a_five_class_head(encoders: dict[str, mb.Encoder], sst: mb.Task) -> None:
-    assert {name: head_shapes(one, sst) for name, one in encoders.items()} == SHAPES
+    assert {name: head_shapes(one.config, sst) for name, one in encoders.items()} == SHAPES
 
 
 def test_a_regression_has_one_output(encoder: mb.Encoder, sst: mb.Task, sts: mb.Task) -> None:
-    five, one = head_shapes(encoder, sst), head_shapes(encoder, sts)
+    five, one = head_shapes(encoder.config, sst), head_shapes(encoder.config, sts)
     changed = {name for name in five if five[name] != one[name]}
     assert five.keys() == one.keys()
     assert {five[name][0] for name in changed} == {5}
@@ -44,15 +45,15 @@ def test_a_regression_has_one_output(encoder: mb.Encoder, sst: mb.Task, sts: mb.
 
 
 def test_labels_keep_their_names_and_order(bert: mb.Encoder, sst: mb.Task, sts: mb.Task) -> None:
-    config = head_config(bert, sst)
+    config = head_config(bert.config, sst)
     assert config.id2label == dict(enumerate(sst.label_names))
     assert config.label2id == {name: index for index, name in enumerate(sst.label_names)}
-    assert head_config(bert, sts).problem_type == "regression"
+    assert head_config(bert.config, sts).problem_type == "regression"
     assert bert.config.num_labels == 2
 
 
 def test_a_fresh_head_follows_from_its_generator(encoder: mb.Encoder, sst: mb.Task) -> None:
-    one, same, other = (classifier(encoder, sst, generator(seed)).head() for seed in (1, 1, 2))
+    one, same, other = (fresh_classifier(encoder, sst, generator(seed)).head() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
     for name, parameter in one.items():
@@ -64,7 +65,9 @@ def test_a_fresh_head_follows_from_its_generator(encoder: mb.Encoder, sst: mb.Ta
 
 
 def test_a_head_is_copied_in_and_never_aliased(encoder: mb.Encoder, sst: mb.Task) -> None:
-    given = {name: torch.randn(shape, generator=generator(3)) for name, shape in head_shapes(encoder, sst).items()}
+    given = {
+        name: torch.randn(shape, generator=generator(3)) for name, shape in head_shapes(encoder.config, sst).items()
+    }
     kept = copy.deepcopy(given)
     model = classifier(encoder, sst, given)
     assert all(torch.equal(model.head()[name], kept[name]) for name in kept)
@@ -85,7 +88,7 @@ def test_sharing_copies_modules_and_shares_memory(encoder: mb.Encoder) -> None:
 
 
 def test_the_outputs_come_from_the_last_linear_layer(encoder: mb.Encoder, sst: mb.Task) -> None:
-    model = classifier(encoder, sst, generator(0))
+    model = fresh_classifier(encoder, sst, generator(0))
     layer = last_linear(model)
     assert layer.out_features == 5
     with torch.no_grad():
@@ -96,7 +99,7 @@ def test_the_outputs_come_from_the_last_linear_layer(encoder: mb.Encoder, sst: m
 
 
 def test_a_head_without_a_linear_layer_is_told(bert: mb.Encoder, sst: mb.Task) -> None:
-    model = classifier(bert, sst, generator(0))
+    model = fresh_classifier(bert, sst, generator(0))
     model.shell.classifier = nn.Identity()
     with pytest.raises(EncoderError, match="no linear layer"):
         last_linear(model)
