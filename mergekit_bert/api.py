@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.base import encoder_of
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.base import encoder_of, on_base
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
@@ -95,8 +95,9 @@ def _folder(path: str | Path) -> Path:
 
 
 def default_out(task: Task, kind: str) -> Path:
-    """``adapters/<task>.safetensors``, with the type in the name where it is not an adapter's main one."""
-    return ADAPTERS / (f"{task.name}.probe.safetensors" if kind == "probe" else f"{task.name}.safetensors")
+    """``adapters/<task>.safetensors``, with the type in the name where it has no sites: no merge takes it."""
+    name = task.name if FAMILIES.get(kind).has_sites else f"{task.name}.{kind}"
+    return ADAPTERS / f"{name}{SUFFIX}"
 
 
 def train_adapter(
@@ -117,9 +118,10 @@ def train_adapter(
 ) -> Adapter:
     """Train an adapter for ``task`` and write it to ``out`` (``adapters/<task>.safetensors``).
 
-    ``data`` is a folder that holds ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig``
-    for the options. ``with_stats`` names statistics (``gram``, ``fisher``) to put into the file, for merges that then
-    need no rows. ``avoid`` are other tasks' adapters or their files, for ``AdapterConfig(basis="avoid")``. Raises a
+    ``kind`` names the family (``lora``, ``dora``, ``probe``), ``adapter`` its options. ``data`` is a folder that holds
+    ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig`` for the options. ``with_stats``
+    names statistics (``gram``, ``fisher``) to put into the file, for merges that then need no rows. ``avoid`` are other
+    tasks' adapters or their files, for ``AdapterConfig(basis="avoid")``. Raises a
     :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
@@ -268,11 +270,14 @@ def merge(
 
 
 def _read_all(inputs: Sequence[Input | str | Path], base: Base | None) -> list[Input]:
-    """Inputs, those that are paths read from there."""
+    """Inputs, those that are paths read from there, adapters that need their base on it."""
     found: list[Input] = []
     load = functools.cache(load_encoder)
     for one in inputs:
-        found += read_inputs(Path(one), _named(base), load) if isinstance(one, str | Path) else [one]
+        if isinstance(one, str | Path):
+            found += read_inputs(Path(one), _named(base), load)
+        else:
+            found.append(one if isinstance(one, Ingredient) else on_base("the inputs", one, base))
     return found
 
 
@@ -285,7 +290,8 @@ def changed_inputs(
     model = load(files[0])
     if not isinstance(model, Merged):
         raise CompositionError(str(files[0]), "no merged model", "a file merged with --keep-inputs", "merge first")
-    left = change(model, _read_all(add, base), remove)
+    kept = {name: on_base(str(files[0]), one, base) for name, one in model.kept.items()}
+    left = change(dataclasses.replace(model, kept=kept), _read_all(add, base), remove)
     names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
 
     def known(weights: Mapping[str, float]) -> dict[str, float]:
@@ -372,7 +378,7 @@ def calibrate(
     encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
-        experts = [ingredient(one) for one in _read_all(inputs, base) or found.kept.values()]
+        experts = [ingredient(one) for one in _read_all(inputs, base) or found.on(encoder).kept.values()]
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
         tell_learned("--calibrate heads", chosen["heads"])

@@ -34,7 +34,8 @@ BATTERY = {
     "A merge method": ("test_methods.py", "median", 15),
     "A task": ("test_tasks.py", "headlines", 10),
     "A kind of task": ("test_kinds.py", "stars", 6),
-    "A family of adapters": ("test_types.py", "scaled", 30),
+    "A family of adapters": ("test_families.py", "scaled", 30),
+    "A head": ("test_heads.py", "beside", 5),
 }
 """The checks of each example, its name, and how many of them there are at least."""
 

@@ -8,73 +8,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from mergekit_bert.adapters.adapter import TYPES, Part, Tensors
+from mergekit_bert.adapters.adapter import FAMILIES, Part, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, LowRank, apply
-from mergekit_bert.adapters.linear import adapted_linear
+from mergekit_bert.adapters.delta import Delta, apply
+from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
 from mergekit_bert.adapters.routed import RoutedLinear, RoutedModule
 from mergekit_bert.encoder.classifier import share
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
-
-
-class SeededDropout(nn.Module):
-    """Dropout from a generator of its own, so that runs repeat and threads do not disturb each other."""
-
-    def __init__(self, p: float, source: torch.Generator) -> None:
-        """Drop each entry with probability ``p``, once switched on by :func:`dropout_on`."""
-        super().__init__()
-        self.eval()
-        self.p, self.source = p, source
-
-    @property
-    def drops(self) -> bool:
-        """Whether it does anything now."""
-        return self.training and self.p > 0
-
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """``x`` with entries dropped and the rest scaled by 1/(1−p), while training."""
-        if not self.drops:
-            return x
-        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.source)
-        return x * keep / (1 - self.p)
-
-
-class AdaptedLinear(nn.Module):
-    """A frozen linear layer and an adapter beside it."""
-
-    def __init__(
-        self,
-        linear: nn.Linear,
-        kind: str,
-        tensors: Tensors,
-        frozen: frozenset[str],
-        config: AdapterConfig,
-        source: torch.Generator,
-    ) -> None:
-        """``tensors`` are the type's; those in ``frozen`` are not trained."""
-        super().__init__()
-        self.linear, self.config, self.delta = linear, config, TYPES.get(kind).delta
-        self.tensors = nn.ParameterDict(
-            {
-                name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
-                for name, tensor in tensors.items()
-            }
-        )
-        self.dropout = SeededDropout(config.dropout, source)
-
-    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        """``x (W + Δ)ᵀ + b``; with dropout the Delta alone sees dropped entries."""
-        delta, weight = self.delta(dict(self.tensors.items()), self.config), self.linear.weight
-        assert isinstance(delta, LowRank)
-        if not self.dropout.drops:
-            return adapted_linear(x, weight, self.linear.bias, delta)
-        out: Tensor = self.linear(x)
-        return out + functional.linear(functional.linear(self.dropout(x), delta.A), delta.B)
 
 
 def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
@@ -94,12 +37,12 @@ def attach(
     config: AdapterConfig,
     source: torch.Generator,
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """Put an adapter beside every site of ``tensors``; returns the parameters in the same shape."""
-    placed = {}
+    """Put an adapter of family ``kind`` beside every site of ``tensors``; returns the parameters in the same shape."""
+    family, placed = FAMILIES.get(kind), {}
     for site, values in tensors.items():
         linear = model.encoder.get_submodule(site)
         assert isinstance(linear, nn.Linear)
-        adapted = AdaptedLinear(linear, kind, values, frozen, config.at(site), source)
+        adapted = family.module(linear, values, frozen, config.at(site), source)
         _replace(model.encoder, site, adapted)
         placed[site] = dict(adapted.tensors.items())
     return placed

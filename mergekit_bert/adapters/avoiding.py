@@ -25,7 +25,7 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import Adapter, Size
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank, svd
+from mergekit_bert.adapters.delta import Delta, Dense, svd
 from mergekit_bert.adapters.file import adapter_sha256, check_base
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import of_the_head
@@ -124,6 +124,5 @@ def quiet(
 
 def _directions(deltas: Sequence[Delta], width: int) -> Float[Tensor, "k in"]:
     """Orthonormal rows that span what all of ``deltas`` read, in float64."""
-    factors = [one.A if isinstance(one, LowRank) else one.matrix for one in deltas]
-    each = [svd(Dense(factor))[2] for factor in factors]  # of one size, whatever that of the factor
+    each = [svd(Dense(one.reads))[2] for one in deltas]  # of one size, whatever that of the factor
     return svd(Dense(torch.cat([torch.zeros(0, width, dtype=torch.float64), *each])))[2]

@@ -6,16 +6,43 @@ A file comes from anywhere, so a name in it is not followed just because it is t
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.file import check_base
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import MINILM
+from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import ModelFileError
 
 ALLOWED = "MBERT_ALLOWED_BASES"
 """The environment variable that lists the bases, by commas, which any file may name."""
 Loader = Callable[[str], Encoder]
+
+
+@runtime_checkable
+class _Model(Protocol):
+    """An adapter, or several in one model."""
+
+    @property
+    def base(self) -> Base: ...
+    @property
+    def needs_base(self) -> bool: ...
+    def on(self, encoder: Encoder) -> Any: ...
+
+
+M = TypeVar("M", bound=_Model)
+
+
+def on_base(where: str, model: M, given: str | Path | Encoder | None = None) -> M:
+    """``model`` on its base, which is opened where its Deltas need weights of it, and else left alone.
+
+    Raises what :func:`encoder_of` raises.
+    """
+    if not model.needs_base:
+        return model
+    found: M = model.on(encoder_of(where, model.base, given, open_encoder))
+    return found
 
 
 def encoder_of(

@@ -43,6 +43,7 @@ class AdapterConfig:
     basis: str = option(
         "orthogonal",
         "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see --avoid).",
+        shown="orthogonal; random where --type knows no other",
     )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")

@@ -1,12 +1,13 @@
 """Deltas: the change of one site's weight, ``W' = W + Δ``, low-rank or dense. All merging stands on this algebra.
 
 A low-rank Delta is ``B @ A``; a scale or a weight is multiplied into ``B`` once, so that no sign is lost and no factor
-counts twice. Everything stays in factors until someone truly needs the dense matrix.
+counts twice. Everything stays in factors until someone truly needs the dense matrix. Both kinds have the same
+attributes and methods, so that no caller asks which of the two it holds.
 """
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,23 @@ class LowRank:
         return self.B.shape[1]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its values."""
+        return self.B.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of both factors."""
         return self.A.nbytes + self.B.nbytes
+
+    @property
+    def reads(self) -> Float[Tensor, "r in"]:
+        """Rows that span what ``Δ`` reads of its input."""
+        return self.A
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file stores of it, by name; :func:`delta_of` makes it again."""
+        return {"A": self.A, "B": self.B}
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The matrix."""
@@ -45,9 +60,21 @@ class LowRank:
         """``weight · Δ``."""
         return LowRank(weight * self.B, self.A)
 
-    def to(self, dtype: torch.dtype) -> "LowRank":
-        """The same in ``dtype``."""
-        return LowRank(self.B.to(dtype), self.A.to(dtype))
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> "LowRank":
+        """The same in ``dtype``, and on ``device`` where one is given."""
+        return LowRank(self.B.to(device, dtype), self.A.to(device, dtype))
+
+    def left(self, change: Callable[[Tensor], Tensor]) -> "LowRank":
+        """``L Δ``, of the function ``change`` that multiplies a matrix by ``L`` from the left."""
+        return LowRank(change(self.B), self.A)
+
+    def right(self, change: Callable[[Tensor], Tensor]) -> "LowRank":
+        """``Δ R``, of the function ``change`` that multiplies a matrix by ``R`` from the right."""
+        return LowRank(self.B, change(self.A))
+
+    def add_output(self, out: Float[Tensor, "n out"], x: Float[Tensor, "n in"]) -> None:
+        """Add ``x Δᵀ`` to ``out``, in place."""
+        out.addmm_(x @ self.A.T, self.B.T)
 
 
 @dataclass(frozen=True)
@@ -62,9 +89,28 @@ class Dense:
         return self.matrix.shape[0], self.matrix.shape[1]
 
     @property
+    def rank(self) -> None:
+        """None: it may have any."""
+        return
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its values."""
+        return self.matrix.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the matrix."""
         return self.matrix.nbytes
+
+    @property
+    def reads(self) -> Float[Tensor, "out in"]:
+        """Rows that span what ``Δ`` reads of its input: its own."""
+        return self.matrix
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file stores of it, by name; :func:`delta_of` makes it again."""
+        return {"dense": self.matrix}
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The matrix."""
@@ -74,12 +120,49 @@ class Dense:
         """``weight · Δ``."""
         return Dense(weight * self.matrix)
 
-    def to(self, dtype: torch.dtype) -> "Dense":
-        """The same in ``dtype``."""
-        return Dense(self.matrix.to(dtype))
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> "Dense":
+        """The same in ``dtype``, and on ``device`` where one is given."""
+        return Dense(self.matrix.to(device, dtype))
+
+    def left(self, change: Callable[[Tensor], Tensor]) -> "Dense":
+        """``L Δ``, of the function ``change`` that multiplies a matrix by ``L`` from the left."""
+        return Dense(change(self.matrix))
+
+    def right(self, change: Callable[[Tensor], Tensor]) -> "Dense":
+        """``Δ R``, of the function ``change`` that multiplies a matrix by ``R`` from the right."""
+        return Dense(change(self.matrix))
+
+    def add_output(self, out: Float[Tensor, "n out"], x: Float[Tensor, "n in"]) -> None:
+        """Add ``x Δᵀ`` to ``out``, in place."""
+        out.addmm_(x, self.matrix.T)
 
 
 Delta = LowRank | Dense
+
+
+def tensor_shapes(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a Delta of a ``rank`` (None: dense)."""
+    out, inner = shape
+    return {"dense": shape} if rank is None else {"A": (rank, inner), "B": (out, rank)}
+
+
+def delta_of(tensors: Mapping[str, Tensor]) -> Delta:
+    """The inverse of ``tensors()``."""
+    return Dense(tensors["dense"]) if "dense" in tensors else LowRank(tensors["B"], tensors["A"])
+
+
+def zero(shape: tuple[int, int]) -> LowRank:
+    """No change: rank 0."""
+    return LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+
+
+def factors(delta: Delta) -> LowRank:
+    """``Δ`` as factors, exactly: beside a dense one stands the unit matrix of its shorter side."""
+    if isinstance(delta, LowRank):
+        return delta
+    out, inner = delta.shape
+    unit = torch.eye(min(out, inner), dtype=delta.dtype, device=delta.matrix.device)
+    return LowRank(unit, delta.matrix) if out <= inner else LowRank(delta.matrix, unit)
 
 
 def add(deltas: Iterable[Delta], weights: Iterable[float] = itertools.repeat(1.0)) -> Delta:
@@ -101,14 +184,11 @@ def add(deltas: Iterable[Delta], weights: Iterable[float] = itertools.repeat(1.0
     return narrow(LowRank(torch.cat([delta.B for delta in low], 1), torch.cat([delta.A for delta in low], 0)))
 
 
-def narrow(delta: LowRank) -> LowRank:
+def narrow(delta: Delta) -> Delta:
     """The same with factors no wider than the matrix is: beyond that one of them is the matrix itself."""
-    out, inner = delta.shape
-    if delta.rank <= min(out, inner):
+    if delta.rank is None or delta.rank <= min(delta.shape):
         return delta
-    matrix = (delta.B.double() @ delta.A.double()).to(delta.B.dtype)
-    unit = torch.eye(min(out, inner), dtype=matrix.dtype)
-    return LowRank(unit, matrix) if out <= inner else LowRank(matrix, unit)
+    return factors(Dense(delta.to(torch.float64).dense().to(delta.dtype)))
 
 
 def compress(delta: Delta, rank: int) -> tuple[LowRank, float]:
@@ -122,8 +202,7 @@ def compress(delta: Delta, rank: int) -> tuple[LowRank, float]:
     u, values, vh = svd(delta)
     energy = values.square()
     lost = float(energy[rank:].sum() / energy.sum()) if float(energy.sum()) > 0 else 0.0
-    dtype = delta.B.dtype if isinstance(delta, LowRank) else delta.matrix.dtype
-    return LowRank((u[:, :rank] * values[:rank]).to(dtype), vh[:rank].to(dtype)), lost
+    return LowRank((u[:, :rank] * values[:rank]).to(delta.dtype), vh[:rank].to(delta.dtype)), lost
 
 
 _COARSE = 1e-8
@@ -159,8 +238,7 @@ def _project(delta: Delta, rank: int) -> tuple[LowRank, float] | None:
         left = torch.linalg.qr(half @ vectors if tall else vectors)[0]
         right = left.T @ half
     lost = 1 - float(right.square().sum()) / whole
-    dtype = delta.B.dtype if isinstance(delta, LowRank) else delta.matrix.dtype
-    return (LowRank(left.to(dtype), right.to(dtype)), lost) if lost > _COARSE else None
+    return (LowRank(left, right).to(delta.dtype), lost) if lost > _COARSE else None
 
 
 _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
@@ -196,3 +274,12 @@ def norm(delta: Delta) -> float:
         return float(torch.linalg.matrix_norm(delta.matrix.double()))
     left, right = delta.B.double(), delta.A.double()
     return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
+
+def energy(delta: Delta, gram: Float[Tensor, "in in"]) -> float:
+    """``E‖Δ x‖² = tr(Δ G Δᵀ)``, of the second moments ``G`` of the inputs; in float64."""
+    if isinstance(delta, Dense):
+        matrix = delta.matrix.double()
+        return float((matrix @ gram * matrix).sum())
+    left, right = delta.B.double(), delta.A.double()
+    return float(((left.T @ left) * (right @ gram @ right.T)).sum())

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part, Size
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Part, Size
 from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
 from mergekit_bert.encoder.classifier import head_shapes
@@ -95,7 +95,7 @@ def check_format(where: str, metadata: Mapping[str, Any]) -> str:
 
 def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, record) of an adapter."""
-    rebuilt = {"A"} if adapter.basis else set()
+    rebuilt = adapter.family.frozen(adapter.basis)
     tensors = {
         f"site.{site}.{name}": tensor
         for site, values in adapter.tensors.items()
@@ -147,12 +147,15 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
 def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     """The inverse of :func:`pack`; every field, name and shape is checked before anything is made of it."""
     record = validate(AdapterRecord, value)
-    kind, basis = TYPES.get(record.type), record.basis
+    family, basis = FAMILIES.get(record.type), record.basis
+    rebuilt = family.frozen(basis)
+    if basis and not rebuilt:
+        raise ValueError(f"basis rows, which {family.name} takes none of")
     expected = {
         f"site.{site}.{name}": shape
         for site, size in record.sites.items()
-        for name, shape in kind.shapes(record.config.at(site), size).items()
-        if not (basis and name == "A")
+        for name, shape in family.shapes(record.config.at(site), size).items()
+        if name not in rebuilt
     }
     expected |= {f"shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
     expected |= {f"head.{name}": tuple(shape) for name, shape in record.head.items()}
@@ -165,8 +168,8 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     _check_rebuilt(where, tensors, record)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in record.sites}
     for site, size in record.sites.items():
-        for name, shape in kind.shapes(record.config.at(site), size).items():
-            built = basis.matrix(site, size[1]) if basis and name == "A" else tensors[f"site.{site}.{name}"]
+        for name, shape in family.shapes(record.config.at(site), size).items():
+            built = basis.matrix(site, size[1]) if basis and name in rebuilt else tensors[f"site.{site}.{name}"]
             if tuple(built.shape) != shape:
                 raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", _REWRITE)
             by_site[site][name] = built

@@ -1,17 +1,69 @@
-"""The adapted linear layer: ``x Wᵀ + b + (x Aᵀ) Bᵀ`` with the gradients that training needs and no more.
+"""Linear layers with an adapter in training beside them.
 
-The thin products are added into the wide ones' results in place, and what is kept for the backward pass is ``x``
-and ``x Aᵀ`` (Hu et al. 2021, arXiv 2106.09685, section 4.2: nothing of the size of ``W`` is ever made).
+:func:`adapted_linear` is ``x Wᵀ + b + (x Aᵀ) Bᵀ`` with the gradients that training needs and no more: the thin products
+are added into the wide ones' results in place, and what is kept for the backward pass is ``x`` and ``x Aᵀ`` (Hu et al.
+2021, arXiv 2106.09685, section 4.2: nothing of the size of ``W`` is ever made).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import LowRank
+
+
+class SeededDropout(nn.Module):
+    """Dropout from a generator of its own, so that runs repeat and threads do not disturb each other."""
+
+    def __init__(self, p: float, source: torch.Generator) -> None:
+        """Drop each entry with probability ``p``, once switched on by training mode."""
+        super().__init__()
+        self.eval()
+        self.p, self.source = p, source
+
+    @property
+    def drops(self) -> bool:
+        """Whether it does anything now."""
+        return self.training and self.p > 0
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """``x`` with entries dropped and the rest scaled by 1/(1−p), while training."""
+        if not self.drops:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.source)
+        return x * keep / (1 - self.p)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer and an adapter beside it: a family's module is one, with a ``forward`` of its own.
+
+    ``forward`` gives ``x (W + Δ)ᵀ + b``, differentiable in ``tensors``; with dropout the Delta alone sees dropped
+    entries.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        tensors: Mapping[str, Tensor],
+        frozen: frozenset[str],
+        config: AdapterConfig,
+        source: torch.Generator,
+    ) -> None:
+        """``tensors`` are the family's; those in ``frozen`` are not trained. ``linear`` is still in float32."""
+        super().__init__()
+        self.linear, self.config = linear, config
+        self.tensors = nn.ParameterDict(
+            {
+                name: nn.Parameter(tensor.to(linear.weight.device, copy=True), requires_grad=name not in frozen)
+                for name, tensor in tensors.items()
+            }
+        )
+        self.dropout = SeededDropout(config.dropout, source)
 
 
 def adapted_linear(

@@ -1,8 +1,8 @@
 """What a PEFT folder is on its base: LoRA, rsLoRA and DoRA with patterns, biases and whole modules, and a head.
 
-Tensors are named ``base_model.model.<module>.lora_A.weight`` (``(r, in)``), ``….lora_B.weight`` (``(out, r)``) and, for
-DoRA (arXiv 2402.09353), ``….lora_magnitude_vector`` (``(out,)``); biases and the modules saved whole (the head among
-them) are there as values, not as changes. Names and sizes are compared with the base before a value is read.
+Tensors are named ``base_model.model.<module>.<ending>``, with the endings that the family of the adapter says; biases
+and the modules saved whole (the head among them) are there as values, not as changes. Names and sizes are compared with
+the base before a value is read.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Size
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Family, Size
 from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig, carried
@@ -29,7 +29,6 @@ from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_t
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
 from mergekit_bert.patterns import exactly
 
-_FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_magnitude_vector": "m"}
 _COPIES = (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.", r"\.original_module\.")
 """What copies have in their names, which ``bias="all"`` saves of the biases of modules that are saved whole."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -42,7 +41,7 @@ _NAME_BASE = "name the --base it was trained on"
 class _Names:
     """The folder's tensors by what they are; names as the model with a head has them, with those in the file.
 
-    ``factors`` are LoRA's by module, ``values`` saved whole by parameter, ``copies`` tensors that repeat a value.
+    ``factors`` are the adapter's by module, ``values`` saved whole by parameter, ``copies`` repeat a value.
     """
 
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -53,12 +52,12 @@ class _Names:
 def adapter_of(
     folder: PeftFolder, encoder: Encoder, task: Task, body: bool = False
 ) -> tuple[Adapter, dict[str, Delta]]:
-    """The folder's adapter for ``task`` on ``encoder``, and the Deltas that are not low-rank, by site.
+    """The folder's adapter for ``task`` on ``encoder``, and the Deltas of linear layers that are saved whole, by site.
 
-    These are DoRA's, and linear layers saved whole; the adapter is without them. A ``body`` has no head, and ``task``
-    only stands in. Raises ModelFileError where tensors do not fit the encoder or are left over, CompositionError where
-    the head does not fit the task.
+    The adapter is without these. A ``body`` has no head, and ``task`` only stands in. Raises ModelFileError where
+    tensors do not fit the encoder or are left over, CompositionError where the head does not fit the task.
     """
+    family = _family(folder)
     shell = native_prefix(encoder.config, task)
     names, shapes = _by_name(folder), head_shapes(encoder.config, task)
     if not any(module.startswith(shell) for module in names.factors):
@@ -67,9 +66,9 @@ def adapter_of(
         _leave_out_pooler(names, encoder, shell)
     sites = _sites(folder, names, encoder, shell, shapes)
     changed = _changed(folder, names, encoder, shell, task, shapes, body)
-    config = _read_config(folder, encoder, sites, shell, changed)
+    config = _read_config(folder, family, encoder, sites, shell, changed)
     for site, size in sites.items():
-        _check_factors(folder, site, names.factors[f"{shell}{site}"], config.at(site).rank, size)
+        _check_factors(folder, site, names.factors[f"{shell}{site}"], family.shapes(config.at(site), size))
     _check_copies(folder, names)
     tensors = {
         site: {letter: _value(folder, name) for letter, name in sorted(names.factors[f"{shell}{site}"].items())}
@@ -78,15 +77,10 @@ def adapter_of(
     changes = {name: _value(folder, stored) - _weight(encoder, name) for name, stored in changed.items()}
     whole = {site: changes.pop(f"{site}.weight") for site in linear_layers(encoder) if f"{site}.weight" in changes}
     dense: dict[str, Delta] = {site: Dense(change) for site, change in whole.items() if bool(change.any())}
-    low = {site: TYPES.get("lora").delta(found, config.at(site)) for site, found in tensors.items()}
-    if folder.config.use_dora:
-        dense |= {site: _dora(_weight(encoder, f"{site}.weight"), low[site], tensors[site]["m"]) for site in sites}
-        sites, tensors, low = {}, {}, {}
     stored = {} if body else {name: _value(folder, names.values[name]) for name in shapes}
     head = _head(stored, encoder, task) if stored else {}
-    _check_sizes(str(folder.path), {**low, **dense}, {**changes, **head})
     adapter = Adapter(
-        type="lora",
+        type=family.name,
         config=config,
         task=task,
         base=Base.of(encoder),
@@ -98,18 +92,30 @@ def adapter_of(
         basis=None,
         training={"peft_version": str(folder.config.peft_version), "use_dora": bool(folder.config.use_dora)},
         scores={},
-    )
+    ).on(encoder)
+    _check_sizes(str(folder.path), {**adapter.deltas(), **dense}, {**changes, **head})
     return (_as_written(folder, folder.written, adapter) if folder.written else adapter), dense
+
+
+def _family(folder: PeftFolder) -> Family:
+    """The family whose switches are those of the folder."""
+    known = {name for one in FAMILIES if one.peft for name in one.peft.switches}
+    on = {name for name in known if getattr(folder.config, name)}
+    found = next((one for one in FAMILIES if one.peft and one.peft.switches == on), None)
+    if found is None:
+        raise ModelFileError(str(folder.path / CONFIG), f"{' and '.join(sorted(on))}", "one of them", AGAIN)
+    return found
 
 
 def _by_name(folder: PeftFolder) -> _Names:
     """What each tensor is, by its name."""
+    endings = {f".{end}": name for one in FAMILIES if one.peft for name, end in one.peft.tensors.items()}
     names, shapes = _Names(), folder.tensors.shapes
     for key, shape in shapes.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         plain = {PREFIX + re.sub(part, ".", name) for part in _COPIES} - {PREFIX + name}
         repeated = next((one for one in sorted(plain) if shapes.get(one) == shape), None)
-        ending = next((one for one in _FACTORS if name.endswith(one)), None)
+        ending = next((one for one in endings if name.endswith(one)), None)
         if repeated is not None:
             if ".original_module." not in name:  # which has the value before training
                 names.copies[key] = repeated
@@ -117,7 +123,7 @@ def _by_name(folder: PeftFolder) -> _Names:
         if ending is None or not key.startswith(PREFIX):
             found, short = names.values, name if key.startswith(PREFIX) else key
         else:
-            found, short = names.factors.setdefault(name.removesuffix(ending), {}), _FACTORS[ending]
+            found, short = names.factors.setdefault(name.removesuffix(ending), {}), endings[ending]
         if short in found:
             raise ModelFileError(str(folder.path), f"{found[short]!r} and {key!r}", "one tensor for each place", AGAIN)
         found[short] = key
@@ -170,10 +176,9 @@ def _sites(
     return {site: size for site, size in layers.items() if f"{shell}{site}" in names.factors}
 
 
-def _check_factors(folder: PeftFolder, site: str, found: Mapping[str, str], rank: int, size: Size) -> None:
-    out_features, in_features = size
-    expected: dict[str, tuple[int, ...]] = {"A": (rank, in_features), "B": (out_features, rank)}
-    expected |= {"m": (out_features,)} if folder.config.use_dora else {}
+def _check_factors(
+    folder: PeftFolder, site: str, found: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
+) -> None:
     shapes = {letter: folder.tensors.shapes[name] for letter, name in found.items()}
     if shapes != expected:
         found_text, expected_text = (
@@ -246,14 +251,6 @@ def _check_sizes(where: str, deltas: Mapping[str, Delta], tensors: Mapping[str, 
             )
 
 
-def _dora(weight: Float[Tensor, "out in"], low: Delta, magnitude: Float[Tensor, "out"]) -> Dense:
-    """``m · (W + sBA) / ‖W + sBA‖ − W`` (Liu et al. 2024, arXiv 2402.09353), the norm by output row as PEFT has it."""
-    turned = weight.double() + low.to(torch.float64).dense()
-    length = torch.linalg.vector_norm(turned, dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    delta: Tensor = magnitude.double()[:, None] * turned / length - weight.double()
-    return Dense(delta.float())
-
-
 def _head(head: Mapping[str, Tensor], encoder: Encoder, task: Task) -> dict[str, Tensor]:
     """The head as mbert keeps it: a regression's on 0…1."""
     model = classifier(encoder, task, head)
@@ -262,14 +259,19 @@ def _head(head: Mapping[str, Tensor], encoder: Encoder, task: Task) -> dict[str,
 
 
 def _read_config(
-    folder: PeftFolder, encoder: Encoder, sites: Mapping[str, Size], shell: str, changed: Mapping[str, str]
+    folder: PeftFolder,
+    family: Family,
+    encoder: Encoder,
+    sites: Mapping[str, Size],
+    shell: str,
+    changed: Mapping[str, str],
 ) -> AdapterConfig:
     given, names = folder.config, {f"{shell}{site}": site for site in sites}
     ranks, alphas = given.rank_pattern or {}, given.alpha_pattern or {}
     whole = {f"{site}.weight" for site in linear_layers(encoder)}
     biases = set(shift_names(encoder.model, bias=True, layernorm=False))
     try:
-        config = AdapterConfig(
+        config = family.options(
             rank=given.r,
             alpha=given.lora_alpha,
             rank_stabilized=bool(given.use_rslora),
@@ -304,17 +306,20 @@ def _targets(encoder: Encoder, sites: Mapping[str, Size], given: str | list[str]
 
 def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> Adapter:
     """The adapter as it was before its folder was written; the folder's other files must follow from it."""
+    frozen, path = adapter.family.frozen(record.basis), str(folder.path / RECORD)
+    try:
+        config = adapter.family.options.from_json(record.config.to_json())
+    except MbertError as error:
+        raise ModelFileError(path, f"broken ({error})", f"options of {adapter.type}", "remove it") from error
     for site, tensors in adapter.tensors.items():
-        own, recorded = adapter.config.at(site), record.config.at(site)
-        same_basis = record.basis is None or _is_basis(record.basis, site, tensors["A"])
+        own, recorded = adapter.config.at(site), config.at(site)
+        same_basis = record.basis is None or any(_is_basis(record.basis, site, tensors[name]) for name in frozen)
         if (own.rank, own.scale) != (recorded.rank, recorded.scale) or not same_basis:
             what = "rank or alpha" if same_basis else "basis"
-            raise ModelFileError(
-                str(folder.path / RECORD), f"another {what} of {site!r}", "what the other files say", "remove it"
-            )
+            raise ModelFileError(path, f"another {what} of {site!r}", "what the other files say", "remove it")
     return dataclasses.replace(
         adapter,
-        config=record.config,
+        config=config,
         basis=record.basis,
         training=record.training.model_dump(exclude_unset=True),
         scores=record.scores,

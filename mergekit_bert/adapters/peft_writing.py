@@ -29,16 +29,16 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
 
     Biases become ``bias="all"`` (or ``"lora_only"``), LayerNorms modules saved whole.
     """
-    kind = head_of(adapter.head)
+    peft, kind = adapter.family.peft, head_of(adapter.head)
     if not kind.is_native:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"the head {kind.name}", "transformers' own, the only one that PEFT has",
             "convert it to a Hugging Face folder (--to hf)",
         )  # fmt: skip
-    if adapter.type != "lora" or not adapter.sites:
+    if peft is None or not adapter.sites:
         raise CompositionError(
-            f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites", "a LoRA of some sites",
-            "convert it to a Hugging Face folder (--to hf)",
+            f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites",
+            "an adapter of some sites that PEFT knows", "convert it to a Hugging Face folder (--to hf)",
         )  # fmt: skip
     model = classifier(encoder, adapter.task, adapter.head)
     scale_head(model, adapter.task)
@@ -55,8 +55,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     biases = [name.removesuffix(".bias") for name in shifted if name.rpartition(".")[0] not in whole]
     tensors = {f"{PREFIX}{name}": value for name, value in head.items()}
     for site, found in adapter.tensors.items():
-        tensors[f"{PREFIX}{shell}{site}.lora_A.weight"] = found["A"]
-        tensors[f"{PREFIX}{shell}{site}.lora_B.weight"] = found["B"]
+        tensors |= {f"{PREFIX}{shell}{site}.{ending}": found[name] for name, ending in peft.tensors.items()}
     for name, value in shifted.items():
         module, _, tensor = name.rpartition(".")
         inner = f"{module}.base_layer" if module in adapter.sites else module
@@ -64,7 +63,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     saved = [*sorted({name.partition(".")[0] for name in head}), *(f"{shell}{module}" for module in whole)]
     with atomic_folder(path) as part:
         write_plain_tensors(part / WEIGHTS, tensors)
-        write_json(part / CONFIG, _written_config(adapter, shell, saved, biases))
+        write_json(part / CONFIG, _written_config(adapter, shell, saved, biases) | dict.fromkeys(peft.switches, True))
         write_json(
             part / RECORD,
             {

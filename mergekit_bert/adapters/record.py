@@ -1,14 +1,25 @@
 """What the metadata of an adapter file may say: every field with its type and bounds, nothing beside them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from mergekit_bert.adapters.adapter import Base
+from mergekit_bert.adapters.adapter import FAMILIES, Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
+
+
+def _of_family(value: Any, info: Any) -> AdapterConfig:
+    """Options as the record of the family that the field ``type`` names; LoRA's where it is none."""
+    kind = info.data.get("type")
+    options = FAMILIES.get(kind).options if kind in FAMILIES.names() else AdapterConfig
+    return options.from_json(value)
+
+
+Options = Annotated[AdapterConfig, BeforeValidator(_of_family)]
+"""An adapter's options, in a record that says its ``type`` before them."""
 
 
 class StatisticRecord(Schema):
@@ -59,7 +70,7 @@ class PartRecord(Schema):
     """What a merge keeps of an adapter's record, and the SHA-256 of its file (empty for a whole checkpoint)."""
 
     type: Name
-    config: AdapterConfig
+    config: Options
     task: Task
     max_length: Length
     head: dict[Name, Shape]
@@ -82,7 +93,7 @@ class AdapterRecord(Schema):
     """An adapter's whole record."""
 
     type: Name
-    config: AdapterConfig
+    config: Options
     task: Task
     base: Base
     max_length: Length

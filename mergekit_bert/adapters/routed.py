@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.classifier import share
 
@@ -21,24 +21,15 @@ class RoutedLinear(nn.Module):
         """``deltas`` are by the adapters' numbers."""
         super().__init__()
         self.linear = linear
-        device = linear.weight.device
-        self.low = {
-            number: LowRank(delta.B.to(device), delta.A.to(device))
-            for number, delta in deltas.items()
-            if isinstance(delta, LowRank)
-        }
-        self.dense = {number: delta.dense().to(device) for number, delta in deltas.items() if number not in self.low}
+        self.deltas = {number: delta.to(delta.dtype, linear.weight.device) for number, delta in deltas.items()}
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """``x (W + Δi)ᵀ + b`` for the rows of each adapter i."""
         out: Tensor = self.linear(x)
         flat, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
         for adapter, start, stop in packing.pieces(x):
-            piece = flat[start:stop]
-            if adapter in self.low:
-                piece.addmm_(rows[start:stop] @ self.low[adapter].A.T, self.low[adapter].B.T)
-            elif adapter in self.dense:
-                piece.addmm_(rows[start:stop], self.dense[adapter].T)
+            if adapter in self.deltas:
+                self.deltas[adapter].add_output(flat[start:stop], rows[start:stop])
         return out
 
 

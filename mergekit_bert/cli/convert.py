@@ -35,10 +35,11 @@ def command(
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
-    """Convert a model file: LoRA, rsLoRA and DoRA folders of PEFT become adapters, low-rank models PEFT folders.
+    """Convert a model file: LoRA, rsLoRA and DoRA folders of PEFT become adapters, these and low-rank models folders.
 
-    What is written is read back and must give the same outputs. PEFT holds low-rank changes alone: merge with --rank
-    where a method makes them dense. A PEFT folder of a regression gives values in the task's range.
+    What is written is read back and must give the same outputs. PEFT holds adapters of its own kinds and low-rank
+    changes: merge with --rank where a method makes them dense. A PEFT folder of a regression gives values in the
+    task's range.
     """
     from mergekit_bert import api
     from mergekit_bert.terminal import say

@@ -12,9 +12,9 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
     if isinstance(model, Ensemble):
         say(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
         return
-    ranks = sorted({delta.rank for delta in model.deltas.values() if hasattr(delta, "rank")})
+    ranks = sorted({delta.rank for delta in model.deltas.values() if delta.rank is not None})
     low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
-    dense = sum(not hasattr(delta, "rank") for delta in model.deltas.values())
+    dense = sum(delta.rank is None for delta in model.deltas.values())
     shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
     space = model.recipe.get("space", "full")
     where = f" in {space} space" if space != "full" else ""

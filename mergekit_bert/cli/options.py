@@ -117,19 +117,32 @@ def refuse_alone(these: Mapping[str, object], needed: str, given: object) -> Non
             raise CompositionError(option, f"no {needed}, which alone reads it", needed, "add it, or drop this")
 
 
-def flags(**configs: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per option of each config record; the command gets the records whole, by keyword."""
+def flags(
+    chosen: Mapping[str, Callable[[Mapping[str, Any]], type[Any]]] | None = None, **configs: type[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per option of each config record; the command gets the records whole, by keyword.
+
+    ``chosen`` may say which record it gets instead, by its other arguments: one with other defaults, for a flag that is
+    not on the command line.
+    """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def run(**given: Any) -> None:
-            for name, config in configs.items():
-                given[name] = config(**{one.name: given.pop(one.name) for one in _told(config)})
+        def run(context: Any, **given: Any) -> None:
+            asked = {name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+            values = {
+                name: {one.name: given.pop(one.name) for one in _told(config)} for name, config in configs.items()
+            }
+            for name, options in values.items():
+                record = chosen[name](given) if chosen and name in chosen else configs[name]
+                given[name] = record(**{option: value for option, value in options.items() if option in asked})
             command(**given)
 
         hints = get_type_hints(command, include_extras=True)
         own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name not in configs]
-        parameters = [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context]
+        parameters += [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         for config in configs.values():
             parameters += _parameters(config)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """``mbert train-adapter``: one small adapter for one task."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +12,17 @@ from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
 
 EXAMPLE = "Example: mbert train-adapter --task sts --data DIR — writes adapters/sts.safetensors and scores it on dev."
-TYPES = ", ".join(names_in("mergekit_bert.adapters.types", "mbert.families"))
+NAMES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
 
 
-@options.flags(adapter=AdapterConfig, train=TrainConfig)
+def _family_options(given: Mapping[str, Any]) -> type[AdapterConfig]:
+    """The record of the options of the family that ``--type`` names."""
+    from mergekit_bert.adapters.adapter import FAMILIES
+
+    return FAMILIES.get(given["kind"]).options
+
+
+@options.flags({"adapter": _family_options}, adapter=AdapterConfig, train=TrainConfig)
 def command(
     adapter: AdapterConfig,
     train: TrainConfig,
@@ -28,7 +36,7 @@ def command(
     data: options.Data = None,
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
-    kind: Annotated[str, typer.Option("--type", help=f"Adapter type: {TYPES}.")] = "lora",
+    kind: Annotated[str, typer.Option("--type", help=f"Adapter type: {NAMES}.")] = "lora",
     with_stats: Annotated[
         str,
         typer.Option(

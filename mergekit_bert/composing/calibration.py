@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from mergekit_bert.adapters.adapter import Part, Tensors
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.delta import energy
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
@@ -277,9 +277,11 @@ def calibrate_scales(
     scales = {}
     for site, delta in model.deltas.items():
         wanted = sum(
-            _energy(one.deltas[site], own[site]) for one, own in zip(experts, grams, strict=True) if site in one.deltas
+            energy(one.deltas[site], own[site].dense())
+            for one, own in zip(experts, grams, strict=True)
+            if site in one.deltas
         )
-        found = sum(_energy(delta, own[site]) for own in grams)
+        found = sum(energy(delta, own[site].dense()) for own in grams)
         scales[site] = math.sqrt(wanted / found) if wanted > 0 and found > 0 else 1.0
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}
     own, private = dict(model.own), model.recipe.get("private")
@@ -295,15 +297,6 @@ def _grams(one: Ingredient, encoder: Encoder, rows: Mapping[str, Rows]) -> Mappi
     known: Mapping[str, Any] | None = one.statistics.get("gram")
     found: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in one.parts])
     return found
-
-
-def _energy(delta: Delta, gram: Gram) -> float:
-    """``E‖Δ x‖² = tr(Δ G Δᵀ)``."""
-    if isinstance(delta, LowRank):
-        left, right = delta.B.double(), delta.A.double()
-        return float(((left.T @ left) * (right @ gram.dense() @ right.T)).sum())
-    matrix = delta.matrix.double()
-    return float((matrix @ gram.dense() * matrix).sum())
 
 
 def _noted(model: Merged, step: str, told: Mapping[str, Any], **changes: Any) -> Merged:

@@ -1,5 +1,6 @@
 """Compositions in memory: Merged (one Delta per site, all heads) or Ensemble (all adapters, and a router)."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import torch
 
 from mergekit_bert.adapters.adapter import Adapter, Base, Part, Tensors
-from mergekit_bert.adapters.delta import Delta, LowRank, add
+from mergekit_bert.adapters.delta import Delta, add
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 
 STEPS = ("search", "scales", "heads")
@@ -72,7 +74,7 @@ class Merged:
         shifts = [shift for own in self.own.values() for name, shift in own.shifts.items() if name in self.shifts]
         if not (deltas or shifts):
             return {}
-        ranks = [delta.rank if isinstance(delta, LowRank) else min(delta.shape) for delta in deltas]
+        ranks = [min(delta.shape) if delta.rank is None else delta.rank for delta in deltas]
         return {"rank": max(ranks, default=0), "bytes": sum(one.nbytes for one in [*deltas, *shifts])}
 
     def steps(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -94,6 +96,15 @@ class Merged:
             for step, told in self.steps()
             for task, rows in told.get("rows", {}).items()
         ]
+
+    @property
+    def needs_base(self) -> bool:
+        """No: its Deltas are its own. The inputs that it kept may need one."""
+        return False
+
+    def on(self, encoder: Encoder) -> "Merged":
+        """The same, with the inputs that it kept on ``encoder``."""
+        return dataclasses.replace(self, kept={name: one.on(encoder) for name, one in self.kept.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -120,6 +131,15 @@ class Ensemble:
     def base(self) -> Base:
         """The base of all experts."""
         return next(iter(self.experts.values())).base
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether one of the experts does."""
+        return any(expert.needs_base for expert in self.experts.values())
+
+    def on(self, encoder: Encoder) -> "Ensemble":
+        """The same, with all experts on ``encoder``."""
+        return dataclasses.replace(self, experts={name: one.on(encoder) for name, one in self.experts.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:

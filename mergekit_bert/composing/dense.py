@@ -33,6 +33,7 @@ def write_dense(
     lazily, the memory needed is that of a few tensors. Every file is read back; with a loaded encoder its outputs are
     compared too. Raises OutputError, ModelFileError.
     """
+    model = model.on(encoder)
     tasks = [find_task(model, name) for name in only] or list(model.tasks)
     outputs = dense_outputs(folder, [task.name for task in tasks], force)
     with written(*outputs) as parts:

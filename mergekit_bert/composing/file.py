@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank
+from mergekit_bert.adapters.delta import Delta, delta_of, tensor_shapes
 from mergekit_bert.adapters.file import (
     FORMAT,
     check_dense,
@@ -84,30 +84,23 @@ def read_model(path: Path) -> Model:
 
 def _pack_deltas(prefix: str, deltas: Mapping[str, Delta], shifts: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Deltas and shifts as tensors whose names begin with ``prefix``, and what the record says of them."""
-    tensors: dict[str, Tensor] = {}
-    for site, delta in deltas.items():
-        if isinstance(delta, LowRank):
-            tensors |= {f"{prefix}site.{site}.B": delta.B, f"{prefix}site.{site}.A": delta.A}
-        else:
-            tensors[f"{prefix}site.{site}.dense"] = delta.matrix
-    tensors |= {f"{prefix}shift.{name}": tensor for name, tensor in shifts.items()}
-    sites = {
-        site: {"size": list(delta.shape), "rank": delta.rank if isinstance(delta, LowRank) else None}
+    tensors: dict[str, Tensor] = {
+        f"{prefix}site.{site}.{name}": tensor
         for site, delta in deltas.items()
+        for name, tensor in delta.tensors().items()
     }
+    tensors |= {f"{prefix}shift.{name}": tensor for name, tensor in shifts.items()}
+    sites = {site: {"size": list(delta.shape), "rank": delta.rank} for site, delta in deltas.items()}
     return tensors, {"sites": sites, "shifts": {name: list(tensor.shape) for name, tensor in shifts.items()}}
 
 
 def _shapes(prefix: str, record: PatchRecord) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a record describes."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for site, told in record.sites.items():
-        (out_features, in_features), rank = told.size, told.rank
-        if rank is None:
-            expected[f"{prefix}site.{site}.dense"] = (out_features, in_features)
-        else:
-            expected[f"{prefix}site.{site}.B"] = (out_features, rank)
-            expected[f"{prefix}site.{site}.A"] = (rank, in_features)
+    expected = {
+        f"{prefix}site.{site}.{name}": shape
+        for site, told in record.sites.items()
+        for name, shape in tensor_shapes(told.size, told.rank).items()
+    }
     return expected | {f"{prefix}shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
 
 
@@ -115,10 +108,8 @@ def _unpack_deltas(
     prefix: str, tensors: Mapping[str, Tensor], record: PatchRecord
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """The inverse of :func:`_pack_deltas`."""
-    deltas: dict[str, Delta] = {
-        site: Dense(tensors[f"{prefix}site.{site}.dense"])
-        if told.rank is None
-        else LowRank(tensors[f"{prefix}site.{site}.B"], tensors[f"{prefix}site.{site}.A"])
+    deltas = {
+        site: delta_of({name: tensors[f"{prefix}site.{site}.{name}"] for name in tensor_shapes(told.size, told.rank)})
         for site, told in record.sites.items()
     }
     return deltas, {name: tensors[f"{prefix}shift.{name}"] for name in record.shifts}

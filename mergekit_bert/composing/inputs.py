@@ -4,15 +4,16 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter
-from mergekit_bert.adapters.base import Loader
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.base import Loader, on_base
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
-from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.composing.composition import Ensemble
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import Input, ingredient
 from mergekit_bert.composing.peft import read_peft_input
+from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 
@@ -36,10 +37,9 @@ def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = lo
             "name the files in it",
         )
     model = read_model(path)
-    if isinstance(model, Ensemble):
-        return list(model.experts.values())
-    assert isinstance(model, Adapter | Merged)  # a file is no model folder
-    return [model]
+    assert not isinstance(model, FullModel)  # a file is no model folder
+    model = on_base(str(path), model, base)
+    return list(model.experts.values()) if isinstance(model, Ensemble) else [model]
 
 
 def choose_inputs(
@@ -92,4 +92,4 @@ def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingre
 
 
 def _is_probe(one: Ingredient) -> bool:
-    return isinstance(one.model, Adapter) and not TYPES.get(one.model.type).has_sites
+    return isinstance(one.model, Adapter) and not one.model.family.has_sites

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
-from mergekit_bert.adapters.delta import Delta, LowRank, compress, narrow, norm
+from mergekit_bert.adapters.delta import Delta, compress, narrow, norm, zero
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
@@ -261,7 +261,7 @@ def _see(
             for one in ingredients
             if one.name in known or any(name in sites for sites in statistics.get(one.name, {}).values())
         ]
-        inner, leave = SPACES[recipe.space].enter([known.get(one.name, _nothing(min(shapes))) for one in counted])
+        inner, leave = SPACES[recipe.space].enter([known.get(one.name, zero(min(shapes))) for one in counted])
     site = Site(
         name=name,
         names=[one.name for one in counted],
@@ -281,14 +281,10 @@ def _same(delta: Delta) -> Delta:
     return delta
 
 
-def _nothing(shape: tuple[int, int]) -> Delta:
-    return LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
-
-
 def finite_delta(one: Ingredient, site: str) -> Delta:
     """The Delta of ``one`` at ``site``; CompositionError where it is not finite."""
     delta = _wide(one.deltas[site])
-    for tensor in (delta.B, delta.A) if isinstance(delta, LowRank) else (delta.matrix,):
+    for tensor in delta.tensors().values():
         if not finite(tensor):
             raise CompositionError(
                 f"site {site!r} of {one.name!r}", NOT_FINITE, "finite values", "train or export it again"
@@ -298,13 +294,12 @@ def finite_delta(one: Ingredient, site: str) -> Delta:
 
 def _wide(delta: Delta) -> Delta:
     """In float32, or wider where it is."""
-    first = delta.B if isinstance(delta, LowRank) else delta.matrix
-    return delta.to(torch.promote_types(first.dtype, torch.float32))
+    return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
 
 def _tidy(delta: Delta) -> Delta:
     """In float32, and no wider in factors than the matrix is."""
-    return (narrow(delta) if isinstance(delta, LowRank) else delta).to(torch.float32)
+    return narrow(delta).to(torch.float32)
 
 
 def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[str, Delta], dict[str, Any]]:
@@ -320,7 +315,7 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
                 f"--rank {rank}", f"site {name!r} is {delta.shape[0]} × {delta.shape[1]}",
                 f"at most {min(delta.shape)}", "choose a smaller --rank"
             )  # fmt: skip
-        small = isinstance(delta, LowRank) and delta.rank <= rank
+        small = delta.rank is not None and delta.rank <= rank
         kept[name], lost[name] = (delta, 0.0) if small else compress(delta, rank)
         energy = norm(kept[name]) ** 2 / (1 - lost[name])
         whole, gone = whole + energy, gone + energy * lost[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 from mergekit_bert.adapters.adapter import Adapter, Base, Part
 from mergekit_bert.adapters.base import Loader, encoder_of
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.delta import Delta, LowRank, factors
 from mergekit_bert.adapters.file import provenance
 from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
 from mergekit_bert.adapters.peft_reading import adapter_of
@@ -32,7 +32,7 @@ _CHECK = ("A short text.", "Another one, a little longer than the first, to be s
 def read_peft(
     path: Path, base: str | Encoder | None = None, task: Task | None = None, load: Loader = load_encoder
 ) -> Adapter | Merged:
-    """The PEFT folder ``path`` as an adapter, or, where its Deltas are dense (DoRA), as a merged model of one task.
+    """The PEFT folder ``path`` as an adapter; where it has linear layers saved whole, as a merged model of one task.
 
     ``base`` and ``task`` are what the folder itself does not say; by default the task is that of
     :func:`~mergekit_bert.adapters.peft_task.task_of`. Raises ModelFileError or CompositionError.
@@ -142,12 +142,12 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
     """A part of low-rank Deltas as a LoRA whose rank differs from site to site; CompositionError for a dense one."""
     low: dict[str, LowRank] = {}
     for site, delta in part.deltas.items():
-        if not isinstance(delta, LowRank):
+        if delta.rank is None:
             raise CompositionError(
                 f"site {site!r}", "a dense Delta", "low-rank ones, for PEFT", "give --rank R at merge, or --to hf"
             )
         if delta.rank > 0:
-            low[site] = delta
+            low[site] = factors(delta)
     ranks = {site: delta.rank for site, delta in low.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     own = {site: rank for site, rank in ranks.items() if rank != usual}
@@ -166,7 +166,7 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
         base=model.base,
         max_length=part.max_length,
         sites={site: delta.shape for site, delta in low.items()},
-        tensors={site: {"A": delta.A, "B": delta.B} for site, delta in low.items()},
+        tensors={site: delta.tensors() for site, delta in low.items()},
         shifts=part.shifts,
         head=part.head,
         basis=None,

@@ -48,7 +48,8 @@ class Predictor:
 
     def __init__(self, model: Model, encoder: Encoder | None = None, where: str = "model") -> None:
         """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
-        self.model, self.encoder, self.where = model, encoder, where
+        self.model: Model = model
+        self.encoder, self.where = encoder, where
         self._tasks = {task.name: task for task in model.tasks}
         self._ready: dict[str, _Ready] = {}
         self._shared: Encoder | None = None
@@ -58,6 +59,7 @@ class Predictor:
             if encoder is None:
                 raise ModelFileError(where, "no encoder", f"the base {model.base.name!r}", "load it with load_encoder")
             check_base(where, model.base, encoder)
+            self.model = model = model.on(encoder)
             for task in model.tasks:
                 check_part(f"{where}, task {task.name!r}", model.part(task.name), encoder)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Tensors
-from mergekit_bert.adapters.delta import Delta, LowRank, add, compress, norm
+from mergekit_bert.adapters.delta import Delta, add, compress, norm, zero
 from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.lazy import LazyMap
@@ -52,7 +52,7 @@ def _delta(one: Ingredient, own: Own, merged: Mapping[str, Delta], rank: int, si
     mine = [deltas[site].to(torch.float64) for deltas in (one.deltas, own.deltas) if site in deltas]
     missing = add([*mine, shared], [*(1.0 for _ in mine), -1.0])
     if norm(missing) <= _ROUNDING * max(map(norm, [*mine, shared])):
-        return LowRank(torch.zeros(shared.shape[0], 0), torch.zeros(0, shared.shape[1]))
+        return zero(shared.shape)
     return compress(missing, rank)[0].to(torch.float32)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank, svd
+from mergekit_bert.adapters.delta import Delta, Dense, LowRank, factors, svd
 
 Leave = Callable[[Delta], Delta]
 
@@ -43,9 +43,8 @@ def _core(deltas: Sequence[Delta]) -> tuple[list[Delta], Leave]:
     inner: list[Delta] = [Dense((left.T @ u * values) @ (vh @ right)) for u, values, vh in parts]
 
     def leave(merged: Delta) -> Delta:
-        if isinstance(merged, LowRank):
-            return LowRank(left @ merged.B.double(), merged.A.double() @ right.T)
-        return LowRank(left @ merged.matrix.double(), right.T)
+        inside = factors(merged.to(torch.float64))
+        return LowRank(left @ inside.B, inside.A @ right.T)
 
     return inner, leave
 
@@ -58,9 +57,7 @@ def _knots(deltas: Sequence[Delta]) -> tuple[list[Delta], Leave]:
     inner: list[Delta] = [LowRank(left.T @ u * values, vh) for u, values, vh in parts]
 
     def leave(merged: Delta) -> Delta:
-        if isinstance(merged, LowRank):
-            return LowRank(left @ merged.B.double(), merged.A.double())
-        return LowRank(left, merged.matrix.double())
+        return factors(merged.to(torch.float64)).left(lambda inside: left @ inside)
 
     return inner, leave
 

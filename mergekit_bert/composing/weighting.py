@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.adapters.delta import Delta, LowRank
+from mergekit_bert.adapters.delta import factors
 from mergekit_bert.composing.composition import Own
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.learning import MergeObjective, descend
@@ -116,7 +116,7 @@ class Blend:
         """What adds ``Σ λi Δi x`` to the output of a linear layer."""
         device, column = self.weights.device, self.column[site]
         parts = {
-            place: _factors(finite_delta(one, site)) for place, one in enumerate(self.ingredients) if site in one.deltas
+            place: factors(finite_delta(one, site)) for place, one in enumerate(self.ingredients) if site in one.deltas
         }
         b = torch.cat([part.B for part in parts.values()], 1).to(device, torch.float32)
         a = torch.cat([part.A for part in parts.values()], 0).to(device, torch.float32)
@@ -127,13 +127,6 @@ class Blend:
             return output + functional.linear(thin, b)
 
         return hook
-
-
-def _factors(delta: Delta) -> LowRank:
-    """``Δ`` as factors, exactly: beside a dense one stands the identity."""
-    if isinstance(delta, LowRank):
-        return delta
-    return LowRank(delta.matrix, torch.eye(delta.shape[1], dtype=delta.matrix.dtype))
 
 
 @dataclass(frozen=True)

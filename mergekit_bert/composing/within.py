@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from mergekit_bert.adapters.delta import Delta, LowRank, norm
+from mergekit_bert.adapters.delta import Delta, norm, zero
 from mergekit_bert.composing.method import METHODS, Site, make_options
 from mergekit_bert.composing.spaces import Leave
 
@@ -21,8 +19,7 @@ def merge_within(site: Site, enter: Enter) -> Delta:
     """Enter, merge by ``site.options.inner``, leave."""
     here = _present(site)
     if not here.deltas:
-        out, into = site.deltas[0].shape
-        return LowRank(torch.zeros(out, 0), torch.zeros(0, into))
+        return zero(site.deltas[0].shape)
     method = METHODS.get(site.options.inner)
     inner, leave = enter(here)
     return leave(method.merge(replace(inner, options=make_options(method, {}))))

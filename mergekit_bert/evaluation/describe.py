@@ -9,9 +9,8 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from mergekit_bert.adapters.adapter import Adapter, Tensors
-from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, LowRank, norm
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Tensors
+from mergekit_bert.adapters.delta import Delta, norm
 from mergekit_bert.adapters.file import pack
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
@@ -56,7 +55,7 @@ def describe(path: Path) -> dict[str, Any]:
             "tokenizer_fingerprint": model.base.tokenizer_fingerprint,
         }
     if isinstance(model, Adapter):
-        told |= {"parts": {model.name: _part(model)}, "sites": _sites(model.deltas()), "shifts": _shifts(model.shifts)}
+        told |= {"parts": {model.name: _part(model)}, "sites": _adapter_sites(model), "shifts": _shifts(model.shifts)}
         told |= {"statistics": pack(model)[1].get("statistics", {})}
     elif isinstance(model, Merged):
         told |= {
@@ -74,7 +73,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
     elif isinstance(model, Ensemble):
         told |= {"router": model.router, "parts": {name: _part(one) for name, one in model.experts.items()}}
-        told |= {"own": {name: {"sites": _sites(one.deltas())} for name, one in model.experts.items()}}
+        told |= {"own": {name: {"sites": _adapter_sites(one)} for name, one in model.experts.items()}}
     record = read_record(record_path(path))
     told["recorded"] = [vars(score) for score in record.scores] if record else []
     return told
@@ -91,11 +90,18 @@ def _part(adapter: Adapter) -> dict[str, Any]:
     return {key: record[key] for key in ("type", "config", "task", "basis", "training", "scores", "max_length", "head")}
 
 
+def _adapter_sites(adapter: Adapter) -> dict[str, Any]:
+    """As :func:`_sites`; without norms where the file alone, without its base, does not determine them."""
+    if adapter.needs_base:
+        return {site: {"size": list(size), "rank": None, "norm": None} for site, size in adapter.sites.items()}
+    return _sites(adapter.deltas())
+
+
 def _sites(deltas: Mapping[str, Delta]) -> dict[str, Any]:
     return {
         site: {
             "size": list(delta.shape),
-            "rank": delta.rank if isinstance(delta, LowRank) else None,
+            "rank": delta.rank,
             "norm": norm(delta),
         }
         for site, delta in deltas.items()
@@ -177,8 +183,9 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "targets": MISSING,
         "basis": MISSING,
     }
-    if config is not None and part.get("type") != "probe":
-        options = AdapterConfig.from_json(config)
+    family = FAMILIES.get(part["type"]) if part.get("type") in FAMILIES.names() else None
+    if config is not None and family is not None and family.has_sites:
+        options = family.options.from_json(config)
         stabilized = ", rank-stabilised" if options.rank_stabilized else ""
         facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
         others = [one.split()[0] for one in part["training"].get("avoid", [])]
@@ -216,7 +223,8 @@ def _site_table(sites: Mapping[str, Any]) -> Table:
         groups.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), size), []).append(site)
     for (name, size), members in groups.items():
         ranks = _range([site["rank"] for site in members if site["rank"] is not None], "d") or "dense"
-        table.add_row(name, str(len(members)), size, ranks, _range([site["norm"] for site in members], ".3f"))
+        norms = _range([site["norm"] for site in members if site["norm"] is not None], ".3f") or MISSING
+        table.add_row(name, str(len(members)), size, ranks, norms)
     return table
 
 

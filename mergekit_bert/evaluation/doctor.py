@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.delta import Delta, LowRank, svd
+from mergekit_bert.adapters.delta import Delta, factors, svd
 from mergekit_bert.adapters.file import check_base
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.composing.composition import Merged
@@ -140,15 +140,6 @@ def _all_deltas(one: Ingredient) -> list[Delta]:
     return [*one.deltas.values(), *(delta for own in one.own.values() for delta in own.deltas.values())]
 
 
-def _factors(delta: Delta) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
-    """``B`` and ``A`` in float64; of a dense Delta, itself and the unit matrix of its shorter side."""
-    if isinstance(delta, LowRank):
-        return delta.B.double(), delta.A.double()
-    matrix, (out, in_) = delta.matrix.double(), delta.shape
-    unit = torch.eye(min(out, in_), dtype=torch.float64, device=matrix.device)
-    return (unit, matrix) if out <= in_ else (matrix, unit)
-
-
 def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
     """Overlaps, cosines and norms over all sites, from products of factors as wide as the ranks.
 
@@ -159,10 +150,12 @@ def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
     inner, inputs, outputs = (np.zeros((count, count)) for _ in range(3))
     for site in _sites(ingredients):
         parts = {
-            place: _factors(finite_delta(one, site)) for place, one in enumerate(ingredients) if site in one.deltas
+            place: factors(finite_delta(one, site).to(torch.float64))
+            for place, one in enumerate(ingredients)
+            if site in one.deltas
         }
-        left = {(i, j): parts[i][0].T @ parts[j][0] for i in parts for j in parts}
-        right = {(i, j): parts[i][1] @ parts[j][1].T for i in parts for j in parts}
+        left = {(i, j): parts[i].B.T @ parts[j].B for i in parts for j in parts}
+        right = {(i, j): parts[i].A @ parts[j].A.T for i in parts for j in parts}
         for i, j in left:
             inner[i, j] += float((left[i, j] * right[i, j]).sum())
             inputs[i, j] += float(((left[i, i] @ right[i, j]) * (right[i, j] @ left[j, j])).sum())

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.delta import LowRank, norm
+from mergekit_bert.adapters.delta import norm
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.ingredient import Ingredient, check_together
@@ -228,8 +228,7 @@ def _tensors(model: Merged) -> dict[str, Tensor]:
         deltas |= {f"{task}: {site}": delta for site, delta in own.deltas.items()}
         found |= {f"{task}: {name}": tensor for name, tensor in {**own.shifts, **own.head}.items()}
     for site, delta in deltas.items():
-        factors = {"B": delta.B, "A": delta.A} if isinstance(delta, LowRank) else {"dense": delta.matrix}
-        found |= {f"{site}.{name}": tensor for name, tensor in factors.items()}
+        found |= {f"{site}.{name}": tensor for name, tensor in delta.tensors().items()}
     return found
 
 

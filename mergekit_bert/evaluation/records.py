@@ -57,7 +57,7 @@ class Record:
 def role_of(model: Model) -> str:
     """What part a model plays in a table."""
     if isinstance(model, Adapter):
-        return "probe" if model.type == "probe" else "adapter"
+        return "adapter" if model.family.has_sites else "probe"
     if isinstance(model, Merged):
         return model.title
     return "ensemble" if isinstance(model, Ensemble) else str(model.record.get("kind", "full"))

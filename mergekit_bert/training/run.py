@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Size
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Family, Size
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
@@ -71,23 +71,23 @@ def train_adapter(
     with_stats: Sequence[str] = (),
     avoid: Sequence[Adapter] = (),
 ) -> Adapter:
-    """Train an adapter of type ``kind`` on ``rows`` and write it to ``out``, with statistics of the kinds asked for.
+    """Train an adapter of family ``kind`` on ``rows`` and write it to ``out``, with statistics of the kinds asked for.
 
     ``avoid`` are other tasks' adapters, for the basis of that name. Raises TrainingError, BasisError, OutputError,
     DataError, ModelFileError or UnknownNameError before any long work.
     """
     check_kinds(with_stats)
-    adapter, train, control = adapter or AdapterConfig(), train or TrainConfig(), control or Control()
-    record = TYPES.get(kind)
-    rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
-    if not record.has_sites and adapter != AdapterConfig():
+    family, train, control = FAMILIES.get(kind), train or TrainConfig(), control or Control()
+    adapter = _options(family, adapter)
+    rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
+    if not family.has_sites and adapter != family.options():
         raise TrainingError(
             f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
         )
     head = HEADS.get(train.head)
-    found = find_sites(encoder, adapter.targets) if record.has_sites else {}
+    found = find_sites(encoder, adapter.targets) if family.has_sites else {}
     sites = {site: size for site, size in found.items() if head.reads(site)}
-    others = by_identity(avoid)
+    others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
     check_avoided(others.values(), task.name, encoder, adapter, sites)
     avoided = {"avoid": list(others)} if others else {}
     described = {"type": kind, "adapter": adapter.to_json()}
@@ -97,7 +97,7 @@ def train_adapter(
         if hold.resume:  # before the ledger hands out rows
             check_recorded(setting.folder, setting.run, hold.finished)
         if hold.finished:
-            return read_adapter(out)
+            return read_adapter(out).on(encoder)
         basis = _basis_rows(encoder, out, adapter, sites)
         frozen = avoiding(list(others.values()), adapter, sites) if others else basis
         setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
@@ -134,13 +134,20 @@ def _adapter(
         base=Base.of(encoder),
         max_length=_max_length(encoder, setting.config),
         sites=sites,
-        tensors=_site_tensors(values["site"], sites, frozen),
+        tensors=_site_tensors(values["site"], FAMILIES.get(kind), sites, frozen),
         shifts={name: value - encoder.model.get_parameter(name).cpu() for name, value in values["shift"].items()},
         head=values["head"],
         basis=basis,
         training=provenance(setting, outcome) | avoided,
         scores={f"held_out_{setting.task.metric}": outcome.progress.best_score or 0.0},
-    )
+    ).on(encoder)
+
+
+def _options(family: Family, given: AdapterConfig | None) -> AdapterConfig:
+    """``given`` as options of ``family``, its defaults where nothing is; raises TrainingError."""
+    if given is None:
+        return family.options()
+    return given if type(given) is family.options else family.options.from_json(given.to_json())
 
 
 def finetune(
@@ -284,10 +291,11 @@ def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _site_tensors(
-    values: Mapping[str, Tensor], sites: Mapping[str, Size], frozen: FrozenRows | None
+    values: Mapping[str, Tensor], family: Family, sites: Mapping[str, Size], frozen: FrozenRows | None
 ) -> dict[str, dict[str, Tensor]]:
     tensors: dict[str, dict[str, Tensor]] = {
-        site: {"A": frozen.matrix(site, size[1])} if frozen else {} for site, size in sites.items()
+        site: {name: frozen.matrix(site, size[1]) for name in family.frozen(frozen)} if frozen else {}
+        for site, size in sites.items()
     }
     for name, value in values.items():
         site, _, tensor = name.rpartition(".")
@@ -299,7 +307,7 @@ def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Settin
     """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
     beside = classifier(fold(encoder, {}, trained.shifts), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
-    part = read_adapter(out).part(trained.name)
+    part = read_adapter(out).on(encoder).part(trained.name)
     folded = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
     _check_outputs(out, beside, folded, setting.held_out)
 

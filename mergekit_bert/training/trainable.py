@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import TYPES, Size
+from mergekit_bert.adapters.adapter import FAMILIES, Size
 from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
 from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import AdapterConfig
@@ -40,17 +41,21 @@ def adapter_trainable(
     basis: FrozenRows | None,
     train: TrainConfig,
 ) -> Trainable:
-    """An adapter of type ``kind`` at ``sites``, and a head; ``basis`` gives the ``A`` of every site and freezes it."""
-    model, source = _fresh(encoder, task, train)
+    """An adapter of family ``kind`` at ``sites``, and a head; ``basis`` gives a tensor of every site and freezes it."""
+    family, (model, source) = FAMILIES.get(kind), _fresh(encoder, task, train)
     names = shift_names(model.encoder, config.train_bias, config.train_layernorm)
     shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
-        site: TYPES.get(kind).init(
-            config.at(site), size, basis.matrix(site, size[1]) if basis else None, generator(train.seed, 2, place)
+        site: family.init(
+            config.at(site),
+            size,
+            basis.matrix(site, size[1]) if basis else None,
+            partial(_weight, encoder, site),
+            generator(train.seed, 2, place),
         )
         for place, (site, size) in enumerate(sites.items())
     }
-    frozen = frozenset({"A"} if basis else ())
+    frozen = family.frozen(basis)
     placed = attach(model, kind, values, frozen, config, source)
     parameters = {
         f"site.{site}.{name}": parameter
@@ -60,6 +65,10 @@ def adapter_trainable(
     }
     parameters |= {f"shift.{name}": parameter for name, parameter in shifts.items()}
     return _finish(model, parameters, source)
+
+
+def _weight(encoder: Encoder, site: str) -> Tensor:
+    return encoder.model.get_parameter(f"{site}.weight").detach().cpu().float()
 
 
 def full_trainable(encoder: Encoder, task: Task, train: TrainConfig) -> Trainable:

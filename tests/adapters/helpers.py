@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base
 from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import pack
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.classifier import head_shapes
@@ -47,24 +47,31 @@ def random_adapter(
     spread: float = 0.3,
     **options: Any,
 ) -> Adapter:
-    """An adapter of ``kind`` with random tensors, shifts and head; ``options`` are of AdapterConfig.
+    """An adapter of ``kind`` with random tensors, shifts and head; ``options`` are of its family.
 
     With the orthogonal basis it holds the rows from ``start`` on.
     """
-    config = AdapterConfig(rank=rank, **{"alpha": 4.0, **options})
-    record, found = TYPES.get(kind), get_task(task)
+    record, found = FAMILIES.get(kind), get_task(task)
+    config = record.options(rank=rank, **{"alpha": 4.0, **options})
     source = generator(seed, 99)
 
     def noise(shape: tuple[int, ...]) -> Tensor:
         return spread * torch.randn(shape, generator=source)
 
+    def size_of(value: Tensor) -> Tensor | float:
+        """What its noise is in proportion to: a vector of norms, which are small and far from zero, to itself."""
+        return value if value.dim() == 1 else 1.0
+
     sites = find_sites(encoder, config.targets) if record.has_sites else {}
     basis = BasisRows(0, start, rank) if config.basis == "orthogonal" and sites else None
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for site, size in sites.items():
-        made = record.init(config.at(site), size, basis.matrix(site, size[1]) if basis else None, source)
+        rows = basis.matrix(site, size[1]) if basis else None
+        made = record.init(config.at(site), size, rows, partial(encoder.weights.__getitem__, f"{site}.weight"), source)
+        frozen = record.frozen(basis)
         tensors[site] = {
-            name: value if basis and name == "A" else value + noise(tuple(value.shape)) for name, value in made.items()
+            name: value if name in frozen else value + size_of(value) * noise(tuple(value.shape))
+            for name, value in made.items()
         }
     parameters = dict(encoder.model.named_parameters())
     shifted = shift_names(encoder.model, config.train_bias, config.train_layernorm)
@@ -81,7 +88,7 @@ def random_adapter(
         basis=basis,
         training={"examples": examples},
         scores={"held_out": 0.5},
-    )
+    ).on(encoder)
 
 
 def same_adapter(one: Adapter, two: Adapter) -> bool:

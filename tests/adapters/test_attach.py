@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.attach import (
-    AdaptedLinear,
-    SeededDropout,
     attach,
     cast_frozen,
     dropout_on,
@@ -21,13 +19,15 @@ from mergekit_bert.adapters.attach import (
     shift_names,
     unfreeze,
 )
+from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, share
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter
 from tests.tiny import tiny_rows
 
-SITED = [record.name for record in TYPES if record.has_sites]
+SITED = [record.name for record in FAMILIES if record.has_sites]
+BASES = [(one.name, basis) for one in FAMILIES if one.has_sites for basis in {one.options().basis, "random"}]
 
 
 def inputs(encoder: mb.Encoder) -> dict[str, Tensor]:
@@ -51,8 +51,7 @@ def folded(encoder: mb.Encoder, adapter: Adapter) -> Classifier:
     return classifier(fold(encoder, adapter.deltas(), adapter.shifts), adapter.task, adapter.head)
 
 
-@pytest.mark.parametrize("basis", ["orthogonal", "random"])
-@pytest.mark.parametrize("kind", SITED)
+@pytest.mark.parametrize(("kind", "basis"), sorted(BASES))
 def test_an_adapter_beside_the_weights_is_one_folded_into_them(encoder: mb.Encoder, kind: str, basis: str) -> None:
     adapter = random_adapter(encoder, kind=kind, basis=basis, train_bias=True, train_layernorm=True)
     beside, inside = outputs(attached(encoder, adapter), encoder), outputs(folded(encoder, adapter), encoder)

@@ -9,7 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank, add, apply, compress, norm
+from mergekit_bert.adapters.delta import (
+    Delta,
+    Dense,
+    LowRank,
+    add,
+    apply,
+    compress,
+    delta_of,
+    energy,
+    factors,
+    narrow,
+    norm,
+    tensor_shapes,
+    zero,
+)
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import quick
 
@@ -191,3 +205,47 @@ def test_a_float64_weight_stays_float64() -> None:
     assert found.dtype == torch.float64
     assert torch.equal(weight, torch.zeros(3, 4, dtype=torch.float64))
     np.testing.assert_allclose(found, dense64(delta), atol=1e-6)
+
+
+@quick
+@given(SIDES, SIDES, RANKS, st.booleans())
+def test_both_kinds_answer_alike(out: int, width: int, rank: int, dense: bool) -> None:
+    low = low_rank(out, width, rank, 3)
+    delta: Delta = Dense(low.dense()) if dense else low
+    exact, source = dense64(delta), generator(4)
+    scale = 1e-4 * size64([delta]) * (1 + out + width)
+
+    assert delta.shape == (out, width)
+    assert delta.rank == (None if dense else rank)
+    assert {name: tuple(one.shape) for name, one in delta.tensors().items()} == tensor_shapes(delta.shape, delta.rank)
+    assert torch.equal(delta_of(delta.tensors()).dense(), delta.dense())
+    assert type(delta_of(delta.tensors())) is type(delta)
+    assert delta.to(torch.float64).dtype == torch.float64
+
+    both = factors(delta)
+    np.testing.assert_allclose(both.B.double() @ both.A.double(), exact, atol=scale)
+    assert both is delta or both.rank == min(out, width)
+    np.testing.assert_allclose(dense64(narrow(delta)), exact, atol=scale)
+    assert (narrow(delta).rank or 0) <= min(out, width)
+
+    left, right = torch.randn(5, out, generator=source), torch.randn(width, 4, generator=source)
+    np.testing.assert_allclose(dense64(delta.left(lambda rows: left @ rows)), left.double() @ exact, atol=5 * scale)
+    turned = delta.right(lambda columns: columns @ right)
+    np.testing.assert_allclose(dense64(turned), exact @ right.double(), atol=5 * scale)
+
+    x, before = torch.randn(6, width, generator=source), torch.randn(6, out, generator=source)
+    after = before.clone()
+    delta.add_output(after, x)
+    np.testing.assert_allclose(after, before.double() + x.double() @ exact.T, atol=5 * scale)
+    moments = x.double().T @ x.double()
+    assert energy(delta, moments) == pytest.approx(float((x.double() @ exact.T).square().sum()), rel=1e-6)
+
+    reads = torch.linalg.pinv(delta.reads.double()) @ delta.reads.double()
+    np.testing.assert_allclose(exact @ reads, exact, atol=5 * scale)
+
+
+def test_no_change_has_rank_0_and_adds_nothing() -> None:
+    none = zero((3, 5))
+    assert (none.shape, none.rank, norm(none)) == ((3, 5), 0, 0.0)
+    one = low_rank(3, 5, 2, 0)
+    assert torch.equal(add([none, one]).dense(), one.dense())

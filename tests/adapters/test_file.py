@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import mergekit_bert as mb
 from mergekit_bert import files
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import adapter_sha256, check_base, check_part, pack, read_adapter, write_adapter
 from mergekit_bert.errors import ModelFileError, OutputError
@@ -65,7 +65,7 @@ def path(whole: bytes, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("options", [{}, {"basis": "random"}, {"train_bias": True, "train_layernorm": True}])
 @pytest.mark.parametrize("task", ["sst", "sts", "para"])
-@pytest.mark.parametrize("kind", TYPES.names())
+@pytest.mark.parametrize("kind", FAMILIES.names())
 def test_an_adapter_comes_back_as_it_was(
     bert: mb.Encoder, tmp_path: Path, kind: str, task: str, options: dict[str, Any]
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.encoder.classifier import classifier
@@ -23,7 +23,11 @@ from tests.tiny import tiny_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-LORA = TYPES.get("lora")
+LORA = FAMILIES.get("lora")
+
+
+def unread() -> Tensor:
+    raise AssertionError("LoRA does not read the frozen weight")
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -37,7 +41,7 @@ def test_the_delta_is_scale_b_a(bert: mb.Encoder, rank: int, stabilized: bool) -
 
 def test_it_starts_at_zero_with_a_uniform_a(bert: mb.Encoder) -> None:
     config = mb.AdapterConfig(rank=50, basis="random")
-    values = LORA.init(config, (30, 400), None, generator(1))
+    values = LORA.init(config, (30, 400), None, unread, generator(1))
     assert values["A"].shape == (50, 400)
     assert torch.equal(values["B"], torch.zeros(30, 50))
     assert float(values["A"].abs().max()) <= 1 / 20
@@ -47,7 +51,7 @@ def test_it_starts_at_zero_with_a_uniform_a(bert: mb.Encoder) -> None:
 
 def test_with_a_basis_a_is_its_rows() -> None:
     rows = BasisRows(0, 2, 3).matrix("site", 16)
-    values = LORA.init(mb.AdapterConfig(rank=3), (8, 16), rows, generator(1))
+    values = LORA.init(mb.AdapterConfig(rank=3), (8, 16), rows, unread, generator(1))
     assert torch.equal(values["A"], rows)
     assert torch.equal(values["B"], torch.zeros(8, 3))
 

@@ -30,7 +30,7 @@ from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import minilm_folder
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError, TrainingError
 from mergekit_bert.training.run import train_adapter
-from tests.adapters.helpers import dense64, one_line, random_adapter, renamed, same_adapter
+from tests.adapters.helpers import dense64, one_line, random_adapter, renamed, same_adapter, same_tensors
 from tests.adapters.peft_folders import M, Q, edit, make, shell, tensors, weights
 from tests.tiny import tiny_rows
 
@@ -105,7 +105,8 @@ def test_a_folder_of_pefts_gives_pefts_outputs(
     encoder, base, task = encoders[architecture], tiny_folders[architecture], get_task(name)
     model = make(tmp_path / name, base, task, **options_for(architecture, kind))
     ours = read_peft(tmp_path / name, encoder)
-    assert isinstance(ours, Merged) == (kind in ("dora", "everything"))
+    assert isinstance(ours, Adapter)
+    assert ours.type == ("dora" if kind in ("dora", "everything") else "lora")
     assert same_outputs(model, ours, encoder, task)
 
 
@@ -129,9 +130,9 @@ def test_modules_saved_whole_are_changes_too(
 def test_dora_is_its_formula(tiny_folders: dict[str, Path], bert: Encoder, tmp_path: Path) -> None:
     make(tmp_path / "sst", tiny_folders["bert"], get_task("sst"), target_modules="all-linear", use_dora=True)
     ours = read_peft(tmp_path / "sst", bert)
-    assert isinstance(ours, Merged)
+    assert isinstance(ours, Adapter)
     stored = load_file(tmp_path / "sst/adapter_model.safetensors")
-    for site, delta in {**ours.deltas, **ours.own["sst"].deltas}.items():
+    for site, delta in ours.deltas().items():
         name = f"base_model.model.bert.{site}"
         weight = bert.model.get_parameter(f"{site}.weight").double()
         for row in range(3):
@@ -142,11 +143,37 @@ def test_dora_is_its_formula(tiny_folders: dict[str, Path], bert: Encoder, tmp_p
             torch.testing.assert_close(
                 weight[row] + delta.dense()[row], length * turned / turned.square().sum().sqrt(), atol=1e-6, rtol=1e-5
             )
-    assert "pooler.dense" in ours.own["sst"].deltas
+    assert "pooler.dense" in ours.sites
     write_model(tmp_path / "m.safetensors", ours)
     again = read_model(tmp_path / "m.safetensors")
-    assert isinstance(again, Merged)
-    assert all(torch.equal(again.deltas[site].dense(), delta.dense()) for site, delta in ours.deltas.items())
+    assert isinstance(again, Adapter)
+    assert same_adapter(again, ours)
+    found = again.on(bert).deltas()
+    assert all(torch.equal(found[site].dense(), delta.dense()) for site, delta in ours.deltas().items())
+
+
+@pytest.mark.parametrize("patterns", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", *OTHERS])
+def test_a_dora_becomes_a_folder_that_peft_reads_and_comes_back(
+    tiny_folders: dict[str, Path],
+    encoders: dict[str, Encoder],
+    tmp_path: Path,
+    architecture: str,
+    patterns: bool,
+) -> None:
+    encoder, base, task = encoders[architecture], tiny_folders[architecture], get_task("sst")
+    query = QUERY.get(architecture, "query")
+    options: dict[str, Any] = {"rank_stabilized": True, "rank_pattern": {query: 5}} if patterns else {}
+    one = random_adapter(encoder, task, kind="dora", train_bias=True, **options)
+    write_peft(tmp_path / "p", dataclasses.replace(one, weights=None), encoder)
+    told = json.loads((tmp_path / "p/adapter_config.json").read_text())
+    assert (told["peft_type"], told["use_dora"]) == ("LORA", True)
+    model = reload(tmp_path / "p", base, task)
+    assert same_outputs(model, one, encoder, task)
+    back = read_peft(tmp_path / "p", encoder)
+    assert isinstance(back, Adapter)
+    assert (back.type, type(back.config), back.config) == ("dora", type(one.config), one.config)
+    assert all(same_tensors(back.tensors[site], found) for site, found in one.tensors.items())
 
 
 WRITTEN: dict[str, dict[str, Any]] = {
@@ -476,7 +503,7 @@ def test_a_peft_folder_is_not_taken_for_a_model_folder(bert: Encoder, tmp_path: 
 
 
 def test_what_peft_has_no_place_for_is_refused(bert: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(CompositionError, match="type probe, 0 sites; expected a LoRA"):
+    with pytest.raises(CompositionError, match="type probe, 0 sites; expected an adapter of some sites that PEFT"):
         write_peft(tmp_path / "p", random_adapter(bert, kind="probe"), bert)
     merged = mb.merge([random_adapter(bert, "sst")], "task_arithmetic")
     assert isinstance(merged, Merged)

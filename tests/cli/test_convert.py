@@ -83,8 +83,8 @@ def test_a_folder_of_pefts_own_with_a_task_of_ones_own(here: Path, tiny_folders:
     done = mbert(*words, "--task", "mood.yml", here=here)
     assert (done.code, done.err) == (0, "")
     found = json.loads(mbert("inspect", "m.safetensors", "--json", here=here).out)
-    assert (found["kind"], found["method"], list(found["parts"])) == ("merged", "peft", ["mood"])
-    assert {site["rank"] for site in found["sites"].values()} == {None}
+    assert (found["kind"], found["parts"]["mood"]["type"]) == ("adapter", "dora")
+    assert {(site["rank"], site["norm"]) for site in found["sites"].values()} == {(None, None)}
     assert mbert("inspect", "m.safetensors", here=here).code == 0
     assert mbert("predict", "m.safetensors", "good film", here=here).out.startswith("text\t")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import TYPES, Adapter
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import check_part
 from mergekit_bert.composing.file import read_model, write_model
@@ -22,7 +22,7 @@ from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_op
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.reference import example, method_page, method_row
 from mergekit_bert.composing.spaces import SPACES
-from mergekit_bert.errors import CompositionError, UnknownNameError
+from mergekit_bert.errors import BasisError, CompositionError, UnknownNameError
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
 from tests.composing.helpers import ONE, given, merged, trio, zeroed
 from tests.tiny import tiny_rows
@@ -59,6 +59,7 @@ def blend(
     encoder: mb.Encoder,
     adapters: Sequence[Adapter],
     weights: dict[str, float] | None = None,
+    rank: int | None = None,
     **options: Any,
 ) -> mb.Merged:
     """A merge by a method in a space; one that learns takes two steps on a few rows."""
@@ -66,7 +67,7 @@ def blend(
     known = {one.name for one in dataclasses.fields(method.options)}
     few = {"steps": 2} if "steps" in known and "steps" not in options else {}
     rows = given(encoder) if set(method.needs) - {"basis"} else None
-    return merged(adapters, method.name, weights, space=space, options={**few, **options}, given=rows)
+    return merged(adapters, method.name, weights, space=space, options={**few, **options}, rank=rank, given=rows)
 
 
 def close(one: mb.Merged, two: mb.Merged, tolerance: float = TOLERANCE, factor: float = 1.0) -> None:
@@ -120,19 +121,25 @@ def test_its_own_weights_are_one_finite_number_for_each(method: Method, three: l
         assert all(math.isfinite(weight) for weight in weights)
 
 
-@pytest.mark.parametrize("kind", TYPES.names())
-@pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("lora", 1.0), ("lora", 0.5), ("probe", 1.0), *((kind, -2.0) for kind in FAMILIES.names())]
+)
 def test_one_adapter_stays_itself_times_its_weight(
     pair: tuple[Method, str], bert: mb.Encoder, kind: str, weight: float
 ) -> None:
     one = random_adapter(
         bert, "sst", kind=kind, targets="qv" if kind != "probe" else "all-linear", train_layernorm=True
     )
+    if "basis" in pair[0].needs and one.sites and one.basis is None:
+        with pytest.raises(BasisError, match="sst trained without an orthogonal basis"):
+            blend(pair, bert, [one], {"sst": weight})
+        return
     if pair[0].one_stays is None:
         model = blend(pair, bert, [one], {"sst": weight})
         assert model.deltas.keys() == of_adapter(one).deltas.keys()
         return
-    model = blend(pair, bert, [one], {"sst": weight}, **pair[0].one_stays)
+    every = bert.config.hidden_size if one.family.needs_weight and pair[0].learn else None  # it learns factors
+    model = blend(pair, bert, [one], {"sst": weight}, rank=every, **pair[0].one_stays)
     part = model.part("sst")
     assert part.deltas.keys() == one.deltas().keys()
     for site, delta in one.deltas().items():

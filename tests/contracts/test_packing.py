@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import TYPES
+from mergekit_bert.adapters.adapter import FAMILIES
 from mergekit_bert.adapters.attach import attach, cast_frozen, unfreeze
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
 from mergekit_bert.data.rows import Rows
@@ -23,7 +23,7 @@ from mergekit_bert.hardware import autocast, generator
 from tests.adapters.helpers import random_adapter
 from tests.tiny import WORDS
 
-TRAINED = (*TYPES.names(), "full")
+TRAINED = (*FAMILIES.names(), "full")
 PADDED_ONLY = ("deberta-v2",)
 
 

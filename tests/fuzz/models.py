@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 import mergekit_bert as mb
@@ -108,6 +107,7 @@ ADAPTER = Format(
         ),
         "statistics": _measured,
         "probe": lambda shop, folder: mb.save(random_adapter(shop.encoder, "sst", kind="probe"), folder / FILE),
+        "dora": _adapter(task="sst", kind="dora", targets="qv"),
     },
     targets={FILE: MODEL},
     use=use_file,
@@ -222,25 +222,13 @@ def _peft(foreign: bool, **options: Any) -> Maker:
     return make
 
 
-def _dora(shop: Workshop, folder: Path) -> None:
-    """A folder with magnitudes, as PEFT writes DoRA."""
-    _peft(True, basis="random", targets="qv")(shop, folder)
-    config, weights = folder / "sst/adapter_config.json", folder / "sst/adapter_model.safetensors"
-    told, tensors = json.loads(config.read_text()), load_file(weights)
-    for name in [name for name in tensors if name.endswith("lora_B.weight")]:
-        magnitude = torch.linspace(0.5, 1.5, len(tensors[name]))
-        tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude
-    save_file(tensors, weights, {"format": "pt"})
-    config.write_text(json.dumps({**told, "use_dora": True}))
-
-
 PEFT = Format(
     name="peft",
     specimens={
         "own": _peft(False),
         "shifts": _peft(False, basis="random", train_bias=True, train_layernorm=True),
         "patterns": _peft(True, basis="random", rank_pattern={"value": 2}, alpha_pattern={r".*query": 3.0}),
-        "dora": _dora,
+        "dora": _peft(True, kind="dora", targets="qv"),
     },
     targets={"*.json": JSON, "*.safetensors": WEIGHTS},
     use=use_peft,

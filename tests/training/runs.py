@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.folder import FullModel
@@ -32,8 +32,9 @@ def train(
     adapter: AdapterConfig | None = None,
     **options: Any,
 ) -> Adapter:
-    """A tiny adapter (``kind`` lora or probe)."""
-    found, config = get_task(task), adapter or AdapterConfig(**({} if kind == "probe" else {"rank": 2}))
+    """A tiny adapter of family ``kind``."""
+    family = FAMILIES.get(kind)
+    found, config = get_task(task), adapter or family.options(**({"rank": 2} if family.has_sites else {}))
     control = control or Control(show=False)
     return train_adapter(encoder, found, tiny_rows(found, rows), out, kind, config, quick(**options), control)
 

@@ -84,13 +84,13 @@ def read_plain(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_recommended_rates_are_used_where_none_is_given_and_recorded(bert: Encoder, tmp_path: Path) -> None:
-    from mergekit_bert.adapters.adapter import TYPES
+    from mergekit_bert.adapters.adapter import FAMILIES
 
     rates = set()
     for kind in ("lora", "probe"):
         train(bert, tmp_path / kind, kind=kind, lr=None, epochs=1)
         training = manifest(tmp_path / kind)["training"]
-        record = TYPES.get(kind)
+        record = FAMILIES.get(kind)
         for key, recommended in (("lr", record.lr), ("head_lr", record.head_lr)):
             assert recommended is None or training[key] == recommended
         assert training["lr"] > 0

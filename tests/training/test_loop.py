@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import TYPES
+from mergekit_bert.adapters.adapter import FAMILIES
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.data import batches
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import hold_out
@@ -36,6 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora, random basis": ("lora", {"basis": "random"}),
     "lora, biases and norms": ("lora", {"train_bias": True, "train_layernorm": True, "targets": "qv"}),
     "lora, rank-stabilised": ("lora", {"rank_stabilized": True, "rank": 4}),
+    "dora": ("dora", {}),
     "probe": ("probe", {}),
     "full": ("full", {}),
 }
@@ -45,8 +45,8 @@ def work_of(encoder: Encoder, task: Task, kind: str, config: TrainConfig) -> Tra
     name, options = KINDS[kind]
     if name == "full":
         return full_trainable(encoder, task, config)
-    adapter = AdapterConfig(**({"rank": 3} | options))
-    sites = find_sites(encoder, adapter.targets) if TYPES.get(name).has_sites else {}
+    adapter = FAMILIES.get(name).options(**({"rank": 3} | options))
+    sites = find_sites(encoder, adapter.targets) if FAMILIES.get(name).has_sites else {}
     basis = BasisRows(0, 3, adapter.rank) if sites and adapter.basis == "orthogonal" else None
     return adapter_trainable(encoder, task, name, adapter, sites, basis, config)
 
@@ -188,6 +188,7 @@ def test_what_is_trained_changes_and_nothing_else(bert: Encoder, sst: Task, tmp_
         "lora, random basis": r"A B",
         "lora, biases and norms": r"B bias weight",
         "lora, rank-stabilised": r"B",
+        "dora": r"A B m",
         "probe": "",
     }
     if kind != "full":

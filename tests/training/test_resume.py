@@ -53,10 +53,11 @@ def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps:
     [
         {"task": "sts"},
         {"kind": "probe"},
+        {"kind": "dora"},
         {"precision": "bf16"},
         {"adapter": AdapterConfig(rank=2, dropout=0.2, basis="random", train_bias=True, train_layernorm=True)},
     ],
-    ids=["regression", "probe", "bf16", "dropout and shifts"],
+    ids=["regression", "probe", "dora", "bf16", "dropout and shifts"],
 )
 def test_every_kind_of_run_goes_on_to_the_same_bytes(
     bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int

@@ -62,14 +62,14 @@ def plain_rows(task: Task, count: int, seed: int) -> Rows:
     return Rows(tuple(texts), tuple(labels), "here")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("lora", "sts"), ("full", "sts"), ("full", "sst")])
+@pytest.mark.parametrize(("kind", "name"), [("lora", "sts"), ("dora", "sts"), ("full", "sts"), ("full", "sst")])
 def test_training_learns_what_the_words_say(bert: Encoder, tmp_path: Path, kind: str, name: str) -> None:
     task, config = get_task(name), quick(epochs=8, lr=3e-3, patience=8)
     rows, control = plain_rows(task, 160, 1), Control(show=False)
     if kind == "full":
         model: Any = finetune(bert, task, rows, tmp_path / "a", config, control)
     else:
-        model = train_adapter(bert, task, rows, tmp_path / "a", kind, AdapterConfig(), config, control)
+        model = train_adapter(bert, task, rows, tmp_path / "a", kind, None, config, control)
     fresh = plain_rows(task, 50, 2)
     outputs = Predictor(model, bert).outputs(name, fresh)
     if task.range is None:

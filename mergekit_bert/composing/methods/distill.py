@@ -21,7 +21,7 @@ from torch.nn import functional
 from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, LowRank, svd
+from mergekit_bert.adapters.delta import Delta, LowRank, delta_of, svd
 from mergekit_bert.composing.ingredient import Ingredient, identity
 from mergekit_bert.composing.learning import Answers, MergeObjective, Reader, descend
 from mergekit_bert.composing.linear import weighted_sum
@@ -175,7 +175,9 @@ def _learn(lesson: Lesson) -> Learned:
     ]
     losses = descend(_Distillation(lesson, str(dtype), placed, pupils), lesson.folder, lesson.show)
     learned: dict[str, Delta] = {
-        site: LowRank(placed[f"{site}.B"].detach().cpu(), placed[f"{site}.A"].detach().cpu()) if delta.rank else delta
+        site: delta_of({name: placed[f"{site}.{name}"].detach().cpu() for name in delta.tensors()})
+        if delta.rank
+        else delta
         for site, delta in factors.items()
     }
     tail = losses[-10:]
@@ -191,7 +193,7 @@ def _learn(lesson: Lesson) -> Learned:
 
 def _balanced(site: str, delta: Delta, rank: int | None) -> LowRank:
     """``U √S`` and ``√S Vᵀ`` of the strongest directions: factors of one size learn at one pace."""
-    if rank is None and not isinstance(delta, LowRank):
+    if rank is None and delta.rank is None:
         raise CompositionError(
             f"distill, site {site!r}", "a dense start", "factors to learn", "give --rank, or another start"
         )
@@ -214,7 +216,7 @@ def _student(
     first = next(iter(parts.values()))
     model = classifier(shared, first.task, first.head)
     config = AdapterConfig(rank=1, alpha=1.0)  # a scale of 1: the factors are the Delta
-    values = {site: {"A": delta.A, "B": delta.B} for site, delta in factors.items() if delta.rank}
+    values = {site: delta.tensors() for site, delta in factors.items() if delta.rank}
     placed = attach(model, "lora", values, frozenset(), config, generator(0))
     cast_frozen(model.encoder, dtype, known)
     tree = dataclasses.replace(shared, model=model.encoder)

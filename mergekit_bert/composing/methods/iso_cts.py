@@ -9,11 +9,10 @@ ones.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.delta import Delta, LowRank, svd
+from mergekit_bert.adapters.delta import Delta, LowRank, svd, zero
 from mergekit_bert.composing.method import Method, Site
 from mergekit_bert.composing.spectral import Spectrum, polar, side_by_side, spectra, summed
 from mergekit_bert.option import option
@@ -37,8 +36,7 @@ def _beyond(part: Spectrum, common: Float[Tensor, "out k"], count: int) -> Spect
 def _merge(site: Site) -> Delta:
     parts = [part for part in spectra(site) if len(part[1])]
     if not parts:
-        out, into = site.deltas[0].shape
-        return LowRank(torch.zeros(out, 0), torch.zeros(0, into))
+        return zero(site.deltas[0].shape)
     u, values, vh = summed(parts)
     each = (len(values) - round(site.options.common * len(values))) // len(parts)
     shared = len(values) - each * len(parts)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank, norm, svd
+from mergekit_bert.adapters.delta import Delta, Dense, norm, svd
 from mergekit_bert.composing.method import Method, Site
 from mergekit_bert.composing.spaces import Leave
 from mergekit_bert.composing.spectral import spectra
@@ -39,8 +39,7 @@ def _calibrated(delta: Delta, u: Float[Tensor, "out k"], factors: Float[Tensor, 
     def scale(columns: Float[Tensor, "out m"]) -> Float[Tensor, "out m"]:
         return columns + u @ ((factors - 1)[:, None] * (u.T @ columns))
 
-    wide = delta.to(torch.float64)
-    return LowRank(scale(wide.B), wide.A) if isinstance(wide, LowRank) else Dense(scale(wide.matrix))
+    return delta.to(torch.float64).left(scale)
 
 
 def _enter(site: Site) -> tuple[Site, Leave]:

@@ -1,10 +1,13 @@
 """RegMean: the Delta whose outputs are nearest to every adapter's on that adapter's own inputs (arXiv 2212.09849)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from mergekit_bert.adapters.delta import Delta, Dense, LowRank
+from mergekit_bert.adapters.delta import Delta, add
 from mergekit_bert.composing.method import Method, Site
 from mergekit_bert.option import option
 
@@ -34,12 +37,13 @@ def _merge(site: Site) -> Delta:
     ridge = site.options.ridge * level or 1.0
     grams = [gram + ridge * torch.eye(len(gram), dtype=gram.dtype) for gram in grams]
     total = torch.linalg.cholesky(torch.stack(grams).sum(0))
-    low = [delta for delta in site.weighted if isinstance(delta, LowRank)]
-    if len(low) == len(grams):
-        rows = torch.cat([delta.A.double() @ gram for delta, gram in zip(low, grams, strict=True)])
-        return LowRank(torch.cat([delta.B.double() for delta in low], 1), torch.cholesky_solve(rows.T, total).T)
-    dense = [delta.dense().double() @ gram for delta, gram in zip(site.weighted, grams, strict=True)]
-    return Dense(torch.cholesky_solve(torch.stack(dense).sum(0).T, total).T)
+    pairs = zip(site.weighted, grams, strict=True)
+    parts = [delta.to(torch.float64).right(partial(_times, gram)) for delta, gram in pairs]
+    return add(parts).right(lambda rows: torch.cholesky_solve(rows.T, total).T)
+
+
+def _times(gram: Float[Tensor, "in in"], rows: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+    return rows @ gram
 
 
 RECORD = Method(

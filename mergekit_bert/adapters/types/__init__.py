@@ -1,1 +1,0 @@
-"""The adapter types: one file per type, each an :class:`~mergekit_bert.adapters.adapter.AdapterType`."""

@@ -1,0 +1,227 @@
+"""What every registered family of adapters keeps to."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Family, Size
+from mergekit_bert.adapters.attach import attach, fold
+from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.file import check_part, read_adapter, write_adapter
+from mergekit_bert.adapters.measuring import collect
+from mergekit_bert.encoder.classifier import classifier
+from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
+from mergekit_bert.hardware import generator
+from mergekit_bert.training.manifest import Control
+from mergekit_bert.training.run import train_adapter
+from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
+from tests.tiny import tiny_rows
+
+SIZES: tuple[Size, ...] = ((12, 8), (8, 12), (9, 9))
+OPTIONS: tuple[dict[str, Any], ...] = tuple(
+    {"rank": rank, "alpha": 5.0, "rank_stabilized": stabilized} for rank in (1, 4) for stabilized in (False, True)
+)
+
+
+@pytest.fixture(params=FAMILIES.names())
+def kind(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES.get(request.param)
+
+
+def weight_of(kind: Family, size: Size) -> Tensor:
+    """A frozen weight, for the families that say they need one."""
+    if not kind.needs_weight:
+        raise AssertionError(f"{kind.name} read the frozen weight, which it says it does not need")
+    return torch.randn(size, generator=generator(3))
+
+
+def made(kind: Family, options: dict[str, Any], size: Size, seed: int = 0, basis: bool = False) -> dict[str, Tensor]:
+    rows = BasisRows(0, 0, options["rank"]).matrix("site", size[1]) if basis else None
+    return kind.init(kind.options(**options), size, rows, partial(weight_of, kind, size), generator(seed))
+
+
+def delta_of(kind: Family, values: dict[str, Tensor], options: dict[str, Any], size: Size) -> Delta:
+    return kind.delta(values, kind.options(**options), partial(weight_of, kind, size))
+
+
+def random_values(kind: Family, options: dict[str, Any], size: Size) -> dict[str, Tensor]:
+    source = generator(7)
+    return {name: v + torch.randn(v.shape, generator=source) for name, v in made(kind, options, size).items()}
+
+
+def bases(kind: Family) -> list[str]:
+    return ["orthogonal", "random"] if kind.basis_tensor or not kind.has_sites else ["random"]
+
+
+def test_it_is_a_frozen_record_that_explains_itself(kind: Family) -> None:
+    assert kind.description
+    assert kind.source
+    assert all(rate is None or 0 < rate < 1 for rate in (kind.lr, kind.head_lr))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_it_makes_the_tensors_that_it_names(kind: Family, options: dict[str, Any], size: Size) -> None:
+    for basis in (False, True) if kind.basis_tensor else (False,):
+        values = made(kind, options, size, basis=basis)
+        shapes = kind.shapes(kind.options(**options), size)
+        assert {name: tuple(value.shape) for name, value in values.items()} == shapes
+        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
+        assert kind.frozen(basis) <= shapes.keys()
+        for name in kind.frozen(basis):
+            assert torch.equal(values[name], BasisRows(0, 0, options["rank"]).matrix("site", size[1]))
+
+
+def test_a_basis_is_one_of_its_options_only_where_it_has_a_tensor_for_it(kind: Family) -> None:
+    assert kind.options().basis in bases(kind)
+    for basis in ("orthogonal", "avoid"):
+        if kind.basis_tensor or not kind.has_sites:
+            assert kind.options(basis=basis).basis == basis
+        else:
+            with pytest.raises(TrainingError, match=f"--basis: {basis} for {kind.name}"):
+                kind.options(basis=basis)
+
+
+def test_its_options_come_back_from_json(kind: Family) -> None:
+    one = kind.options(rank=3, alpha=2.0, alpha_pattern={"a": 3.0})
+    two = kind.options.from_json(one.to_json())
+    assert two == one
+    assert type(two) is kind.options
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_its_start_follows_from_the_generator_alone(kind: Family, size: Size) -> None:
+    torch.manual_seed(1)
+    one = made(kind, OPTIONS[-1], size)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    assert same_tensors(made(kind, OPTIONS[-1], size), one)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_its_delta_has_the_sites_size_and_can_be_trained(kind: Family, options: dict[str, Any], size: Size) -> None:
+    if not kind.has_sites:
+        assert kind.shapes(kind.options(**options), size) == {}
+        return
+    values = random_values(kind, options, size)
+    values = {name: value.requires_grad_() for name, value in values.items()}
+    delta = delta_of(kind, values, options, size)
+    assert delta.shape == size
+    delta.dense().square().sum().backward()
+    for value in values.values():
+        assert value.grad is not None
+        assert value.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_training_starts_at_the_encoder_as_it_is(kind: Family, size: Size) -> None:
+    if kind.has_sites:
+        delta = delta_of(kind, made(kind, OPTIONS[-1], size), OPTIONS[-1], size)
+        np.testing.assert_allclose(delta.dense(), np.zeros(size), atol=1e-6)
+
+
+def test_every_trained_tensor_has_a_gradient(kind: Family, bert: mb.Encoder) -> None:
+    adapter = random_adapter(bert, kind=kind.name, basis="random")
+    model = classifier(bert, adapter.task, adapter.head)
+    placed = attach(model, kind.name, adapter.tensors, frozenset(), adapter.config, generator(0))
+    if placed:
+        model(**bert.tokenizer(["good film", "a cat"], return_tensors="pt")).square().sum().backward()
+    for values in placed.values():
+        for parameter in values.values():
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0
+    assert bool(placed) == kind.has_sites
+
+
+def test_beside_the_weights_or_folded_into_them_is_the_same(kind: Family, bert: mb.Encoder) -> None:
+    adapter = random_adapter(bert, kind=kind.name)
+    inputs = bert.tokenizer(["good film", "the cat likes"], padding=True, return_tensors="pt")
+    beside = classifier(bert, adapter.task, adapter.head)
+    attach(beside, kind.name, adapter.tensors, frozenset(), adapter.config, generator(0))
+    folded = classifier(fold(bert, adapter.deltas(), adapter.shifts), adapter.task, adapter.head)
+    with torch.no_grad():
+        np.testing.assert_allclose(folded(**inputs), beside(**inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_beside_the_weights_with_dropout_its_delta_alone_sees_it(kind: Family, bert: mb.Encoder) -> None:
+    adapter = random_adapter(bert, kind=kind.name, dropout=0.4)
+    for site, tensors in list(adapter.tensors.items())[:1]:
+        linear = bert.model.get_submodule(site)
+        assert isinstance(linear, nn.Linear)
+        layer = kind.module(linear, tensors, frozenset(), adapter.config, generator(5))
+        x = torch.randn(6, linear.in_features, generator=generator(6))
+        layer.dropout.train()
+        found = layer(x)
+        layer.dropout.source.set_state(generator(5).get_state())
+        expected = linear(x) + layer.dropout(x) @ adapter.deltas()[site].dense().T
+        np.testing.assert_allclose(found.detach(), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_its_file_gives_it_back(kind: Family, bert: mb.Encoder, tmp_path: Path) -> None:
+    for basis in bases(kind):
+        one = random_adapter(bert, kind=kind.name, basis=basis, train_bias=True)
+        write_adapter(tmp_path / "x", one)
+        two = read_adapter(tmp_path / "x")
+        assert isinstance(two, Adapter)
+        assert same_adapter(one, two)
+        assert two.needs_base == kind.needs_weight
+        check_part("x", two.on(bert).part(two.name), bert)
+        write_adapter(tmp_path / "y", two)
+        assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+
+
+def test_a_file_of_one_that_takes_no_basis_cannot_claim_rows_of_one(
+    kind: Family, bert: mb.Encoder, tmp_path: Path
+) -> None:
+    """Orthogonal merges go by these rows."""
+    if kind.basis_tensor or not kind.has_sites:
+        return
+    write_adapter(tmp_path / "x", dataclasses.replace(random_adapter(bert, kind=kind.name), basis=BasisRows(0, 0, 3)))
+    with pytest.raises(ModelFileError, match=f"basis rows, which {kind.name} takes none of"):
+        read_adapter(tmp_path / "x")
+
+
+def test_it_goes_the_whole_way(kind: Family, bert: mb.Encoder, tmp_path: Path) -> None:
+    """Trained, measured, read, in one batch with a LoRA, and as a folder of transformers'."""
+    control, few = Control(show=False), mb.TrainConfig(epochs=1, batch_size=8, lr=0.02, precision="fp32")
+    adapters = [
+        train_adapter(bert, task, tiny_rows(task, 40), tmp_path / f"{task.name}.safetensors", name, None, few, control)
+        for task, name in ((mb.get_task("sst"), kind.name), (mb.get_task("sts"), "lora"))
+    ]
+    one = read_adapter(tmp_path / "sst.safetensors")
+    assert same_adapter(one, adapters[0])
+    requests = [(task, row) for task in ("sst", "sts") for row in tiny_rows(mb.get_task(task), 6, 5).texts]
+    alone = [mb.predictor(one, base=bert).predict(task, [row])[0] for task, row in requests if task == "sst"]
+    mixed = mb.predictor(mb.merge([one, adapters[1]], "ensemble", base=bert), base=bert).mixed(requests)[:6]
+    for two, three in zip(alone, mixed, strict=True):
+        np.testing.assert_allclose(three.outputs, two.outputs, atol=1e-5)
+    (folder,) = mb.export(one, tmp_path / "dense", base=bert)
+    answers = mb.predictor(mb.load(folder)).predict("sst", [row for task, row in requests if task == "sst"])
+    for two, three in zip(alone, answers, strict=True):
+        np.testing.assert_allclose(three.outputs, two.outputs, atol=1e-5)
+    grams = collect("gram", bert, [one.on(bert).part("sst")], [tiny_rows(mb.get_task("sst"), 8)])
+    assert all(bool(gram.dense().isfinite().all()) for gram in grams.values())
+
+
+def test_without_its_base_it_gives_its_deltas_or_says_what_it_needs(kind: Family, bert: mb.Encoder) -> None:
+    one = dataclasses.replace(random_adapter(bert, kind=kind.name), weights=None)
+    if not kind.needs_weight:
+        assert one.deltas().keys() == one.sites.keys()
+        assert one.on(bert) is one
+        return
+    with pytest.raises(CompositionError, match="base's weights"):
+        one.deltas()
+    for site, delta in one.on(bert).deltas().items():
+        assert delta.shape == one.sites[site]
