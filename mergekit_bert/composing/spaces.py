@@ -43,8 +43,8 @@ def _core(deltas: Sequence[Delta]) -> tuple[list[Delta], Leave]:
     inner: list[Delta] = [Dense((left.T @ u * values) @ (vh @ right)) for u, values, vh in parts]
 
     def leave(merged: Delta) -> Delta:
-        inside = factors(merged.to(torch.float64))
-        return LowRank(left @ inside.B, inside.A @ right.T)
+        tall = merged.to(torch.float64).left(lambda inside: left @ inside)
+        return factors(tall).right(lambda rows: rows @ right.T)
 
     return inner, leave
 
