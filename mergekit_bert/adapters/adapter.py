@@ -13,6 +13,7 @@ from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.statistics import Statistic
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.model_methods import AdapterMethods, mebibytes, summary
 from mergekit_bert.registry import Registry
 from mergekit_bert.schema import STRICT, BaseName, Sha256
 
@@ -71,8 +72,8 @@ class Part:
     head: Tensors
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(AdapterMethods):
     """A trained adapter.
 
     ``sites`` maps a site to its size, ``tensors`` a site to the type's tensors. ``shifts`` are changes of biases and
@@ -94,6 +95,13 @@ class Adapter:
     training: Mapping[str, Any]
     scores: Mapping[str, float]
     statistics: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line."""
+        tensors = (self.shifts, self.head, *self.tensors.values())
+        size = mebibytes(sum(tensor.nbytes for found in tensors for tensor in found.values()))
+        rank, sites = f" of rank {self.config.rank}" if self.sites else "", f"{len(self.sites)} sites"
+        return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
 
     @property
     def name(self) -> str:

@@ -50,7 +50,10 @@ class AdapterConfig:
     alpha_pattern: Annotated[Mapping[str, float], Before(from_pairs)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise TrainingError for an option out of its range."""
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        from mergekit_bert.arguments import check_types
+
+        check_types(self)
 
         def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:

@@ -52,7 +52,7 @@ def command(
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.doctor import hints, to_json, verdicts
-    from mergekit_bert.evaluation.pictures import doctor_picture
+    from mergekit_bert.evaluation.pictures import write_picture
     from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
     from mergekit_bert.files import write_json
     from mergekit_bert.hardware import set_threads
@@ -96,7 +96,7 @@ def command(
             say(f"wrote {json}")
         if picture is not None:
             with written(Output(picture, force)) as (part,):
-                doctor_picture(found.report, part)
+                write_picture(found.plot(), part)
             say(f"wrote {picture}")
         if found.promises.broken:
             raise typer.Exit(1)

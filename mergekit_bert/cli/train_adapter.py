@@ -80,7 +80,7 @@ def command(
                 data,
                 path,
                 base=encoder,
-                kind=kind,
+                type=kind,
                 adapter=adapter,
                 train=train,
                 resume=resume,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import yaml
 from pydantic import Field
 
+from mergekit_bert.arguments import check_types
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.spaces import SPACES
@@ -52,6 +53,10 @@ class Recipe:
     private: Rank | None = None
     seed: Seed = 0
     inputs: Sequence[Text] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a field of another type, with ArgumentError."""
+        check_types(self)
 
     def to_json(self) -> dict[str, Any]:
         """For a file whose keys are sorted: the order of the layers counts, so they are a list."""

@@ -6,8 +6,10 @@ invented.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mergekit_bert.data import sample
+from mergekit_bert.data.given import Data, Tables, rows_of
 from mergekit_bert.data.readers import missing_column, tsv_text
 from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
 from mergekit_bert.data.task import Task
@@ -21,11 +23,13 @@ SPLITS = ("train", "dev")
 _THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
 
 
-def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: bool = True) -> Rows:
+def load_rows(task: Task, split: str, data: Data = None, labelled: bool = True) -> Rows:
     """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError.
 
     Unless ``labelled``, labels are not read and need not be there.
     """
+    if isinstance(data, Tables):
+        return data.rows(task, split, labelled)
     if data is not None and str(data) == INVENTED:
         raise DataError(
             "--data invented",
@@ -46,10 +50,13 @@ def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: 
     return _hub_rows(task, split, labelled)
 
 
-def unlabelled_rows(task: Task, data: str | Path | None, texts: Mapping[str, str | Path]) -> Rows:
-    """Rows of ``task`` without labels: those of its file among the plain ``texts`` by task, else of ``train``."""
+def unlabelled_rows(task: Task, data: Data, texts: Mapping[str, Any]) -> Rows:
+    """Rows of ``task`` without labels: those among ``texts`` (by task: a plain text file, or rows), or of ``train``."""
     if task.name in texts:
-        return read_texts(Path(texts[task.name]), task)
+        given = texts[task.name]
+        if isinstance(given, str | Path):
+            return read_texts(Path(given), task)
+        return rows_of(f"`texts`, {task.name}", given, task, labelled=False)
     if texts and (data is None or not has_rows(task, "train", data)):
         raise DataError(
             f"rows of the task {task.name!r}",
@@ -71,8 +78,10 @@ def _refuse_two_places(task: Task, split: str, named: str, data: str | Path | No
         )
 
 
-def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:
+def has_rows(task: Task, split: str, data: Data = None) -> bool:
     """Whether there is such a split at all (a Hub task is taken to have both)."""
+    if isinstance(data, Tables):
+        return data.has(task, split)
     if split in dict(task.files):
         return True
     if data is not None and str(data) == SAMPLE:

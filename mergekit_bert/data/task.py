@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from mergekit_bert.arguments import check_types
 from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.documents import DocumentError, read_yaml
@@ -62,7 +63,8 @@ class Task:
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        """Refuse a record that contradicts itself, with :class:`~mergekit_bert.errors.DataError`."""
+        """Refuse a record that contradicts itself with DataError, a field of another type with ArgumentError."""
+        check_types(self)
 
         def check(good: bool, key: str, found: object, expected: str) -> None:
             if not good:

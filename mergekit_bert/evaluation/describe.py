@@ -17,7 +17,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.records import read_record, record_path, role_of
-from mergekit_bert.evaluation.tables import MISSING
+from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
 
 _TRAINING = (

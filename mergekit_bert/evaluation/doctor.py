@@ -8,7 +8,7 @@ also where the Deltas of the others look.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,8 +28,13 @@ from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
+from mergekit_bert.evaluation.pictures import pairs_picture
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
+from mergekit_bert.evaluation.result import Result
 from mergekit_bert.progress import progress_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXPECTED = "expected"
 TRIAL = 0.5
@@ -83,12 +88,31 @@ class Verdict:
     by: str = ""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """What ``mbert doctor`` tells."""
 
     promises: Promises
     report: Report
+
+    def __repr__(self) -> str:
+        """One line: the inputs, and how many promises were tried and broken."""
+        tried, broken = len(self.promises.checks), sum(not one.kept for one in self.promises.checks)
+        return f"Diagnosis({' + '.join(self.report.names)}, {tried} checks, {broken} broken)"
+
+    def records(self) -> list[dict[str, Any]]:
+        """One line for each ordered pair of inputs, by the names of :data:`MATRICES`."""
+        names, matrices = self.report.names, self.report.matrices
+        return [
+            {"of": one, "beside": two} | {name: _finite(float(matrix[i, j])) for name, matrix in matrices.items()}
+            for i, one in enumerate(names)
+            for j, two in enumerate(names)
+            if i != j
+        ]
+
+    def plot(self) -> "Figure":
+        """Each matrix as a heatmap."""
+        return pairs_picture(self.report.names, self.report.matrices)
 
 
 def numbers(
