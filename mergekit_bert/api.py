@@ -105,13 +105,13 @@ def _named(base: Base | None) -> str | Encoder | None:
 def _file(path: str | Path) -> Path:
     """``path`` as the name of a model file; raises OutputError for another suffix, which would hide its kind."""
     if Path(path).suffix != SUFFIX:
-        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct --out")
+        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct `out`")
     return Path(path)
 
 
 def _folder(path: str | Path) -> Path:
     if Path(path).suffix == SUFFIX:
-        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct --out")
+        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct `out`")
     return Path(path)
 
 
@@ -198,8 +198,8 @@ def train_adapter(
 def finetune(
     task: AnyTask,
     data: Any = None,
+    out: Location | None = None,
     *,
-    out: Location,
     base: Base = MINILM,
     train: InstanceOf[TrainConfig] | None = None,
     resume: bool = False,
@@ -208,13 +208,15 @@ def finetune(
     progress: bool = False,
     **options: Any,
 ) -> FullModel:
-    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out``.
+    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out``, where the model lives.
 
     ``data`` and ``options`` (of ``TrainConfig`` alone) are as in :func:`train_adapter`.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
     _check_options(options, TrainConfig)
+    if out is None:
+        raise ArgumentError("`out` of finetune", "nothing", "a folder: a whole model is read from there", "name one")
     path, config = _folder(out), _config(TrainConfig, train, options)
     rows = load_rows(found, "train", given_data("data", data, [found], "train"))
     return run.finetune(_encoder(base), found, rows, path, config, control)
@@ -285,7 +287,7 @@ def convert(
 def _composition(path: str | Path, task: Task | None) -> Composition:
     """A model file that can be converted."""
     if task is not None:
-        raise CompositionError("--task", f"a task for {path}", "none: the file says its own", "drop it")
+        raise CompositionError("`task`", f"a task for {path}", "none: the file says its own", "drop it")
     model = load(path)
     if isinstance(model, FullModel):
         raise CompositionError(str(path), "a whole model", "an adapter, merged or ensemble file", "give one of these")
@@ -374,10 +376,10 @@ def changed_inputs(
 ) -> tuple[list[Ingredient], Recipe]:
     """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
     if len(files) != 1:
-        raise CompositionError("--add or --remove", f"{len(files)} files", "one merged file", "name the file to change")
+        raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
     model = load(files[0])
     if not isinstance(model, Merged):
-        raise CompositionError(str(files[0]), "no merged model", "a file merged with --keep-inputs", "merge first")
+        raise CompositionError(str(files[0]), "no merged model", "a file merged with `keep_inputs`", "merge first")
     left = change(model, _read_all(add, base), remove)
     names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
 
@@ -432,7 +434,7 @@ def search(
     known = tasks_of(ingredients)
     data = given_data("data", data, list(known.values()), "train")
     chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
-    tell_learned("--search", chosen)
+    tell_learned("`evaluations`", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
     encoder = _later(base, ingredients)()
     recipe = method if isinstance(method, Recipe) else Recipe(method)
@@ -466,7 +468,7 @@ def calibrate(
     """
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
-        raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
+        raise CompositionError("`steps`", "a model that is not merged", "a merged one", "choose a merge method")
     _check_count("rows", rows)
     data = given_data("data", data, found.tasks, "train")
     encoder = encoder_of("model", found.base, base)
@@ -475,7 +477,7 @@ def calibrate(
         experts = [ingredient(one) for one in (_read_all(inputs, base) if inputs else found.kept.values())]
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
-        tell_learned("--calibrate heads", chosen["heads"])
+        tell_learned("`steps=heads`", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
         told = {name: one.held_out for name, one in chosen["heads"].items()}
         found = calibrate_heads(found, encoder, labelled, show=progress, held=told)
@@ -604,7 +606,7 @@ def compare(
         for name in sources.tasks:
             sources.unlabelled(name)
     elif texts:
-        raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
+        raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _later(base, ingredients)()
     comparison = comparison_of(ingredients, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)

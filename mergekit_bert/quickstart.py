@@ -79,7 +79,7 @@ def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: 
     if data == SAMPLE:
         train = dataclasses.replace(train, epochs=_SAMPLE_EPOCHS[role])
     if role == "full":
-        api.finetune(task, data, out=path, base=encoder, train=train, resume=not force, force=force, progress=True)
+        api.finetune(task, data, path, base=encoder, train=train, resume=not force, force=force, progress=True)
     else:
         kind = "probe" if role == "probe" else "lora"
         api.train_adapter(

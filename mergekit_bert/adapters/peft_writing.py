@@ -30,7 +30,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     if adapter.type != "lora" or not adapter.sites:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites", "a LoRA of some sites",
-            "convert it to a Hugging Face folder (--to hf)",
+            "convert it to a Hugging Face folder (`to=hf`)",
         )  # fmt: skip
     model = classifier(encoder, adapter.task, adapter.head)
     scale_head(model, adapter.task)

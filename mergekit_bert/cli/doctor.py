@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mergekit_bert.cli import options
+from mergekit_bert.cli.spelling import in_flags
 
 EXAMPLE = "Example: mbert doctor adapters/sst.safetensors adapters/sts.safetensors --data DIR --picture doctor.png"
 
@@ -79,7 +80,7 @@ def command(
         )
         say_lines(as_text(promise_table(found.promises)))
         for name, reason in found.promises.left_out.items():
-            say(f"left out {name}: {reason}")
+            say(f"left out {name}: {in_flags(reason)}")
         if len(found.report.names) > 1:
             say_lines("\n" + as_text(pair_table(found.report)))
             for line in matrix_legend(found.report):
@@ -89,7 +90,7 @@ def command(
         if verdicts(found.report):
             say_lines("\n" + as_text(verdict_table(found.report)))
         for hint in hints(found.report):
-            say(f"hint: {hint}")
+            say(f"hint: {in_flags(hint)}")
         if json is not None:
             with written(Output(json, force)) as (part,):
                 write_json(part, to_json(found))

@@ -40,7 +40,7 @@ def command(
         api.finetune(
             found,
             data,
-            out=path,
+            path,
             base=base,
             train=train,
             resume=resume,

@@ -154,7 +154,7 @@ def find_task(model: Model, name: str) -> Task:
         if task.name == name:
             return task
     raise CompositionError(
-        "--task",
+        "`task`",
         f"{name!r}",
         f"one of {', '.join(task.name for task in model.tasks)}",
         "name a task that the file answers",

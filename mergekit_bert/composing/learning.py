@@ -142,7 +142,7 @@ def descend(
             optimizer.zero_grad(set_to_none=True)
             if not math.isfinite(value):
                 raise CompositionError(
-                    title, "a loss that is not finite", "a finite one", "use a smaller lr (--set lr=…)"
+                    title, "a loss that is not finite", "a finite one", "use a smaller lr (`options` lr=…)"
                 )
             losses.append(value)
             bar(step + 1, f"loss {value:.4f}")
@@ -190,7 +190,7 @@ def _resume(
                 str(path),
                 "the checkpoint of an unfinished training run",
                 "a place of its own",
-                "choose another --out, or finish that run with --resume",
+                "choose another `out`, or finish that run with `resume`",
             )
         record = validate(_Descent, metadata)
         if record.key != key:

@@ -1,4 +1,4 @@
-"""Where rows come from: ``--data DIR``, ``--data sample``, the folder ``data/``, or the Hugging Face Hub.
+"""Where rows come from: a folder, the sample, tables of the caller's, the folder ``data/``, or the Hugging Face Hub.
 
 It never falls back silently to the generated sample. Rows without labels may also come from plain text files, or be
 invented.
@@ -20,7 +20,7 @@ INVENTED = "invented"
 """Texts that :mod:`~mergekit_bert.data.invented` makes up. They have neither labels nor splits, so none are loaded."""
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("train", "dev")
-_THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
+_THREE_WAYS = "give `data=DIR`, use `data=sample`, or install mbert[hub] on a machine that reaches the Hub"
 
 
 def load_rows(task: Task, split: str, data: Data = None, labelled: bool = True) -> Rows:
@@ -32,10 +32,10 @@ def load_rows(task: Task, split: str, data: Data = None, labelled: bool = True) 
         return data.rows(task, split, labelled)
     if data is not None and str(data) == INVENTED:
         raise DataError(
-            "--data invented",
+            "`data=invented`",
             f"texts that have no labels, which are for merging alone, where {split} rows of {task.name!r} are needed",
             f"a folder that holds {task.name}/{split}.tsv",
-            "give --data DIR (or --data sample)",
+            "give `data=DIR` (or `data=sample`)",
         )
     named = dict(task.files).get(split)
     if named is not None:
@@ -61,8 +61,8 @@ def unlabelled_rows(task: Task, data: Data, texts: Mapping[str, Any]) -> Rows:
         raise DataError(
             f"rows of the task {task.name!r}",
             "none" if data is None else f"none in {data}",
-            f"{task.name}/train.tsv in --data DIR, or plain texts",
-            f"give --data DIR, or --texts {task.name}=FILE",
+            f"{task.name}/train.tsv in `data=DIR`, or plain texts",
+            f"give `data=DIR`, or `texts={task.name}=FILE`",
         )
     return load_rows(task, "train", data, labelled=False)
 
@@ -72,9 +72,9 @@ def _refuse_two_places(task: Task, split: str, named: str, data: str | Path | No
     if other is not None and other.resolve() != Path(named).resolve():
         raise DataError(
             f"rows of the task {task.name!r}",
-            f"{named} (the task's files) and {other} (--data)",
+            f"{named} (the task's files) and {other} (`data`)",
             f"one file for the split {split!r}",
-            "drop --data, or the key files",
+            "drop `data`, or the key files",
         )
 
 
@@ -94,7 +94,7 @@ def has_rows(task: Task, split: str, data: Data = None) -> bool:
 
 def _folder_rows(task: Task, split: str, folder: Path, labelled: bool) -> Rows:
     if not folder.is_dir():
-        raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check --data")
+        raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check `data`")
     path = find_file(folder / task.name, split)
     if path is None:
         raise DataError(
@@ -109,10 +109,10 @@ def _folder_rows(task: Task, split: str, folder: Path, labelled: bool) -> Rows:
 def _sample_rows(task: Task, split: str, labelled: bool) -> Rows:
     if task.name not in sample.SAMPLE_TASKS:
         raise DataError(
-            "--data sample",
+            "`data=sample`",
             f"no rows for the task {task.name!r}",
             f"one of {', '.join(sample.SAMPLE_TASKS)}",
-            "give --data DIR for this task",
+            "give `data=DIR` for this task",
         )
     records = (
         (f"row {number}", {**dict(zip(task.text, texts, strict=True)), task.label: label})
@@ -128,7 +128,7 @@ def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
             where,
             f"no folder {DEFAULT_FOLDER}/{task.name} and no place on the Hub",
             f"{task.name}/{split}.tsv",
-            "give --data DIR",
+            "give `data=DIR`",
         )
     try:
         import datasets

@@ -120,7 +120,7 @@ def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], c
             f"base {name!r}",
             f"{len(lacking)} of {len(parameters)} weights are missing",
             f"a checkpoint of a {config.model_type} encoder",
-            "check --base",
+            "check `base`",
         )
     source = generator(0, 5)
     for key in lacking:

@@ -156,7 +156,7 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
         earlier = _earlier(table)
     except (DocumentError, SchemaError) as error:
         if not force:
-            found, remedy = f"broken ({error})", "choose another --out or give --force"
+            found, remedy = f"broken ({error})", "choose another `out` or give `force`"
             raise OutputError(str(table), found, "a table as mbert writes it", remedy) from error
         earlier = None
     known = earlier.comparison if earlier is not None else None
@@ -167,7 +167,7 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
                 str(path),
                 "it is of other inputs or rows",
                 "a folder of its own",
-                "choose another --out or give --force",
+                "choose another `out` or give `force`",
             )
 
 

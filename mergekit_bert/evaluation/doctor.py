@@ -266,7 +266,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
         assert isinstance(model, Merged)
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
-            raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more --rows")
+            raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more `rows`")
         return expert_answers(
             encoder, part, tokenise(rows, part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
         )
@@ -329,7 +329,7 @@ def hints(report: Report) -> list[str]:
     found = []
     found_out = verdicts(report)
     if not found_out:
-        found.append("for a verdict give real rows, --data DIR: only they tell how far one disturbs another's task")
+        found.append("for a verdict give real rows, `data=DIR`: only they tell how far one disturbs another's task")
     elif found_out[-1].word != _WORDS[0][1]:
         found += [
             "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
@@ -342,7 +342,7 @@ def hints(report: Report) -> list[str]:
     if (largest := norms.max()) >= UNBALANCED:
         i, j = np.argwhere(norms == largest)[0]
         found.append(f"{report.names[i]} is {largest:.1f} times as large as {report.names[j]}: "
-                     f"try a smaller weight, --weights {report.names[i]}={1 / largest:.2g}")  # fmt: skip
+                     f"try a smaller weight, `weights={report.names[i]}={1 / largest:.2g}`")  # fmt: skip
     return found
 
 

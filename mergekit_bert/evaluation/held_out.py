@@ -98,16 +98,16 @@ def training_split(task: str, training: Mapping[str, Any], train: Rows) -> tuple
     """
     if not {*_SPLIT, "data"} <= set(training):
         raise CompositionError(
-            f"--on {HELD_OUT}, task {task!r}",
+            f"`on={HELD_OUT}`, task {task!r}",
             "an input that does not tell which rows its training held out",
             "adapters trained by mbert",
             f"leave it out, or score on {DEV}",
         )
     if training["data"] != train.fingerprint():
         raise CompositionError(
-            f"--on {HELD_OUT}, task {task!r}",
+            f"`on={HELD_OUT}`, task {task!r}",
             f"rows in {train.where} that are not those it was trained on",
             "the train split of its training",
-            f"give that as --data, or score on {DEV}",
+            f"give that as `data`, or score on {DEV}",
         )
     return hold_out(train, *(training[key] for key in _SPLIT))

@@ -123,7 +123,7 @@ def find_sources(
     has learned from or may have, DataError for rows that are missing or too few.
     """
     if on not in (DEV, HELD_OUT):
-        raise unknown("--on", on, [DEV, HELD_OUT])
+        raise unknown("`on`", on, [DEV, HELD_OUT])
     known, named = tasks_of(ingredients), texts or {}
     _check_named(named, known)
     training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
@@ -141,7 +141,7 @@ def find_sources(
             hashes = scored[name].hashes()
             scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
         scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
-    tell_learned("--calibrate heads", labelled)
+    tell_learned("`calibrate=heads`", labelled)
     for one in ingredients:
         if isinstance(one.model, Merged):
             refuse_seen(f"input {one.name!r}", one.model, scored)
@@ -158,7 +158,7 @@ def find_sources(
 def _check_named(texts: Texts, tasks: Mapping[str, Task]) -> None:
     for name in texts:
         if name not in tasks:
-            raise unknown("task of --texts", name, list(tasks))
+            raise unknown("task of `texts`", name, list(tasks))
 
 
 def _unlabelled(task: Task, data: Data, texts: Texts, count: int, encoder: Callable[[], Encoder]) -> Rows:

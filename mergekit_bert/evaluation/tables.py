@@ -126,7 +126,7 @@ def contest_missing(contest: Contest) -> str:
         return ""
     if contest.missing:
         return f"missing: full fine-tuning's figures on these rows, recorded by: {'; '.join(contest.missing)}"
-    return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (--limit, --on)"
+    return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (`limit`, `on`)"
 
 
 def promise_table(promises: Promises) -> Table:

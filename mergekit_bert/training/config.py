@@ -54,7 +54,7 @@ class TrainConfig:
 
         def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:
-                raise TrainingError(f"--{name.replace('_', '-')}", f"{found}", expected, "correct it")
+                raise TrainingError(f"`{name}`", f"{found}", expected, "correct it")
 
         for name in ("epochs", "batch_size", "patience", "hold_out_limit", "max_length", "seed", "threads"):
             value, (low, high) = getattr(self, name), _WHOLE.get(name, (1, _MOST))

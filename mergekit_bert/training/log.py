@@ -37,7 +37,7 @@ class RunLog:
                 str(folder),
                 (error.strerror or str(error)).lower(),
                 "a folder that can be written",
-                "choose another --out",
+                "choose another `out`",
             ) from error
         self._board = _tensorboard(folder, step) if tensorboard else None
 
@@ -67,7 +67,7 @@ def _tensorboard(folder: Path, step: int) -> Writer:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
-            "--tensorboard", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
+            "`tensorboard`", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
         ) from error
     writer: Writer = SummaryWriter(str(folder / BOARD), purge_step=step or None)
     return writer

@@ -58,7 +58,7 @@ class Setting:
         weights = kind_of(self.task).weights(self.task, self.train.labels)
         if weights is None:
             found = f"{self.task.name!r}, which has no labels to balance"
-            raise TrainingError("--balance", found, "a task with labels", "drop --balance")
+            raise TrainingError("`balance`", found, "a task with labels", "drop `balance`")
         return weights
 
 
@@ -190,7 +190,7 @@ def _diverged(task: Task) -> TrainingError:
         f"training {task.name}",
         "a loss or weights that are not finite",
         "finite ones",
-        "use a smaller --lr or --precision fp32",
+        "use a smaller `lr` or `precision=fp32`",
     )
 
 

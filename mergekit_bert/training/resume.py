@@ -85,7 +85,7 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
             str(path),
             f"another run ({', '.join(sorted(told, key=len))})",  # a message is cut where it gets too long
             "the same command as before",
-            "repeat it, choose another --out, or start over with --force",
+            "repeat it, choose another `out`, or start over with `force`",
         )
 
 
@@ -100,9 +100,9 @@ def load_checkpoint(
     try:
         tensors, metadata = read_tensors(path)
     except ModelFileError as error:
-        raise TrainingError(str(path), error.found, error.expected, "start over with --force") from error
+        raise TrainingError(str(path), error.found, error.expected, "start over with `force`") from error
     if metadata.get("format") != _FORMAT or metadata.get("kind") != "checkpoint":
-        raise TrainingError(str(path), "not a checkpoint of this version", f"format {_FORMAT}", "start with --force")
+        raise TrainingError(str(path), "not a checkpoint of this version", f"format {_FORMAT}", "start with `force`")
     try:
         record = validate(_Record, metadata)
         check_same(path, record.run, run)
@@ -111,7 +111,7 @@ def load_checkpoint(
         return _restore(tensors, record.progress, work, optimizer)
     except (SchemaError, ValueError, RuntimeError) as error:
         raise TrainingError(
-            str(path), f"a broken checkpoint ({error})", "one as mbert writes it", "start over with --force"
+            str(path), f"a broken checkpoint ({error})", "one as mbert writes it", "start over with `force`"
         ) from error
 
 

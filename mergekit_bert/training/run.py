@@ -78,7 +78,7 @@ def train_adapter(
     rates = (record.lr or ADAPTER_RATES[0], record.head_lr or ADAPTER_RATES[1])
     if not record.has_sites and adapter != AdapterConfig():
         raise TrainingError(
-            f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
+            f"`type={kind}`", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
         )
     sites = find_sites(encoder, adapter.targets) if record.has_sites else {}
     others = by_identity(avoid)
@@ -257,7 +257,7 @@ def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> No
     if count:
         warnings.warn(
             f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
-            "are cut (--max-length)",
+            "are cut (`max_length`)",
             MbertWarning,
             stacklevel=4,
         )

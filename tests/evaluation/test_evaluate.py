@@ -295,7 +295,7 @@ def test_the_table_can_be_computed_from_the_written_predictions(world: World, na
 def test_single_tasks_can_be_asked_for(world: World) -> None:
     comparison = world.evaluate("merged.safetensors", tasks=["sts"]).comparison
     assert [line.score.task for line in comparison.lines] == ["sts", "sts"]
-    with pytest.raises(CompositionError, match=r"--task: 'para'; expected one of sst, sts"):
+    with pytest.raises(CompositionError, match=r"`task`: 'para'; expected one of sst, sts"):
         world.evaluate("merged.safetensors", tasks=["para"])
 
 

@@ -186,7 +186,7 @@ def _balanced(site: str, delta: Delta, rank: int | None) -> LowRank:
     """``U √S`` and ``√S Vᵀ`` of the strongest directions: factors of one size learn at one pace."""
     if rank is None and not isinstance(delta, LowRank):
         raise CompositionError(
-            f"distill, site {site!r}", "a dense start", "factors to learn", "give --rank, or another start"
+            f"distill, site {site!r}", "a dense start", "factors to learn", "give `rank`, or another start"
         )
     u, values, vh = svd(delta)
     root = values[:rank].sqrt()

@@ -180,5 +180,5 @@ def test_a_checkpoint_of_another_run_is_passed_over(
 
 
 def test_a_loss_that_is_not_finite_is_told(bert: mb.Encoder, three: list[Adapter]) -> None:
-    with pytest.raises(CompositionError, match=r"distill: a loss that is not finite.*--set lr"):
+    with pytest.raises(CompositionError, match=r"distill: a loss that is not finite.*`options` lr"):
         merged(three, "distill", options={"steps": 20, "lr": 1e9, **FP32}, given=rows_for(bert))
