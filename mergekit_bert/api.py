@@ -337,6 +337,7 @@ def merge(
     told = {"options": {**(options or {}), **more}, "weights": weights, "layers": layers}
     recipe = changed(named, space=space, rank=rank, private=private, seed=seed, **told)
     ingredients = [ingredient(one) for one in found]
+    check_together(ingredients)
     source = given_data("data", data, list(tasks_of(ingredients).values()), "train")
     refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
     made_up = str(source) == INVENTED and not texts
@@ -365,8 +366,6 @@ def _read_all(inputs: Sequence[Input | Ensemble | FullModel | str | Path], base:
             found += read_inputs(one.path if isinstance(one, FullModel) else Path(one), _named(base), load)
         else:
             found.append(one)
-    if not found:
-        raise CompositionError("`inputs`", "none", "one or more adapters, merged models or their files", "name some")
     return found
 
 
@@ -474,7 +473,7 @@ def calibrate(
     encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
-        experts = [ingredient(one) for one in (_read_all(inputs, base) if inputs else found.kept.values())]
+        experts = [ingredient(one) for one in (_read_all(inputs, base) or found.kept.values())]
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
         tell_learned("`steps=heads`", chosen["heads"])

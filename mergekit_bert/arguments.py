@@ -23,7 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
-def _reachable(path: str | Path) -> str | Path:
+def reachable(path: str | Path) -> str | Path:
+    """``path``; raises ValueError, with what was expected, for one that no file system takes."""
     try:
         os.lstat(path)
     except ValueError as error:
@@ -34,7 +35,7 @@ def _reachable(path: str | Path) -> str | Path:
     return path
 
 
-Location = Annotated[str | Path, AfterValidator(_reachable)]
+Location = Annotated[str | Path, AfterValidator(reachable)]
 """A path, or a name that may be one: whether anything is there is not asked."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mergekit_bert.arguments import reachable
 from mergekit_bert.data.readers import Record, missing_column
 from mergekit_bert.data.rows import Rows, columns_of, items, parse_rows, read_rows
 from mergekit_bert.data.task import Task
@@ -58,7 +59,12 @@ def given_data(where: str, data: Any, tasks: Sequence[Task], split: str) -> Data
     Beside the places of :data:`Data` these are tables by the task's name, or, of one task, its table alone. A table is
     for ``split``, or there is one for each: ``{"tone": {"train": …, "dev": …}}``. Raises :class:`DataError`.
     """
-    if data is None or isinstance(data, str | Path | Tables):
+    if isinstance(data, str | Path):
+        try:
+            return reachable(data)
+        except ValueError as error:
+            raise DataError(f"`{where}`", f"{str(data)!r:.40}…", str(error), "correct it") from error
+    if data is None or isinstance(data, Tables):
         return data
     names = [task.name for task in tasks]
     by_name = isinstance(data, Mapping) and set(data) <= set(names)
@@ -73,8 +79,10 @@ def given_data(where: str, data: Any, tasks: Sequence[Task], split: str) -> Data
 def _splits(table: Any, task: Task, split: str) -> dict[str, Any]:
     """A table of ``task`` by its split; what can be read once only is kept as a list."""
     if isinstance(table, Mapping) and task.text[0] not in table and set(table) & set(_SPLITS):
-        return {_SPLITS[name]: one for name, one in table.items() if name in _SPLITS}
-    return {split: list(table) if isinstance(table, Iterator) else table}
+        found = {_SPLITS[name]: one for name, one in table.items() if name in _SPLITS}
+    else:
+        found = {split: table}
+    return {name: list(one) if isinstance(one, Iterator) else one for name, one in found.items()}
 
 
 def rows_of(where: str, given: Any, task: Task, labelled: bool = True) -> Rows:

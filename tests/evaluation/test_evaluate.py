@@ -46,7 +46,7 @@ def made(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> World:
                 folder / "corpus",
                 folder / f"adapters/{name}.safetensors",
                 base=bert,
-                kind=kind,
+                type=kind,
                 adapter=AdapterConfig(rank=2) if kind == "lora" else None,
                 train=QUICK,
             )
