@@ -22,6 +22,7 @@ from mergekit_bert.errors import OutputError
 
 Json = Any
 SUFFIX = ".safetensors"
+PART = ".part"
 
 
 def canonical_json(value: Json) -> str:
@@ -86,7 +87,7 @@ def replace(part: Path, path: Path) -> None:
     if kind != "folder":
         os.replace(part, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = Path(tempfile.mkdtemp(prefix=part_prefix(path), suffix=PART, dir=path.parent))
     os.replace(path, old / "old")
     try:
         os.replace(part, path)
@@ -125,7 +126,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=part_prefix(path), suffix=PART, dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -157,7 +158,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_parts(path)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        part = Path(tempfile.mkdtemp(prefix=part_prefix(path), suffix=PART, dir=path.parent))
         try:
             yield part
             part.chmod(0o755)
@@ -165,6 +166,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+def part_prefix(path: Path) -> str:
+    """How the name of a part of ``path`` begins; no other output's parts begin like it."""
+    return f".{path.name}.mbert-"
 
 
 def remove(path: Path) -> None:
@@ -177,5 +183,5 @@ def remove(path: Path) -> None:
 
 def sweep_parts(path: Path) -> None:
     """Remove what killed writers of ``path`` left beside it."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for part in path.parent.glob(f"{glob.escape(part_prefix(path))}*{PART}"):
         remove(part)

@@ -18,7 +18,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mergekit_bert.errors import MbertError, OutputError
-from mergekit_bert.files import SUFFIX, beside, kind_at, place, refuse_existing, replace, sweep_parts, told
+from mergekit_bert.files import (
+    PART,
+    SUFFIX,
+    beside,
+    kind_at,
+    part_prefix,
+    place,
+    refuse_existing,
+    replace,
+    sweep_parts,
+    told,
+)
 from mergekit_bert.tensorfile import is_foreign
 from mergekit_bert.text import one_line
 
@@ -146,7 +157,7 @@ def _part(path: Path) -> Iterator[Path]:
     """A place beside ``path``, of the same name."""
     with told(path):
         sweep_parts(path)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=part_prefix(path), suffix=PART, dir=path.parent))
     try:
         yield folder / path.name
     finally:

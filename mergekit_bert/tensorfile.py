@@ -27,7 +27,7 @@ _MAX_HEADER = 32 * 2**20
 LARGEST = 1e18
 """The largest magnitude of a value: its square is still a number in float32."""
 NOT_FINITE = f"NaN or values beyond {LARGEST:g}"
-_AGAIN = "write the file again, or name another"
+_AGAIN = "get or write the file again, or name another"
 
 
 def tensor_file_sha256(tensors: Mapping[str, Any], metadata: Json) -> str:

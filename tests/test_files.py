@@ -228,11 +228,12 @@ def test_a_killed_writer_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
 
 
 def test_sweeping_leaves_the_parts_of_other_files(tmp_path: Path) -> None:
-    other = tmp_path / ".y.abc.part"
-    other.write_bytes(b"")
-    (tmp_path / ".x.abc.part").mkdir()
+    others = [tmp_path / ".x.mine.part", tmp_path / ".x.v2.mbert-abc.part", tmp_path / ".y.mbert-abc.part"]
+    for other in others:
+        other.write_bytes(b"")
+    (tmp_path / ".x.mbert-abc.part").mkdir()
     files.sweep_parts(tmp_path / "x")
-    assert parts(tmp_path) == [other]
+    assert sorted(parts(tmp_path)) == others
 
 
 def test_json_is_sorted_and_ends_with_a_newline(tmp_path: Path) -> None:

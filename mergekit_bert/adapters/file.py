@@ -6,13 +6,14 @@ rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part
+from mergekit_bert.adapters.adapter import TYPES, Adapter, Base, Part, Size
 from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
 from mergekit_bert.encoder.heads import head_shapes
@@ -27,6 +28,8 @@ FORMAT = 2
 _STATISTICS = "statistics"
 """A key that is there only in the record of an adapter that has some."""
 _MOST_REBUILT = 64
+_MOST_DENSE, _MOST_EXPANDED = 2**28, 4096
+"""Values of all sites made dense: what any encoder up to BERT-large's size has, and more only with that many stored."""
 """Values of rebuilt factors to each one in the file: a layer is not that much wider than it is high."""
 _REWRITE = "write the file again with this version of mbert"
 
@@ -157,6 +160,7 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
             shapes = STATISTICS[statistic].shapes(*told.shape)
             expected |= {f"{statistic}.{site}.{name}": shape for name, shape in shapes.items()}
     check_tensors(where, tensors, expected)
+    check_dense(where, record.sites.values(), tensors)
     _check_rebuilt(where, tensors, record)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in record.sites}
     for site, size in record.sites.items():
@@ -194,6 +198,16 @@ def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRec
             f"{rebuilt:,} values of basis rows to {stored:,} in the file",
             "sites as wide as an encoder's",
             _REWRITE,
+        )
+
+
+def check_dense(where: str, sites: Iterable[Size], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError where the sites, made dense, would take far more memory than the file."""
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    dense = sum(math.prod(size) for size in sites)
+    if dense > max(_MOST_DENSE, _MOST_EXPANDED * stored):
+        raise ModelFileError(
+            where, f"sites of {dense:,} values to {stored:,} in the file", "sites as wide as an encoder's", _REWRITE
         )
 
 

@@ -18,6 +18,7 @@ from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import (
     FORMAT,
     adapter_sha256,
+    check_dense,
     check_format,
     check_tensors,
     pack,
@@ -171,6 +172,9 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
         expected |= _shapes(f"own.{task}.", record.own[task])
         expected |= {f"own.{task}.head.{name}": tuple(shape) for name, shape in part.head.items()}
     check_tensors(where, tensors, expected)
+    check_dense(
+        where, [site.size for patch in (record, *record.own.values()) for site in patch.sites.values()], tensors
+    )
     deltas, shifts = _unpack_deltas("", tensors, record)
     model = Merged(
         method=record.method,

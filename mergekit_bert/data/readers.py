@@ -22,6 +22,10 @@ _BLOCK = 2**20
 MAX_ROWS = 5_000_000
 MAX_PARQUET = 512 * 2**20
 """Bytes that the columns of a Parquet file unpack to, and characters of all its rows together."""
+_SPARE, _PACKED = 64 * 2**20, 200
+"""Characters that any Parquet file may have, and how many more for each byte of it: text is not packed tighter."""
+_PARQUET_ROWS = 128
+"""Rows unpacked at a time: what a file says of its size before that may be wrong."""
 
 
 def read_records(path: Path, columns: Sequence[str], also: Sequence[str] = ()) -> Iterator[tuple[str, Record]]:
@@ -236,12 +240,12 @@ def _read_parquet(path: Path, columns: Sequence[str], also: Sequence[str]) -> It
             wanted = _wanted(str(path), file, columns, also)
         # Texts stay in the dictionary of the file: a long one that comes a million times is read once.
         with parquet.ParquetFile(path, read_dictionary=wanted, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=wanted)
-                values = [_values(path, number, table[name]) for name in wanted]
-                characters += sum(len(one) for column in values for one in column if isinstance(one, str))
-                if characters > MAX_PARQUET:
-                    raise _too_much(path, f"more than {MAX_PARQUET:,} characters")
+            most = min(MAX_PARQUET, _SPARE + _PACKED * path.stat().st_size)
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
+                values = [_values(path, number, batch[name]) for name in wanted]
+                characters += sum(len(one) for column in values for one in set(column) if isinstance(one, str))
+                if characters > most:
+                    raise _too_much(path, f"more than {most:,} characters")
                 for number, cells in enumerate(zip(*values, strict=True), start=number + 1):  # noqa: B020
                     yield f"row {number}", dict(zip(wanted, cells, strict=True))
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
@@ -284,18 +288,18 @@ def _is_plain(kind: Any) -> bool:
 
 def _values(path: Path, before: int, column: Any) -> list[Any]:
     """The values of a column's next rows, of which ``before`` came already."""
-    found: list[Any] = []
-    for chunk in column.chunks:
-        try:
-            if hasattr(chunk, "dictionary"):
-                words = chunk.dictionary.to_pylist()
-                found += [None if place is None else words[place] for place in chunk.indices.to_pylist()]
-            else:
-                found += chunk.to_pylist()
-        except UnicodeDecodeError as error:
-            spot = f"{path}, row {before + len(found) + _first_bad(chunk) + 1}"
-            raise DataError(spot, f"a text that is not UTF-8 ({error.reason})", "UTF-8", "write it again") from error
-    return found
+    try:
+        if not hasattr(column, "dictionary"):
+            return list(column.to_pylist())
+        words = {
+            place: column.dictionary[place].as_py()
+            for place in column.indices.unique().to_pylist()
+            if place is not None
+        }
+        return [None if place is None else words[place] for place in column.indices.to_pylist()]
+    except UnicodeDecodeError as error:
+        spot = f"{path}, row {before + _first_bad(column) + 1}"
+        raise DataError(spot, f"a text that is not UTF-8 ({error.reason})", "UTF-8", "write it again") from error
 
 
 def _first_bad(array: Any) -> int:

@@ -19,8 +19,8 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.heads import Classifier, bare_head, last_linear
-from mergekit_bert.encoder.load import Encoder, longest
-from mergekit_bert.encoder.pretrained import open_pretrained, quiet_transformers, told_as
+from mergekit_bert.encoder.load import Encoder, longest, try_out
+from mergekit_bert.encoder.pretrained import one_line, open_pretrained, quiet_transformers, told_as
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
@@ -194,5 +194,8 @@ def load_folder(folder: FullModel) -> tuple[Classifier, Any]:
     if folder.max_length > positions:
         asked = f"texts of {folder.max_length} tokens"
         raise ModelFileError(str(folder.path / RECORD), asked, f"at most {positions}, the model's", "write it again")
+    with told_as(ModelFileError), one_line(str(folder.path)):
+        shell.eval().requires_grad_(False).to(default_device())
+        try_out(shell.base_model, tokenizer)
     packing.enable(shell.base_model)
-    return Classifier(shell).eval().requires_grad_(False).to(default_device()), tokenizer
+    return Classifier(shell), tokenizer

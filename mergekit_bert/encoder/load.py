@@ -69,6 +69,7 @@ def load_encoder(name: str | Path) -> Encoder:
     _fill_missing(str(name), model, shell.base_model_prefix, missing, shell.config)
     with one_line(found.where):
         model.eval().requires_grad_(False).to(default_device())
+        try_out(model, tokenizer)
         packing.enable(model)
         return Encoder(
             name=str(name),
@@ -79,6 +80,12 @@ def load_encoder(name: str | Path) -> Encoder:
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             max_length=longest(model, shell.config, tokenizer),
         )
+
+
+def try_out(model: Any, tokenizer: Any) -> None:
+    """Encode a word: a configuration that fits the weights' shapes may still be one that cannot run."""
+    with torch.inference_mode():
+        model(**tokenizer("a", return_tensors="pt").to(default_device()))
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -176,7 +176,7 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "targets": MISSING,
         "basis": MISSING,
     }
-    if config is not None and part["type"] != "probe":
+    if config is not None and part.get("type") != "probe":
         options = AdapterConfig.from_json(config)
         stabilized = ", rank-stabilised" if options.rank_stabilized else ""
         facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}

@@ -30,7 +30,8 @@ class RunLog:
         """Go on after the first ``keep_bytes`` of an earlier log (0: a new one)."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / LOG).open("ab")
+            _refuse_links(folder)
+            self._file = open(folder / LOG, "ab", opener=_opened)  # noqa: SIM115 (Path.open takes no opener)
             self._file.truncate(min(keep_bytes, self.bytes()))
         except OSError as error:
             raise OutputError(
@@ -60,6 +61,18 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise OutputError for a link where a log should be: what is written would land elsewhere."""
+    for path in (folder / LOG, folder / BOARD):
+        if path.is_symlink() or (path.name == LOG and path.exists() and not path.is_file()):
+            found = "a symbolic link" if path.is_symlink() else "no regular file"
+            raise OutputError(str(path), found, "the log of this run", "remove it, or choose another `out`")
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _tensorboard(folder: Path, step: int) -> Writer:

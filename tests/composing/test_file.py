@@ -38,6 +38,14 @@ SITE = "encoder.layer.0.attention.self.query"
 KINDS = ("merged", "dense", "ensemble")
 
 
+def test_sites_without_values_cannot_ask_for_memory(bert: mb.Encoder) -> None:
+    model = merged(trio(bert), "ties")
+    huge = LowRank(torch.zeros(2**20, 0), torch.zeros(0, 2**20))
+    tensors, record = model_file._pack_merged(dataclasses.replace(model, deltas={**model.deltas, "huge": huge}))
+    with pytest.raises(ModelFileError, match=r"sites of 1,099,5[\d,]+ values to [\d,]+ in the file; expected sites as"):
+        model_file._unpack_merged("m", tensors, record)
+
+
 def same_merged(one: mb.Merged, two: mb.Merged) -> bool:
     """Whether two merged models are equal bit for bit."""
 

@@ -15,7 +15,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.encoder.folder import load_folder, read_folder, scale_head, write_folder
 from mergekit_bert.encoder.heads import classifier
-from mergekit_bert.errors import ModelFileError
+from mergekit_bert.errors import EncoderError, ModelFileError
 from mergekit_bert.hardware import generator
 
 
@@ -51,6 +51,39 @@ def test_scaling_maps_zero_and_one_to_the_bounds(bert: mb.Encoder, bounds: tuple
         before = float(model(**inputs))
         scale_head(model, task)
         assert float(model(**inputs)) == pytest.approx(bounds[0] + (bounds[1] - bounds[0]) * before, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"basis": {"a": 1}},
+        {"config": {"a": 1}},
+        {"type": "lora", "config": {"rank": "3"}},
+        {"training": {"examples": -1}},
+        {"training": {"more": 1}},
+    ],
+)
+def test_what_the_record_says_of_an_adapter_is_checked(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "mbert.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelFileError, match=r"mbert\.json: broken metadata .*; expected metadata as mbert writes it"):
+        mb.load(folder)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    rules["model"]["vocab"]["film"] = 5000
+    path.write_text(json.dumps(rules))
+    with pytest.raises(EncoderError, match="tokenizer: 5000 in input_ids; expected numbers below"):
+        mb.predictor(folder).predict("sts", [("good film", "a cat")])
+
+
+def test_a_configuration_that_cannot_run_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chunk_size_feed_forward": "albert"}))
+    with pytest.raises(ModelFileError, match="it cannot be loaded"):
+        load_folder(read_folder(folder))
 
 
 def test_the_head_of_a_classification_is_left_alone(bert: mb.Encoder, sst: mb.Task) -> None:

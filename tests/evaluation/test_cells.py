@@ -48,6 +48,18 @@ def test_every_cell_is_the_merge_it_says_scored_as_eval_does(
     assert best.behind == (0.0, 0.0)
 
 
+def test_the_file_of_another_cell_is_not_taken_for_a_cell(
+    three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
+) -> None:
+    run(three, bert, data, tmp_path / "c")
+    one, other = sorted((tmp_path / "c").glob("*.safetensors"))[:2]
+    before = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    run(three, bert, data, tmp_path / "c")
+    assert one.read_bytes() != other.read_bytes()
+    assert len(one.read_bytes()) == len(before)
+
+
 def test_what_is_finished_is_never_computed_again_and_what_changed_is(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, merges: list[str]
 ) -> None:

@@ -12,9 +12,10 @@ import torch
 
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import MissingExtraError
+from mergekit_bert.errors import MissingExtraError, OutputError
 from mergekit_bert.tensorfile import read_tensors
 from mergekit_bert.training.config import TrainConfig
+from mergekit_bert.training.log import RunLog
 from mergekit_bert.training.manifest import Control, run_folder
 from tests.tiny import tiny_rows
 from tests.training.runs import everything, log, manifest, train, tune
@@ -167,3 +168,13 @@ def test_both_precisions_train_and_are_recorded(bert: Encoder, tmp_path: Path, k
 
     with safe_open(file, framework="pt") as opened:
         assert {opened.get_tensor(key).dtype for key in opened.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_a_link_where_the_log_should_be_is_refused_and_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to(precious)
+    with pytest.raises(OutputError, match=r"log.jsonl: a symbolic link; expected the log of this run"):
+        RunLog(tmp_path / "run", 0, False, 0)
+    assert precious.read_text() == "mine"
