@@ -232,6 +232,15 @@ WRONG: dict[str, tuple[Callable[[list[mb.Adapter]], object], str]] = {
     "search(over)": (lambda two: mb.search(two, over="weights"), "`over` of search: 'weights' .str.; expected a list"),
     "train(data)": (lambda two: mb.Adapter.train(3, TONE), "`data`, tone: 3 .int.; expected a list of rows"),
     "train(task)": (lambda two: mb.Adapter.train(frame(8), 3), "`task` of train_adapter: 3"),
+    "get_task": (lambda two: mb.get_task(3), "`name` of get_task: 3 .int."),
+    "load_encoder": (lambda two: mb.load_encoder(3), "`name` of load_encoder: 3 .int."),
+    "load_rows": (lambda two: mb.load_rows(TONE, "train", 3), "`data`, tone: 3 .int.; expected a list of rows"),
+    "load_rows(split)": (lambda two: mb.load_rows(TONE, "test", "sample"), "split: 'test'; expected one of train, dev"),
+    "load_rows(task)": (lambda two: mb.load_rows("tone", "train"), "`task` of load_rows: 'tone'"),
+    "describe": (lambda two: mb.describe(3), "`path` of describe: 3 .int."),
+    "write_sample": (lambda two: mb.write_sample(3), "`folder` of write_sample: 3 .int."),
+    "set_threads": (lambda two: mb.set_threads(2.5), "`count` of set_threads: 2.5 .float."),
+    "set_threads(0)": (lambda two: mb.set_threads(0), "`count` of set_threads: 0; expected a whole number"),
     "Recipe": (lambda two: mb.Recipe(rank=True), "`rank` of Recipe: True .bool."),
 }  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_the_lock_has_every_pin_but_torch() -> None:
 
 def test_the_lock_has_nothing_but_pins_and_their_hashes() -> None:
     for entry in "\n".join(lines_of("requirements.lock")).replace(" \\\n", "").splitlines():
-        assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.!+]+( +`hash`=sha256:[0-9a-f]{64})+", entry), entry
+        assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.!+]+( +--hash=sha256:[0-9a-f]{64})+", entry), entry
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "requirements.lock", "Makefile", ".ci/run"])

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import InstanceOf
+
+from mergekit_bert.arguments import Location, checked
 from mergekit_bert.data import sample
-from mergekit_bert.data.given import Data, Tables, rows_of
+from mergekit_bert.data.given import Data, Tables, given_data, rows_of
 from mergekit_bert.data.readers import missing_column, tsv_text
 from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
+from mergekit_bert.registry import unknown
 
 SAMPLE = "sample"
 INVENTED = "invented"
@@ -23,11 +27,16 @@ SPLITS = ("train", "dev")
 _THREE_WAYS = "give `data=DIR`, use `data=sample`, or install mbert[hub] on a machine that reaches the Hub"
 
 
-def load_rows(task: Task, split: str, data: Data = None, labelled: bool = True) -> Rows:
+@checked
+def load_rows(task: InstanceOf[Task], split: str, data: Any = None, labelled: bool = True) -> Rows:
     """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError.
 
-    Unless ``labelled``, labels are not read and need not be there.
+    ``data`` is a folder, ``"sample"``, or rows in any form that :func:`~mergekit_bert.data.given.rows_of` takes. Unless
+    ``labelled``, labels are not read and need not be there.
     """
+    if split not in SPLITS:
+        raise unknown("split", split, list(SPLITS))
+    data = given_data("data", data, [task], split)
     if isinstance(data, Tables):
         return data.rows(task, split, labelled)
     if data is not None and str(data) == INVENTED:
@@ -156,14 +165,15 @@ def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
     return parse_rows(place, records, task, labelled)
 
 
-def write_sample(folder: Path) -> list[Path]:
+@checked
+def write_sample(folder: Location) -> list[Path]:
     """Write the generated corpus as ``folder/<task>/<split>.tsv``; returns the paths."""
     from mergekit_bert.data.task import get_task
     from mergekit_bert.files import write_atomic
     from mergekit_bert.outputs import Output, written
 
     splits = [(name, split) for name in sample.SAMPLE_TASKS for split in SPLITS]
-    paths = [folder / name / f"{split}.tsv" for name, split in splits]
+    paths = [Path(folder) / name / f"{split}.tsv" for name, split in splits]
     with written(*map(Output, paths)) as parts:
         for part, (name, split) in zip(parts, splits, strict=True):
             task = get_task(name)

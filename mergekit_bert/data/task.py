@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from mergekit_bert.arguments import check_types
+from pydantic import InstanceOf
+
+from mergekit_bert.arguments import check_types, checked
 from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.data.metrics import metric
 from mergekit_bert.documents import DocumentError, read_yaml
@@ -145,7 +147,8 @@ _YAML_KEYS = {
 }
 
 
-def get_task(name: str | Path | Task) -> Task:
+@checked
+def get_task(name: str | Path | InstanceOf[Task]) -> Task:
     """A task by its built-in name or from a YAML file; a Task comes back as it is."""
     if isinstance(name, Task):
         return name

@@ -13,6 +13,7 @@ from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, norm
 from mergekit_bert.adapters.file import pack
+from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.encoder.folder import FullModel
@@ -36,8 +37,10 @@ _TRAINING = (
 )
 
 
-def describe(path: Path) -> dict[str, Any]:
+@checked
+def describe(path: Location) -> dict[str, Any]:
     """Everything about the model at ``path``, as JSON; raises ModelFileError."""
+    path = Path(path)
     model = read_model(path)
     size = sum(file.stat().st_size for file in path.glob("**/*") if file.is_file()) if path.is_dir() else None
     told: dict[str, Any] = {

@@ -266,7 +266,7 @@ def test_what_cannot_be_avoided_is_told_before_any_work(
             [edited(statistics={})],
             AVOID,
             TrainingError,
-            "avoid sst: no Gram.*file.*--task sst --with-stats gram",
+            "avoid=sst`: no Gram.*file.*--task sst --with-stats gram",
         ),
         (
             [edited(statistics={"gram": {SITE: gram[SITE]}})],

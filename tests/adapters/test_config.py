@@ -35,7 +35,7 @@ def test_the_scale_is_alpha_over_the_rank_or_its_root(rank: int, alpha: float, s
     ],
 )
 def test_a_value_out_of_range_names_its_option(option: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match=f"--{next(iter(option))}: .*correct --"):
+    with pytest.raises(TrainingError, match=f"`{next(iter(option))}`: .*correct `"):
         AdapterConfig(**option)
 
 

@@ -85,9 +85,7 @@ def test_a_run_that_lost_its_place_is_kept_and_goes_on_without_training(
     make(kind, bert, whole)
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: out.write_text("theirs"))
-        with pytest.raises(
-            OutputError, match=r"/a: something else was written there .*; move that away and give `res`"
-        ):
+        with pytest.raises(OutputError, match=r"/a: something else was written there .*; move that away and give `res"):
             make(kind, bert, out)
     assert out.read_text() == "theirs"
     assert not is_finished(out)
