@@ -272,7 +272,7 @@ def test_what_cannot_be_avoided_is_told_before_any_work(
             [edited(statistics={"gram": {SITE: gram[SITE]}})],
             AVOID,
             TrainingError,
-            "avoid sst: no Gram matrices of some sites",
+            "avoid=sst`: no Gram matrices of some sites",
         ),
         ([edited(task=get_task("sts"))], AVOID, TrainingError, "`avoid=sts`: an adapter of sts itself"),
         ([edited(base=strange)], AVOID, ModelFileError, "`avoid=sst`: made for base 'other'"),

@@ -238,7 +238,7 @@ def test_the_table_of_other_inputs_or_rows_is_not_written_over(
         api.compare(three, ["fedavg"], data=data, out=tmp_path / "mine", base=bert)
 
 
-@pytest.mark.filterwarnings("ignore:`calibrate=heads`")
+@pytest.mark.filterwarnings("ignore:`(calibrate|steps)=heads`")
 def test_a_later_call_adds_its_lines_and_computes_no_earlier_one(
     three: list[Adapter],
     bert: mb.Encoder,
