@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV     := uv==0.13.9
-SOURCE := mergekit_bert tests benchmarks examples
+SOURCE := mergekit_bert tests benchmarks examples docs
 
 .PHONY: quickstart test lint types wheel lock clean
 

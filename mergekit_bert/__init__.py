@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         finetune,
         load,
         merge,
+        predict,
         predictor,
         save,
         search,
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
     from mergekit_bert.composing.prediction import Predictor
     from mergekit_bert.composing.recipe import Recipe
     from mergekit_bert.data.kind import Prediction
+    from mergekit_bert.data.rows import Rows
     from mergekit_bert.data.source import load_rows, write_sample
     from mergekit_bert.data.task import Task, get_task
     from mergekit_bert.encoder.folder import FullModel
     from mergekit_bert.encoder.load import Encoder, load_encoder
     from mergekit_bert.errors import MbertError, MbertWarning
+    from mergekit_bert.evaluation.contest import Contest
     from mergekit_bert.evaluation.describe import describe
+    from mergekit_bert.evaluation.doctor import Diagnosis
     from mergekit_bert.evaluation.evaluate import Evaluation
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.registry import register
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "Contest",
+    "Diagnosis",
     "Encoder",
     "Ensemble",
     "Evaluation",
@@ -54,6 +60,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Recipe",
+    "Rows",
     "Task",
     "TrainConfig",
     "calibrate",
@@ -71,6 +78,7 @@ __all__ = [
     "load_rows",
     "merge",
     "method",
+    "predict",
     "predictor",
     "register",
     "save",
@@ -88,11 +96,14 @@ _HOMES = {
     "composing.prediction": ("Predictor",),
     "data.kind": ("Prediction",),
     "composing.recipe": ("Recipe",),
+    "data.rows": ("Rows",),
     "data.source": ("load_rows", "write_sample"),
     "data.task": ("Task", "get_task"),
     "encoder.folder": ("FullModel",),
     "encoder.load": ("Encoder", "load_encoder"),
     "errors": ("MbertError", "MbertWarning"),
+    "evaluation.contest": ("Contest",),
+    "evaluation.doctor": ("Diagnosis",),
     "evaluation.describe": ("describe",),
     "evaluation.evaluate": ("Evaluation",),
     "hardware": ("set_threads",),

@@ -1,11 +1,19 @@
-"""The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``."""
+"""The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``.
+
+Calls take what practitioners hold: lists of rows, a dict of columns, tables of pandas and datasets, Rows, paths. They
+return objects, and write only where they are told to. Wrong arguments end in an
+:class:`~mergekit_bert.errors.MbertError` of one line.
+"""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import InstanceOf
 
 from mergekit_bert.adapters.adapter import FAMILIES, Adapter
 from mergekit_bert.adapters.base import encoder_of, on_base
@@ -13,6 +21,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.peft import is_peft
+from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
 from mergekit_bert.composing.dense import write_dense
@@ -23,17 +32,19 @@ from mergekit_bert.composing.merging import Given, Input, change, ingredient, re
 from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.peft import read_peft, write_peft
-from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.recipe import Recipe, rows_for
+from mergekit_bert.composing.prediction import Predictor, the_task
+from mergekit_bert.composing.recipe import Recipe, changed, rows_for
 from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
 from mergekit_bert.composing.source import made_by
+from mergekit_bert.data.given import Data, Tables, given_data, texts_of
+from mergekit_bert.data.kind import Prediction
 from mergekit_bert.data.source import INVENTED, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
-from mergekit_bert.errors import CompositionError, OutputError
+from mergekit_bert.errors import ArgumentError, CompositionError, OutputError
 from mergekit_bert.evaluation.cells import recipes_for, run_cells
 from mergekit_bert.evaluation.comparison import command_for
 from mergekit_bert.evaluation.contest import (
@@ -49,14 +60,14 @@ from mergekit_bert.evaluation.contest import (
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
 from mergekit_bert.evaluation.held_out import DEV, Chosen, apart_from_training, tell_learned
-from mergekit_bert.evaluation.pictures import contest_picture
+from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.evaluation.promises import try_promises
 from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search as search_merge
 from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
-from mergekit_bert.files import SUFFIX, beside, write_atomic, write_json
+from mergekit_bert.files import SUFFIX, beside, remove, write_atomic, write_json
 from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
@@ -65,7 +76,17 @@ from mergekit_bert.training.config import TrainConfig
 
 ADAPTERS, MODELS = Path("adapters"), Path("models")
 FORMATS = ("peft", "mbert", "hf")
-Base = str | Path | Encoder
+Base = Location | InstanceOf[Encoder]
+AnyTask = Location | InstanceOf[Task]
+"""A task: its name, its YAML file, or its record."""
+AnyComposition = InstanceOf[Adapter] | InstanceOf[Merged] | InstanceOf[Ensemble]
+AnyModel = Location | AnyComposition | InstanceOf[FullModel]
+"""A model, or its file or folder."""
+AnyInput = AnyModel | InstanceOf[Ingredient]
+"""An input of a merge, or its file or folder."""
+Answering = AnyModel | InstanceOf[Predictor]
+"""A model, its file, or a predictor for it."""
+Config = TypeVar("Config", AdapterConfig, TrainConfig)
 
 
 def _encoder(base: Base) -> Encoder:
@@ -84,13 +105,13 @@ def _named(base: Base | None) -> str | Encoder | None:
 def _file(path: str | Path) -> Path:
     """``path`` as the name of a model file; raises OutputError for another suffix, which would hide its kind."""
     if Path(path).suffix != SUFFIX:
-        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct --out")
+        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct `out`")
     return Path(path)
 
 
 def _folder(path: str | Path) -> Path:
     if Path(path).suffix == SUFFIX:
-        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct --out")
+        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct `out`")
     return Path(path)
 
 
@@ -100,72 +121,126 @@ def default_out(task: Task, kind: str) -> Path:
     return ADAPTERS / f"{name}{SUFFIX}"
 
 
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process for runs that are to leave nothing; its ledger keeps their bases apart."""
+    return tempfile.TemporaryDirectory(prefix="mbert-")
+
+
+@contextlib.contextmanager
+def _place(out: str | Path | None, task: Task, control: manifest.Control) -> Iterator[tuple[Path, manifest.Control]]:
+    """Where a training writes its adapter: ``out``, or a file that goes when the run has ended."""
+    if out is not None:
+        yield _file(out), control
+        return
+    for name in ("resume", "tensorboard"):
+        if getattr(control, name):
+            raise ArgumentError(f"`{name}`", "no place for the run", "`out` beside it", f"give `out`, or drop `{name}`")
+    path = Path(_scratch().name) / f"{task.name}{SUFFIX}"
+    try:
+        yield path, dataclasses.replace(control, force=True)
+    finally:
+        for one in (path, manifest.run_folder(path)):
+            remove(one)
+
+
+def _check_options(options: Mapping[str, Any], *kinds: type[AdapterConfig] | type[TrainConfig]) -> None:
+    """Raise UnknownNameError for an option that is a field of none of ``kinds``."""
+    names = [one.name for kind in kinds for one in dataclasses.fields(kind)]
+    for name in options:
+        if name not in names:
+            raise unknown("option of a training", name, names)
+
+
+def _config(kind: type[Config], record: Config | None, options: Mapping[str, Any]) -> Config | None:
+    """``record``, with ``options`` instead of its fields of that name."""
+    given = {one.name: options[one.name] for one in dataclasses.fields(kind) if one.name in options}
+    return dataclasses.replace(record or kind(), **given) if given else record
+
+
+@checked
 def train_adapter(
-    task: str | Path | Task,
-    data: str | Path | None = None,
-    out: str | Path | None = None,
+    task: AnyTask,
+    data: Any = None,
+    out: Location | None = None,
     *,
     base: Base = MINILM,
-    kind: str = "lora",
-    adapter: AdapterConfig | None = None,
-    train: TrainConfig | None = None,
+    type: str = "lora",
+    adapter: InstanceOf[AdapterConfig] | None = None,
+    train: InstanceOf[TrainConfig] | None = None,
     resume: bool = False,
     force: bool = False,
     tensorboard: bool = False,
     progress: bool = False,
     with_stats: Sequence[str] = (),
-    avoid: Sequence[Adapter | str | Path] = (),
+    avoid: Sequence[Location | InstanceOf[Adapter]] = (),
+    **options: Any,
 ) -> Adapter:
-    """Train an adapter for ``task`` and write it to ``out`` (``adapters/<task>.safetensors``).
+    """Train an adapter for ``task``, and write it to ``out`` if that is given.
 
-    ``kind`` names the family (``lora``, ``dora``, ``probe``), ``adapter`` its options. ``data`` is a folder that holds
-    ``<task>/train.tsv``, or ``"sample"``; see ``AdapterConfig`` and ``TrainConfig`` for the options. ``with_stats``
-    names statistics (``gram``, ``fisher``) to put into the file, for merges that then need no rows. ``avoid`` are other
-    tasks' adapters or their files, for ``AdapterConfig(basis="avoid")``. Raises a
-    :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    ``data`` are the labelled rows: a table, a folder that holds ``<task>/train.tsv``, or ``"sample"``. ``options`` are
+    fields of ``AdapterConfig`` and ``TrainConfig`` by name (``rank=8, epochs=2``), which may also be given whole as
+    ``adapter`` and ``train``. ``type`` is the adapter's family. ``with_stats`` names
+    statistics (``gram``, ``fisher``) to put into the adapter, for merges that then need no rows. ``avoid`` are other tasks' adapters or their files, for
+    ``basis="avoid"``. Adapters that are trained without ``out`` share the orthogonal basis of this process; those with
+    it, that of their folder. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
-    path = _file(out or default_out(found, kind))
-    rows = load_rows(found, "train", data)
-    others = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in avoid]
-    return run.train_adapter(_encoder(base), found, rows, path, kind, adapter, train, control, with_stats, others)
+    family = FAMILIES.get(type).options
+    _check_options(options, family, TrainConfig)
+    configs = _config(family, adapter, options), _config(TrainConfig, train, options)
+    with _place(out, found, control) as (path, control):
+        rows = load_rows(found, "train", given_data("data", data, [found], "train"))
+        others = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in avoid]
+        return run.train_adapter(_encoder(base), found, rows, path, type, *configs, control, with_stats, others)
 
 
+@checked
 def finetune(
-    task: str | Path | Task,
-    data: str | Path | None = None,
-    out: str | Path | None = None,
+    task: AnyTask,
+    data: Any = None,
+    out: Location | None = None,
     *,
     base: Base = MINILM,
-    train: TrainConfig | None = None,
+    train: InstanceOf[TrainConfig] | None = None,
     resume: bool = False,
     force: bool = False,
     tensorboard: bool = False,
     progress: bool = False,
+    **options: Any,
 ) -> FullModel:
-    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out`` (``models/<task>``)."""
+    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out``, where the model lives.
+
+    ``data`` and ``options`` (of ``TrainConfig`` alone) are as in :func:`train_adapter`.
+    """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
-    path = _folder(out or MODELS / found.name)
-    rows = load_rows(found, "train", data)
-    return run.finetune(_encoder(base), found, rows, path, train, control)
+    _check_options(options, TrainConfig)
+    if out is None:
+        raise ArgumentError("`out` of finetune", "nothing", "a folder: a whole model is read from there", "name one")
+    path, config = _folder(out), _config(TrainConfig, train, options)
+    rows = load_rows(found, "train", given_data("data", data, [found], "train"))
+    return run.finetune(_encoder(base), found, rows, path, config, control)
 
 
-def load(path: str | Path) -> Model:
+@checked
+def load(path: Location) -> Model:
     """Read an adapter, merged or ensemble file, or a model folder."""
     return read_model(Path(path))
 
 
-def save(model: Composition, path: str | Path, *, force: bool = False) -> None:
+@checked
+def save(model: AnyComposition, path: Location, *, force: bool = False) -> None:
     """Write ``model`` to one safetensors file; raises OutputError where one exists, unless ``force``."""
     with written(Output(_file(path), force)) as (part,):
         write_model(part, model)
 
 
+@checked
 def export(
-    model: Composition,
-    folder: str | Path,
+    model: AnyComposition,
+    folder: Location,
     *,
     base: Base | None = None,
     tasks: Sequence[str] = (),
@@ -181,13 +256,14 @@ def export(
     return write_dense(Path(folder), model, encoder, force, tasks)
 
 
+@checked
 def convert(
-    path: str | Path,
+    path: Location,
     to: str,
-    out: str | Path,
+    out: Location,
     *,
     base: Base | None = None,
-    task: str | Path | Task | None = None,
+    task: AnyTask | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Write the model at ``path``, a file of mbert's or a PEFT adapter folder, in another format; returns the paths.
@@ -213,83 +289,98 @@ def convert(
 def _composition(path: str | Path, task: Task | None) -> Composition:
     """A model file that can be converted."""
     if task is not None:
-        raise CompositionError("--task", f"a task for {path}", "none: the file says its own", "drop it")
+        raise CompositionError("`task`", f"a task for {path}", "none: the file says its own", "drop it")
     model = load(path)
     if isinstance(model, FullModel):
         raise CompositionError(str(path), "a whole model", "an adapter, merged or ensemble file", "give one of these")
     return model
 
 
+@checked
 def merge(
-    inputs: Sequence[Input | str | Path],
-    method: str | Recipe = "",
+    inputs: Sequence[AnyInput],
+    method: str | InstanceOf[Recipe] = "",
     weights: Mapping[str, float] | None = None,
     *,
-    space: str = "full",
+    space: str | None = None,
     options: Mapping[str, Any] | None = None,
     layers: Mapping[str, Mapping[str, float]] | None = None,
     rank: int | None = None,
     private: int | None = None,
-    seed: int = 0,
-    data: str | Path | None = None,
-    texts: Mapping[str, str | Path] | None = None,
+    seed: int | None = None,
+    data: Any = None,
+    texts: Mapping[str, Any] | None = None,
     rows: int | None = None,
     base: Base | None = None,
     size: float | None = None,
     keep_inputs: bool = False,
     lazy: bool = False,
-    folder: str | Path | None = None,
+    folder: Location | None = None,
     progress: bool = False,
+    **more: Any,
 ) -> Merged | Ensemble:
     """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``; ``""``: as recommended.
 
-    ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest, which may also be
-    given whole in place of the method. ``data`` is for methods that need rows: ``rows`` of ``train`` for each task
-    (None: the method's own number), without labels; ``"invented"``: texts made up here, for where there are none.
-    ``texts`` names by task plain text files that are read instead, one row a line, two texts a line with a tab between
-    them. ``size`` is the most MiB that the file may take: the rank is then the largest that fits. ``keep_inputs`` keeps
-    the adapters in the model, so that its file can be changed.
+    Options of the method are given by name, ``merge(inputs, "ties", density=0.5)``, or as the mapping ``options``,
+    which is the way for those that a parameter has the name of (``rank`` of ctm, ``layers`` of distill).
+    ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A recipe may also be
+    given whole in place of the method; what is given besides comes first. ``data`` is for methods that need rows:
+    ``rows`` of ``train`` for each task (None: the method's own number), without labels, from a folder or from tables by
+    task, ``{"sst": ["a text", …]}``; ``"invented"``: texts made up here, for where there are none.
+    ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
+    a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
+    fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
+    _check_count("rows", rows)
     found = _read_all(inputs, base)
-    recipe = (
-        method
-        if isinstance(method, Recipe)
-        else Recipe(method, space, options or {}, weights or {}, layers or {}, rank, private, seed)
-    )
+    named = Recipe(method) if isinstance(method, str) else method
+    told = {"options": {**(options or {}), **more}, "weights": weights, "layers": layers}
+    recipe = changed(named, space=space, rank=rank, private=private, seed=seed, **told)
     ingredients = [ingredient(one) for one in found]
-    refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
-    made_up = str(data) == INVENTED and not texts
-    recipe, _ = with_method(recipe, ingredients, bool(data or texts), invented=made_up, size=size)
-    given = _given(ingredients, data, texts, rows or rows_for(recipe), base, progress)
+    check_together(ingredients)
+    source = given_data("data", data, list(tasks_of(ingredients).values()), "train")
+    refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
+    made_up = str(source) == INVENTED and not texts
+    recipe, _ = with_method(recipe, ingredients, bool(source or texts), invented=made_up, size=size)
+    given = _given(ingredients, source, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
     model = merge_inputs(found, recipe, given, lazy)
     return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
 
 
-def _read_all(inputs: Sequence[Input | str | Path], base: Base | None) -> list[Input]:
-    """Inputs, those that are paths read from there, adapters that need their base on it."""
+def _check_count(name: str, count: int | None) -> None:
+    """Raise ArgumentError for a number of things that is none."""
+    if count is not None and count < 1:
+        raise ArgumentError(f"`{name}`", f"{count}", "a whole number of at least 1", f"correct `{name}`")
+
+
+def _read_all(inputs: Sequence[Input | Ensemble | FullModel | str | Path], base: Base | None) -> list[Input]:
+    """Inputs, paths read from there, adapters on the base that they need; of an ensemble, its experts."""
     found: list[Input] = []
     load = functools.cache(load_encoder)
     for one in inputs:
-        if isinstance(one, str | Path):
-            found += read_inputs(Path(one), _named(base), load)
+        if isinstance(one, Ensemble):
+            found += (on_base("the inputs", expert, base) for expert in one.experts.values())
+        elif isinstance(one, str | Path | FullModel):
+            found += read_inputs(one.path if isinstance(one, FullModel) else Path(one), _named(base), load)
         else:
             found.append(one if isinstance(one, Ingredient) else on_base("the inputs", one, base))
     return found
 
 
+@checked
 def changed_inputs(
-    files: Sequence[str | Path], add: Sequence[str | Path], remove: Sequence[str], base: str | None = None
+    files: Sequence[Location], add: Sequence[AnyInput], remove: Sequence[str], base: Base | None = None
 ) -> tuple[list[Ingredient], Recipe]:
     """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
     if len(files) != 1:
-        raise CompositionError("--add or --remove", f"{len(files)} files", "one merged file", "name the file to change")
+        raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
     model = load(files[0])
     if not isinstance(model, Merged):
-        raise CompositionError(str(files[0]), "no merged model", "a file merged with --keep-inputs", "merge first")
+        raise CompositionError(str(files[0]), "no merged model", "a file merged with `keep_inputs`", "merge first")
     kept = {name: on_base(str(files[0]), one, base) for name, one in model.kept.items()}
     left = change(dataclasses.replace(model, kept=kept), _read_all(add, base), remove)
     names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
@@ -303,8 +394,8 @@ def changed_inputs(
 
 def _given(
     ingredients: Sequence[Ingredient],
-    data: str | Path | None,
-    texts: Mapping[str, str | Path] | None,
+    data: Data,
+    texts: Mapping[str, Any] | None,
     rows: int,
     base: Base | None,
     show: bool,
@@ -313,17 +404,18 @@ def _given(
     return given_rows(ingredients, data, texts, rows, _later(base, ingredients), show) if data or texts else None
 
 
+@checked
 def search(
-    inputs: Sequence[Input | str | Path],
-    method: str | Recipe = "",
+    inputs: Sequence[AnyInput],
+    method: str | InstanceOf[Recipe] = "",
     evaluations: int = 64,
-    data: str | Path | None = None,
+    data: Any = None,
     *,
     over: Sequence[str] = ("weights",),
     held_out: int = 300,
-    texts: Mapping[str, str | Path] | None = None,
+    texts: Mapping[str, Any] | None = None,
     rows: int | None = None,
-    out: str | Path | None = None,
+    out: Location | None = None,
     base: Base | None = None,
     keep_inputs: bool = False,
     progress: bool = False,
@@ -339,9 +431,12 @@ def search(
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
+    _check_count("held_out", held_out)
+    _check_count("rows", rows)
     known = tasks_of(ingredients)
+    data = given_data("data", data, list(known.values()), "train")
     chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
-    tell_learned("--search", chosen)
+    tell_learned("`evaluations`", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
     encoder = _later(base, ingredients)()
     recipe = method if isinstance(method, Recipe) else Recipe(method)
@@ -354,14 +449,15 @@ def search(
     return with_inputs(model, found) if keep_inputs else model
 
 
+@checked
 def calibrate(
-    model: Merged | Ensemble | str | Path,
-    data: str | Path | None = None,
+    model: AnyModel,
+    data: Any = None,
     *,
     steps: Sequence[str] = ("heads",),
-    texts: Mapping[str, str | Path] | None = None,
+    texts: Mapping[str, Any] | None = None,
     rows: int = 256,
-    inputs: Sequence[Input | str | Path] = (),
+    inputs: Sequence[AnyInput] = (),
     base: Base | None = None,
     progress: bool = False,
 ) -> Merged:
@@ -374,14 +470,16 @@ def calibrate(
     """
     taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     if not isinstance(found, Merged):
-        raise CompositionError("--calibrate", "a model that is not merged", "a merged one", "choose a merge method")
+        raise CompositionError("`steps`", "a model that is not merged", "a merged one", "choose a merge method")
+    _check_count("rows", rows)
+    data = given_data("data", data, found.tasks, "train")
     encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
         experts = [ingredient(one) for one in _read_all(inputs, base) or found.on(encoder).kept.values()]
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
-        tell_learned("--calibrate heads", chosen["heads"])
+        tell_learned("`steps=heads`", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
         told = {name: one.held_out for name, one in chosen["heads"].items()}
         found = calibrate_heads(found, encoder, labelled, show=progress, held=told)
@@ -390,8 +488,8 @@ def calibrate(
 
 def rows_to_calibrate(
     models: Sequence[Merged | Ingredient],
-    data: str | Path | None = None,
-    texts: Mapping[str, str | Path] | None = None,
+    data: Data = None,
+    texts: Mapping[str, Any] | None = None,
     *,
     steps: Sequence[str],
     rows: int,
@@ -401,8 +499,11 @@ def rows_to_calibrate(
     return calibration_rows(models, data, texts, steps, rows, _later(base, models))
 
 
-def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predictor:
+@checked
+def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
     """A predictor for ``model`` or its file: ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
+    if isinstance(model, Predictor):
+        return model
     found = load(model) if isinstance(model, str | Path) else model
     where = str(model) if isinstance(model, str | Path) else "model"
     if isinstance(found, FullModel):
@@ -410,42 +511,65 @@ def predictor(model: Model | str | Path, *, base: Base | None = None) -> Predict
     return Predictor(found, encoder_of(where, found.base, base), where)
 
 
+@checked
+def predict(
+    model: Answering, texts: Any, task: str | None = None, *, base: Base | None = None
+) -> Prediction | list[Prediction]:
+    """Answers of ``model`` for ``texts``; ``task`` may be left out where it answers one alone.
+
+    One text (for a task of two texts, a tuple of two) gives one answer; a list of them, a dict of columns, a table of
+    pandas or datasets, Rows or the path of a file gives a list. Raises DataError naming the row for anything else.
+    """
+    answering = predictor(model, base=base)
+    found = the_task(answering.model, task)
+    rows, single = texts_of("`texts`", texts, found)
+    answers = answering.predict(found.name, rows.texts)
+    return answers[0] if single else answers
+
+
+@checked
 def evaluate(
-    model: Model | str | Path,
-    data: str | Path | None = None,
+    model: Answering,
+    data: Any = None,
     *,
     base: Base | None = None,
-    tasks: Sequence[str | Path | Task] = (),
-    predictions: str | Path | None = None,
+    tasks: Sequence[AnyTask] = (),
+    predictions: Location | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Score ``model`` on the dev rows of every task it answers.
+    """Score ``model`` on labelled rows of every task it answers.
 
+    ``data`` has them by task, ``{"sst": table}`` (of a model of one task, the table alone); of a folder that holds
+    ``<task>/dev.tsv``, all or those of ``tasks``.
     Given a file, the figures are recorded beside it, and its adapters, the linear probe and full fine-tuning are
     looked up among the results recorded around it. ``predictions`` is a folder for the predictions. ``tasks`` are
     names, or YAML files and Tasks where these say where the rows are; a model file does not.
     """
     given = {str(one): get_task(one) for one in tasks if isinstance(one, Task) or Path(one).suffix in YAML}
     named = {task.name: task for task in given.values()}
+    answering = predictor(model, base=base)
+    source = given_data("data", data, answering.model.tasks, "dev")
+    chosen = [given[str(one)].name if str(one) in given else str(one) for one in tasks]
     return evaluate_model(
-        predictor(model, base=base),
-        lambda task: load_rows(with_source(task, named.get(task.name)), "dev", data),
+        answering,
+        lambda task: load_rows(with_source(task, named.get(task.name)), "dev", source),
         Path(model) if isinstance(model, str | Path) else None,
-        [given[str(one)].name if str(one) in given else str(one) for one in tasks],
+        chosen or (list(source.tables) if isinstance(source, Tables) else []),
         Path(predictions) if predictions else None,
         progress,
-        data,
+        source,
         {task.name: spelling for spelling, task in given.items() if Path(spelling).suffix in YAML},
     )
 
 
+@checked
 def compare(
-    inputs: Sequence[Input | str | Path],
+    inputs: Sequence[AnyInput],
     methods: Sequence[str] | None = None,
     spaces: Sequence[str] | None = None,
-    data: str | Path | None = None,
+    data: Any = None,
     *,
-    texts: Mapping[str, str | Path] | None = None,
+    texts: Mapping[str, Any] | None = None,
     rows: int | None = None,
     limit: int | None = None,
     on: str = DEV,
@@ -454,38 +578,42 @@ def compare(
     calibrate: Sequence[str] = (),
     calibrate_rows: int = 256,
     seed: int = 0,
-    out: str | Path = "comparison",
+    out: Location | None = None,
     base: Base | None = None,
-    references: Sequence[str | Path] = (),
+    references: Sequence[Location] = (),
     force: bool = False,
     progress: bool = False,
 ) -> Contest:
     """Merge ``inputs`` by every method (or those named) in every space, and score each merge on rows of all tasks.
 
     ``on`` says on which: ``"dev"``, or ``"held-out"``, what the adapters' training held out of ``train``, so that a
-    choice by this table leaves dev untouched; ``limit`` is the most of a task. ``texts`` and ``rows`` are as in
+    choice by this table leaves dev untouched; ``limit`` is the most of a task. ``data`` is a folder, or tables by task:
+    those to score on, or both splits, ``{"sst": {"train": …, "dev": …}}``. ``texts`` and ``rows`` are as in
     :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
-    :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. Finished
-    cells are kept in the folder ``out`` and never computed twice; ``table.md``, ``table.json`` and ``picture.png`` are
-    written there, with the lines of earlier calls, and over those of other inputs or rows only with ``force``.
+    :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. With ``out``,
+    a folder, finished cells are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
+    are written there, with the lines of earlier calls, and over those of other inputs or rows only with ``force``.
     ``references`` are more files around which the figures of full fine-tuning may lie. Raises a
     :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
-    folder, found, steps = Path(out), _read_all(inputs, base), read_steps(",".join(calibrate))
+    for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
+        _check_count(name, count)
+    found, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
     ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
     recipes = recipes_for(methods or METHODS.names(), spaces, seed, rank, private)
+    data = given_data("data", data, list(tasks_of(ingredients).values()), "dev" if on == DEV else "train")
     sources = find_sources(ingredients, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
     if "scales" in steps or any(reads_rows(one, ingredients) for one in recipes):
         for name in sources.tasks:
             sources.unlabelled(name)
     elif texts:
-        raise CompositionError("--texts", "no merge here takes anything from rows", "a method that does", "drop it")
+        raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _later(base, ingredients)()
     comparison = comparison_of(ingredients, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)
     cells = []
-    with held(folder):
+    with _kept(out) as folder:
         refuse_other(folder, comparison, force)
         with progress_bar("compare", len(recipes), progress) as bar:
             for number, recipe in enumerate(recipes):
@@ -501,8 +629,20 @@ def compare(
         refused = {cell.name: cell.refused for cell in cells if cell.refused}
         counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
         contest = Contest(placed, full, refused, on, counts, missing)
-        _write_contest(folder, contest, comparison, force)
+        if out is not None:
+            _write_contest(folder, contest, comparison, force)
     return contest
+
+
+@contextlib.contextmanager
+def _kept(out: str | Path | None) -> Iterator[Path]:
+    """The folder ``out``, held; or one that goes."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="mbert-") as folder:
+            yield Path(folder)
+    else:
+        with held(Path(out)):
+            yield Path(out)
 
 
 def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool) -> None:
@@ -512,26 +652,27 @@ def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool)
         write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
         text = as_markdown(contest_table(contest.placed, contest.full))
         write_atomic(markdown, f"{contest_rows(contest)}\n\n{text}".encode())
-        contest_picture(contest.placed, picture)
+        write_picture(contest.plot(), picture)
 
 
-def _beside(inputs: Sequence[Input | str | Path]) -> list[Path]:
+def _beside(inputs: Sequence[AnyInput]) -> list[Path]:
     """Where the records of the references may lie: around the inputs' files, as of eval, and around their folders."""
     files = [Path(one) for one in inputs if isinstance(one, str | Path)]
     around = [place for path in files for place in (path, path.parent)]
     return list(dict.fromkeys(folder for place in around for folder in reference_folders(place)))
 
 
+@checked
 def doctor(
-    inputs: Sequence[Input | str | Path],
-    data: str | Path | None = None,
+    inputs: Sequence[AnyInput],
+    data: Any = None,
     *,
     methods: Sequence[str] | None = None,
     rows: int = 64,
     every_site: bool = False,
-    texts: Mapping[str, str | Path] | None = None,
+    texts: Mapping[str, Any] | None = None,
     base: Base | None = None,
-    folder: str | Path | None = None,
+    folder: Location | None = None,
     progress: bool = False,
 ) -> Diagnosis:
     """Whether every merge method (or ``methods``) keeps its promises on ``inputs``, and how well these get along.
@@ -544,6 +685,8 @@ def doctor(
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     found = _read_all(inputs, base)
     ingredients = [ingredient(one) for one in found]
+    _check_count("rows", rows)
+    data = given_data("data", data, list(tasks_of(ingredients).values()), "train")
     given = _given(ingredients, data, texts, rows, base, progress)
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)

@@ -1,6 +1,7 @@
 """The exception tree. Every error a user can cause is one line: where, what was found, what was expected, what to do.
 
 MbertError
+├── ArgumentError      an argument of a public function that is not of its type
 ├── UnknownNameError   a task, base, method, type or metric that nothing is registered under
 ├── PluginError        a plug-in that cannot be registered
 ├── DataError          rows that cannot be read: a file, a column, a label, a line
@@ -11,6 +12,8 @@ MbertError
 ├── TrainingError      a run that cannot start or go on
 ├── OutputError        a result that cannot be written
 └── MissingExtraError  an optional package that is not installed
+
+Messages name parameters as Python does, in backticks: `rank`, `method=ensemble`. The command line shows flags instead.
 """
 
 from mergekit_bert.text import one_line
@@ -27,6 +30,10 @@ class MbertError(Exception):
         parts = (where, found, expected, remedy)
         self.where, self.found, self.expected, self.remedy = map(one_line, parts, _LIMITS)
         super().__init__(f"{self.where}: {self.found}; expected {self.expected}; {self.remedy}")
+
+
+class ArgumentError(MbertError):
+    """An argument of a public function, or a field of a public record, that is not of its type."""
 
 
 class UnknownNameError(MbertError):

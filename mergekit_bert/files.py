@@ -61,7 +61,7 @@ def kind_at(path: Path) -> str:
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise :class:`OutputError` when anything lies at ``path``, a dangling link too, and ``force`` was not given."""
     if os.path.lexists(path) and not force:
-        raise OutputError(str(path), "it exists already", "a new path", "choose another place or give --force")
+        raise OutputError(str(path), "it exists already", "a new path", "choose another place or give `force`")
 
 
 @contextlib.contextmanager

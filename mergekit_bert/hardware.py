@@ -12,6 +12,8 @@ from statistics import fmean
 
 import torch
 
+from mergekit_bert.arguments import checked
+from mergekit_bert.errors import ArgumentError
 from mergekit_bert.registry import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -32,8 +34,11 @@ def processor() -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
+@checked
 def set_threads(count: int | None) -> None:
     """Use ``count`` CPU threads; ``None`` leaves torch's choice. Sums depend on it, so runs record it."""
+    if count is not None and count < 1:
+        raise ArgumentError("`count` of set_threads", f"{count}", "a whole number of at least 1", "correct it")
     if count is not None:
         torch.set_num_threads(count)
 

@@ -55,7 +55,7 @@ class Output:
             raise OutputError(
                 str(self.path),
                 f"it exists already {reason}",
-                "what --force may replace: something that mbert wrote",
+                "what `force` may replace: something that mbert wrote",
                 "move it away, or choose another place",
             )
 

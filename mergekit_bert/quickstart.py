@@ -13,7 +13,7 @@ from mergekit_bert.data.source import SAMPLE, load_rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.evaluation.comparison import Grid, grid_of
-from mergekit_bert.evaluation.pictures import heatmap
+from mergekit_bert.evaluation.pictures import heatmap, write_picture
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.evaluation.tables import as_markdown, as_text, grid_table
@@ -53,7 +53,7 @@ def quickstart(data: str, base: str, out: Path, tasks: Sequence[str], seed: int 
     grid = grid_of([get_task(task) for task in tasks], measured)
     say_lines(as_text(grid_table(grid)))
     write_atomic(out / "table.md", as_markdown(grid_table(grid)).encode())
-    heatmap(grid, "full", out / "heatmap.png", f"{base} on {data}")
+    write_picture(heatmap(grid, "full", f"{base} on {data}"), out / "heatmap.png")
     say(f"wrote {out / 'table.md'} and {out / 'heatmap.png'}; {time.monotonic() - started:.0f} s in all")
     return grid
 
@@ -83,5 +83,5 @@ def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: 
     else:
         kind = "probe" if role == "probe" else "lora"
         api.train_adapter(
-            task, data, path, base=encoder, kind=kind, train=train, resume=not force, force=force, progress=True
+            task, data, path, base=encoder, type=kind, train=train, resume=not force, force=force, progress=True
         )

@@ -25,6 +25,13 @@ _WORDS = {
     "a valid boolean": "true or false",
     "a valid array": "a list",
     "an object": "a mapping",
+    "a valid dictionary": "a mapping",
+    "a valid tuple": "a tuple",
+    "an instance of Sequence": "a list",
+    "'str' instances are not allowed as a Sequence value": "a list",
+    "'bytes' instances are not allowed as a Sequence value": "a list",
+    "an instance of Mapping": "a mapping",
+    "an instance of Path": "a path",
 }
 """What pydantic calls a kind of value, and what a file's author does."""
 
@@ -139,5 +146,10 @@ def _first(error: ValidationError) -> str:
 def _parts(error: ValidationError) -> tuple[str, str, str]:
     """Where the first is that is wrong, what stands there, and what should."""
     first = error.errors(include_url=False, include_context=False)[0]
-    expected = _SHOULD.sub("", first["msg"].removeprefix("Value error, "))
-    return ".".join(str(part) for part in first["loc"]), reprlib.repr(first["input"]), _WORDS.get(expected, expected)
+    return ".".join(str(part) for part in first["loc"]), reprlib.repr(first["input"]), in_words(first["msg"])
+
+
+def in_words(message: str) -> str:
+    """What pydantic says that a value should be, in the words of a file's author."""
+    expected = _SHOULD.sub("", message.removeprefix("Value error, "))
+    return _WORDS.get(expected, expected)

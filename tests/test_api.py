@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mergekit_bert as mb
+from mergekit_bert import api
 from mergekit_bert.data.tasks import sst as sst_module
 from mergekit_bert.errors import DataError, ModelFileError, OutputError
 from tests.corpus import write_corpus
@@ -27,8 +28,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def adapter(task: str, base: mb.Encoder, **options: str) -> mb.Adapter:
-    small = None if options.get("kind") == "probe" else SMALL
-    return mb.train_adapter(task, base=base, adapter=small, train=QUICK, **options)  # type: ignore[arg-type]
+    small = None if options.get("type") == "probe" else SMALL
+    out = api.default_out(mb.get_task(task), options.get("type", "lora"))
+    return mb.train_adapter(task, out=out, base=base, adapter=small, train=QUICK, **options)  # type: ignore[arg-type]
 
 
 def test_the_whole_job_in_a_few_lines(bert: mb.Encoder, here: Path) -> None:
@@ -67,7 +69,7 @@ def test_files_and_objects_are_taken_alike(bert: mb.Encoder) -> None:
 
 def test_the_base_named_in_a_file_is_loaded_where_none_is_given(tiny_folders: dict[str, Path]) -> None:
     base = tiny_folders["bert"]
-    mb.train_adapter("sst", base=base, adapter=SMALL, train=QUICK)
+    mb.train_adapter("sst", out="adapters/sst.safetensors", base=base, adapter=SMALL, train=QUICK)
     found = mb.predictor("adapters/sst.safetensors").predict("sst", ["good film"])
     given = mb.predictor("adapters/sst.safetensors", base=str(base)).predict("sst", ["good film"])
     assert found == given
@@ -79,7 +81,7 @@ def test_every_kind_of_model_loads_as_what_it_is(bert: mb.Encoder) -> None:
     files = ["adapters/sst.safetensors", "adapters/sts.safetensors"]
     mb.save(mb.merge(files, "fedavg"), "merged.safetensors")
     mb.save(mb.merge(files, "ensemble"), "routed.safetensors")
-    mb.finetune("sst", base=bert, train=QUICK)
+    mb.finetune("sst", out="models/sst", base=bert, train=QUICK)
     kinds = [
         type(mb.load(path)).__name__ for path in (files[0], "merged.safetensors", "routed.safetensors", "models/sst")
     ]
@@ -90,7 +92,7 @@ def test_every_kind_of_model_loads_as_what_it_is(bert: mb.Encoder) -> None:
 
 def test_a_probe_does_not_take_the_adapters_place(bert: mb.Encoder, here: Path) -> None:
     adapter("sst", bert)
-    adapter("sst", bert, kind="probe")
+    adapter("sst", bert, type="probe")
     assert sorted(path.name for path in (here / "adapters").glob("*.safetensors")) == [
         "sst.probe.safetensors",
         "sst.safetensors",
@@ -145,7 +147,7 @@ def own_task(here: Path) -> Path:
 
 def test_a_task_that_says_where_its_rows_are_is_evaluated_there(bert: mb.Encoder, here: Path) -> None:
     path = own_task(here)
-    made = mb.train_adapter(path, base=bert, adapter=SMALL, train=QUICK)
+    made = mb.train_adapter(path, out="adapters/own.safetensors", base=bert, adapter=SMALL, train=QUICK)
     assert made.training["examples"] == 32
     for task in (path, str(path), mb.get_task(path)):
         (score,) = mb.evaluate("adapters/own.safetensors", base=bert, tasks=[task]).scores

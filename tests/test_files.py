@@ -62,7 +62,7 @@ def test_an_existing_path_is_refused_unless_forced(tmp_path: Path) -> None:
     files.refuse_existing(path, force=False)
     path.write_bytes(b"")
     files.refuse_existing(path, force=True)
-    with pytest.raises(OutputError, match=r"exists already.*--force"):
+    with pytest.raises(OutputError, match=r"exists already.*`force`"):
         files.refuse_existing(path, force=False)
 
 

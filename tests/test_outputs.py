@@ -287,11 +287,11 @@ def test_what_a_claim_has_not_seen_does_not_cost_the_work(tmp_path: Path) -> Non
 
 def test_a_run_that_can_be_repeated_keeps_nothing_but_says_how(tmp_path: Path) -> None:
     def run() -> None:
-        with written(Output(tmp_path / "x"), remedy="give --resume") as (part,):
+        with written(Output(tmp_path / "x"), remedy="give `resume`") as (part,):
             part.write_text("ours")
             make_file(tmp_path / "x")
 
-    with pytest.raises(OutputError, match="give --resume"):
+    with pytest.raises(OutputError, match="give `resume`"):
         run()
     assert names(tmp_path) == ["x"]
 
@@ -381,7 +381,7 @@ def test_force_does_not_replace_what_mbert_did_not_write(tmp_path: Path, case: s
     ):
         pytest.fail("it is refused before any work")
     assert "\n" not in str(caught.value)
-    assert "--force" not in caught.value.remedy
+    assert "`force`" not in caught.value.remedy
     assert everything(tmp_path) == before
 
 
@@ -427,7 +427,7 @@ def test_without_force_anything_stays(tmp_path: Path) -> None:
     for make in (make_file, make_dangling, mbert_folder):
         path = tmp_path / make.__name__
         make(path)
-        with pytest.raises(OutputError, match=r"it exists already; .*--force"):
+        with pytest.raises(OutputError, match=r"it exists already; .*`force`"):
             Output(path, inside=INSIDE).refuse()
     (tmp_path / "linked").symlink_to(tmp_path / "mbert_folder")
     Output(tmp_path / "linked" / "x").refuse()  # a parent may be a link

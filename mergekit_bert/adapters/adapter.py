@@ -20,6 +20,7 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.head import head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.model_methods import AdapterMethods, mebibytes, summary
 from mergekit_bert.registry import Registry
 from mergekit_bert.schema import STRICT, BaseName, Sha256
 
@@ -106,8 +107,8 @@ class Part:
         return tokenise(unlabelled, self.task, encoder.tokenizer, self.max_length, encoder.pad_token, apart)
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(AdapterMethods):
     """A trained adapter.
 
     ``type`` names its family. ``sites`` maps a site to its size, ``tensors`` a site to the family's tensors. ``shifts``
@@ -131,6 +132,13 @@ class Adapter:
     scores: Mapping[str, float]
     statistics: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
     weights: Tensors | None = field(default=None, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        """One line."""
+        tensors = (self.shifts, self.head, *self.tensors.values())
+        size = mebibytes(sum(tensor.nbytes for found in tensors for tensor in found.values()))
+        rank, sites = f" of rank {self.config.rank}" if self.sites else "", f"{len(self.sites)} sites"
+        return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
 
     @property
     def name(self) -> str:

@@ -130,7 +130,7 @@ def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Enco
 
 
 def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:
-    """The parameters that ``--train-bias`` (biases of linear layers) and ``--train-layernorm`` train."""
+    """The parameters that ``train_bias`` (biases of linear layers) and ``train_layernorm`` train."""
     names = []
     for name, module in tree.named_modules():
         if bias and isinstance(module, nn.Linear) and module.bias is not None:

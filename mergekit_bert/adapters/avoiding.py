@@ -63,11 +63,11 @@ def check_avoided(
 ) -> None:
     """Raise TrainingError or ModelFileError unless an adapter of ``task`` can avoid ``others`` at ``sites``."""
     if config.basis == "avoid" and not others:
-        raise TrainingError("--basis avoid", "nothing to avoid", "adapters of other tasks", "name them with --avoid")
+        raise TrainingError("`basis=avoid`", "nothing to avoid", "adapters of other tasks", "name them with `avoid`")
     if others and config.basis != "avoid":
-        raise TrainingError("--avoid", f"--basis {config.basis}", "--basis avoid", "add it, or drop --avoid")
+        raise TrainingError("`avoid`", f"`basis={config.basis}`", "`basis=avoid`", "add it, or drop `avoid`")
     for one in others:
-        where = f"--avoid {one.name}"
+        where = f"`avoid={one.name}`"
         if one.name == task:
             raise TrainingError(where, f"an adapter of {task} itself", "those of other tasks", "leave it out")
         check_base(where, one.base, encoder)
@@ -102,7 +102,7 @@ def avoiding(others: Sequence[Adapter], config: AdapterConfig, sites: Mapping[st
                 f"site {site!r}",
                 f"{width} input features, of which the avoided adapters use {len(taken)}",
                 f"{len(reference)} free ones",
-                "use a smaller --rank, or avoid fewer adapters",
+                "use a smaller `rank`, or avoid fewer adapters",
             )
         rows[site] = quiet(energy, taken, reference.double()).float()
     return QuietRows(rows)

@@ -70,5 +70,5 @@ def _named(where: str, base: Base | str) -> str:
         where,
         f"it names the base {name!r:.200}, which a file may not choose",
         f"'minilm', a folder that is there and has the file's fingerprint, or a name in {ALLOWED}",
-        "name it with --base",
+        "name it with `base`",
     )

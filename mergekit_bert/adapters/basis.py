@@ -60,7 +60,7 @@ class BasisRows:
                 f"basis rows {self.start} to {self.start + self.count - 1}",
                 f"site {site!r} has {in_features} input features",
                 "rows that exist at every site",
-                "use a smaller rank, other --targets, or --basis random",
+                "use a smaller rank, other `targets`, or `basis=random`",
             )
         first, second = _signs(self.seed, site, in_features)
         unit = np.zeros((self.count, in_features))
@@ -81,7 +81,7 @@ def _signs(seed: int, site: str, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def shared_basis(rows: Mapping[str, BasisRows | None]) -> None:
     """Raise BasisError unless all named adapters took different rows of one basis."""
-    remedy = "train them with --basis orthogonal and one ledger (the default), or use --method fedavg"
+    remedy = "train them with `basis=orthogonal` and one ledger (the default), or use `method=fedavg`"
     without = [name for name, one in rows.items() if one is None]
     if without:
         raise BasisError(

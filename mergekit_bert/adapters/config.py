@@ -42,8 +42,8 @@ class AdapterConfig:
     targets: str = option("all-linear", "Sites: qv, qkv, attention, all-linear, or a pattern of whole layer names.")
     basis: str = option(
         "orthogonal",
-        "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see --avoid).",
-        shown="orthogonal; random where --type knows no other",
+        "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see `avoid`).",
+        shown="orthogonal; random where `type` knows no other",
     )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")
@@ -51,11 +51,14 @@ class AdapterConfig:
     alpha_pattern: Annotated[Mapping[str, float], Before(from_pairs)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise TrainingError for an option out of its range."""
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        from mergekit_bert.arguments import check_types
+
+        check_types(self)
 
         def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:
-                raise TrainingError(f"--{name}", f"{found}", expected, f"correct --{name}")
+                raise TrainingError(f"`{name}`", f"{found}", expected, f"correct `{name}`")
 
         rank, alpha = f"a whole number from 1 to {LARGEST_RANK}", f"a positive number up to {LARGEST_ALPHA:g}"
         check(1 <= self.rank <= LARGEST_RANK, "rank", self.rank, rank)
@@ -74,7 +77,7 @@ class AdapterConfig:
         except PatternError as error:
             check(False, "targets", error, "regular expressions in rank_pattern and alpha_pattern")
         several = bool(self.rank_pattern) and self.basis == "orthogonal"
-        check(not several, "basis", "orthogonal with a rank_pattern", "one rank at every site, or --basis random")
+        check(not several, "basis", "orthogonal with a rank_pattern", "one rank at every site, or `basis=random`")
 
     @property
     def scale(self) -> float:

@@ -254,7 +254,7 @@ def check_base(where: str, base: Base, encoder: Encoder) -> None:
             where,
             f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
             f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
-            "give the --base it was trained on",
+            "give the `base` it was trained on",
         )
     if base.tokenizer_fingerprint != encoder.tokenizer_fingerprint:
         raise ModelFileError(

@@ -93,7 +93,7 @@ class Ledger:
                 str(self.path),
                 f"{len(holders)} adapters hold {sum(rows.count for rows in holders.values())} of {width} rows",
                 f"{count} free rows in a run",
-                "use a smaller --rank, another folder, or --basis random",
+                "use a smaller `rank`, another folder, or `basis=random`",
             )
         holders[holder] = _Rows(start=start, count=count)
         value = record.model_copy(update={"bases": record.bases | {base: holders}}).model_dump()

@@ -34,7 +34,7 @@ _COPIES = (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.", r"\.original_m
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST = 1e4
 """The norm of a change or of a head's tensor. A trained one is below 100; far beyond, float32 overflows inside."""
-_NAME_BASE = "name the --base it was trained on"
+_NAME_BASE = "name the `base` it was trained on"
 
 
 @dataclass
@@ -186,7 +186,7 @@ def _check_factors(
             for one in (shapes, expected)
         )
         raise ModelFileError(
-            str(folder.path), f"tensors of {site!r} are {found_text}", expected_text, f"name the --base, or {AGAIN}"
+            str(folder.path), f"tensors of {site!r} are {found_text}", expected_text, f"name the `base`, or {AGAIN}"
         )
 
 

@@ -33,12 +33,12 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     if not kind.is_native:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"the head {kind.name}", "transformers' own, the only one that PEFT has",
-            "convert it to a Hugging Face folder (--to hf)",
+            "convert it to a Hugging Face folder (`to=hf`)",
         )  # fmt: skip
     if peft is None or not adapter.sites:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites",
-            "an adapter of some sites that PEFT knows", "convert it to a Hugging Face folder (--to hf)",
+            "an adapter of some sites that PEFT knows", "convert it to a Hugging Face folder (`to=hf`)",
         )  # fmt: skip
     model = classifier(encoder, adapter.task, adapter.head)
     scale_head(model, adapter.task)

@@ -27,6 +27,7 @@ from mergekit_bert.cli import (
     tasks,
     train_adapter,
 )
+from mergekit_bert.cli.spelling import in_flags
 from mergekit_bert.cli.streams import Stream, standard_streams
 from mergekit_bert.errors import MbertError, MbertWarning
 from mergekit_bert.terminal import say
@@ -104,7 +105,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, MbertWarning):
-        say(f"note: {one_line(str(message))}", error=True)
+        say(f"note: {one_line(in_flags(str(message)))}", error=True)
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except MbertError as error:
-        return _fail(str(error))
+        return _fail(in_flags(str(error)))
     except OSError as error:
         return _fail(f"{error.filename or 'mbert'}: {_reason(error)}; check the path and the disk")
     return 0

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mergekit_bert.cli import options
+from mergekit_bert.cli.spelling import in_flags
 
 EXAMPLE = "Example: mbert compare adapters/sst.safetensors adapters/sts.safetensors --methods ties,tsv,iso_c --data DIR"
 
@@ -89,7 +90,7 @@ def command(
         say_lines(as_text(contest_table(contest.placed, contest.full)))
         say(contest_rows(contest))
         if missing := contest_missing(contest):
-            say(missing)
+            say(in_flags(missing))
         for name, reason in contest.refused.items():
-            say(f"left out {name}: {reason}")
+            say(f"left out {name}: {in_flags(reason)}")
         say(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

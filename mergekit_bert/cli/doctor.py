@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mergekit_bert.cli import options
+from mergekit_bert.cli.spelling import in_flags
 
 EXAMPLE = "Example: mbert doctor adapters/sst.safetensors adapters/sts.safetensors --data DIR --picture doctor.png"
 
@@ -52,7 +53,7 @@ def command(
     from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.doctor import hints, to_json, verdicts
-    from mergekit_bert.evaluation.pictures import doctor_picture
+    from mergekit_bert.evaluation.pictures import write_picture
     from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
     from mergekit_bert.files import write_json
     from mergekit_bert.hardware import set_threads
@@ -79,7 +80,7 @@ def command(
         )
         say_lines(as_text(promise_table(found.promises)))
         for name, reason in found.promises.left_out.items():
-            say(f"left out {name}: {reason}")
+            say(f"left out {name}: {in_flags(reason)}")
         if len(found.report.names) > 1:
             say_lines("\n" + as_text(pair_table(found.report)))
             for line in matrix_legend(found.report):
@@ -89,14 +90,14 @@ def command(
         if verdicts(found.report):
             say_lines("\n" + as_text(verdict_table(found.report)))
         for hint in hints(found.report):
-            say(f"hint: {hint}")
+            say(f"hint: {in_flags(hint)}")
         if json is not None:
             with written(Output(json, force)) as (part,):
                 write_json(part, to_json(found))
             say(f"wrote {json}")
         if picture is not None:
             with written(Output(picture, force)) as (part,):
-                doctor_picture(found.report, part)
+                write_picture(found.plot(), part)
             say(f"wrote {picture}")
         if found.promises.broken:
             raise typer.Exit(1)

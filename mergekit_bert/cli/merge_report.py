@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mergekit_bert.cli.spelling import in_flags
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.terminal import say
 
@@ -44,7 +45,11 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
 
 def tell_choice(method: str, reason: str, inputs: int) -> None:
     """Say which method was taken where none was named, and why: the evidence is of several inputs."""
-    why = f"since {reason} (docs/evidence.md)" if inputs > 1 else "though there is nothing to merge a single input with"
+    why = (
+        f"since {in_flags(reason)} (docs/evidence.md)"
+        if inputs > 1
+        else "though there is nothing to merge a single input with"
+    )
     say(f"chosen: {method}, {why}")
 
 

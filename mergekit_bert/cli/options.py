@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from mergekit_bert.cli.spelling import in_flags
 from mergekit_bert.errors import CompositionError, DataError
 
 MOST = 10**9
@@ -163,7 +164,7 @@ def _parameters(config: type[Any]) -> list[inspect.Parameter]:
     for one in _told(config):
         flag = typer.Option(
             f"--{one.name.replace('_', '-')}",
-            help=one.metadata["help"],
+            help=in_flags(one.metadata["help"]),
             show_default=one.metadata["shown"] or True,
         )
         annotation = operator.getitem(Annotated, (hints[one.name], flag))

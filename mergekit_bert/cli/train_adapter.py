@@ -88,7 +88,7 @@ def command(
                 data,
                 path,
                 base=encoder,
-                kind=kind,
+                type=kind,
                 adapter=adapter,
                 train=train,
                 resume=resume,

@@ -30,7 +30,7 @@ def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
     if rank < 1:
         least = math.ceil((fixed + each) / 2**20 * 100) / 100
         raise CompositionError(
-            f"--size {size:g}", "too few MiB for these heads", f"at least {least}, for rank 1", f"give --size {least}"
+            f"`size={size:g}`", "too few MiB for these heads", f"at least {least}, for rank 1", f"give `size={least}`"
         )
     return min(rank, *(min(shape) for shape in shapes.values()))
 

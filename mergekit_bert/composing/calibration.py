@@ -270,7 +270,7 @@ def calibrate_scales(
     """
     if {task for one in experts for task in one.parts} != set(model.parts):
         raise CompositionError(
-            "--calibrate scales", "other inputs than those of the merge", "its inputs", "give them, or --keep-inputs"
+            "`steps=scales`", "other inputs than those of the merge", "its inputs", "give them, or `keep_inputs`"
         )
     experts = [one for one in experts if one.parts]  # there are no rows of what has no task
     grams = [_grams(one, encoder, rows) for one in experts]

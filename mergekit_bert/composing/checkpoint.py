@@ -64,7 +64,7 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
     record = read_folder(path) if (path / RECORD).is_file() else None
     if base is None and record is None:
         raise CompositionError(
-            where, "a checkpoint that does not say which base it was made from", "its base", "name it with --base"
+            where, "a checkpoint that does not say which base it was made from", "its base", "name it with `base`"
         )
     encoder = encoder_of(where, Base(**record.base) if record is not None else "", base, open_encoder)
     with told_as(CompositionError):
@@ -149,7 +149,7 @@ def _check_names(where: str, weights: StoredWeights, encoder: Encoder) -> None:
                 where,
                 f"{name} has shape {found}" if found is not None else f"no tensor {name}",
                 f"{shape}, as in base {encoder.name!r}",
-                "give the --base that it was made from",
+                "give the `base` that it was made from",
             )
 
 
@@ -165,7 +165,7 @@ def _check_tokenizer(found: Pretrained, encoder: Encoder) -> None:
             found.where,
             "other rules of the tokenizer" if same else "another vocabulary",
             f"the tokenizer of base {encoder.name!r}",
-            "give the --base that it was made from",
+            "give the `base` that it was made from",
         )
 
 

@@ -13,6 +13,7 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.model_methods import CompositionMethods, mebibytes, summary
 
 STEPS = ("search", "scales", "heads")
 """What may be done beside a merge, in this order; a trace tells of each."""
@@ -38,8 +39,8 @@ class Own:
         )
 
 
-@dataclass(frozen=True)
-class Merged:
+@dataclass(frozen=True, repr=False)
+class Merged(CompositionMethods):
     """Several adapters in one Delta per site of the layers; ``own`` is what every task keeps for itself.
 
     ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each input counted,
@@ -59,6 +60,16 @@ class Merged:
     trace: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Adapter] = field(default_factory=dict)
     bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line; of a lazy merge without its size, for which it would have to be made."""
+        size = ""
+        if isinstance(self.deltas, dict):
+            heads = (tensor for own in self.own.values() for tensor in (*own.head.values(), *own.shifts.values()))
+            deltas = (delta for own in self.own.values() for delta in own.deltas.values())
+            size = mebibytes(sum(one.nbytes for one in (*self.deltas.values(), *deltas, *self.shifts.values(), *heads)))
+        base, sites = f"base {self.base.name!r}", f"{len(self.deltas)} sites"
+        return summary("Merged", self.tasks, self.title if size else self.method, base, sites, size)
 
     @property
     def title(self) -> str:
@@ -120,12 +131,16 @@ class Merged:
         return Part(Task.from_json(record["task"]), int(record["max_length"]), deltas, shifts, own.head)
 
 
-@dataclass(frozen=True)
-class Ensemble:
+@dataclass(frozen=True, repr=False)
+class Ensemble(CompositionMethods):
     """All adapters as they are; ``router`` names how a row finds its expert (``task``: by the task's name)."""
 
     experts: Mapping[str, Adapter]
     router: str = "task"
+
+    def __repr__(self) -> str:
+        """One line."""
+        return summary("Ensemble", self.tasks, f"router {self.router!r}", f"base {self.base.name!r}")
 
     @property
     def base(self) -> Base:
@@ -161,7 +176,7 @@ def find_task(model: Model, name: str) -> Task:
         if task.name == name:
             return task
     raise CompositionError(
-        "--task",
+        "`task`",
         f"{name!r}",
         f"one of {', '.join(task.name for task in model.tasks)}",
         "name a task that the file answers",

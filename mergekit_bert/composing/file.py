@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, delta_of, tensor_shapes
 from mergekit_bert.adapters.file import (
     FORMAT,
+    adapter_sha256,
     check_dense,
     check_format,
     check_tensors,
@@ -30,26 +30,34 @@ from mergekit_bert.adapters.file import (
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
 from mergekit_bert.composing.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
-from mergekit_bert.encoder.folder import RECORD, read_folder
+from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder
 from mergekit_bert.errors import ModelFileError
+from mergekit_bert.files import file_fingerprint
 from mergekit_bert.schema import validate
-from mergekit_bert.tensorfile import read_tensors, write_tensors
+from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 
 _PRIVATE, _BODIES = "private", "bodies"
 """Keys that are there only in the record of a merge whose tasks keep remainders, or that has inputs without a task."""
 
 
 def write_model(path: Path, model: Composition) -> None:
-    """Write ``model`` and read it back; raises ModelFileError if a bit differs."""
+    """Write ``model`` and read it back; raises ModelFileError for what cannot be read again, or is then another."""
     if isinstance(model, Adapter):
         write_adapter(path, model)
-        return
-    tensors, record = _pack_merged(model) if isinstance(model, Merged) else _pack_ensemble(model)
+    else:
+        write_tensors(path, *_contents(model))
+    found = read_model(path)
+    assert not isinstance(found, FullModel)  # a file is no folder
+    again = adapter_sha256(found) if isinstance(found, Adapter) else tensor_file_sha256(*_contents(found))
+    if again != file_fingerprint(path):
+        raise ModelFileError(str(path), "what was read back differs", "the same model", "check the disk")
+
+
+def _contents(model: Merged | Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of its file."""
     kind = "merged" if isinstance(model, Merged) else "ensemble"
-    write_tensors(path, tensors, {"format": FORMAT, "kind": kind, kind: record})
-    written, _ = read_tensors(path)
-    if set(written) != set(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
-        raise ModelFileError(str(path), "what was read back differs", "the same tensors", "check the disk")
+    tensors, record = _pack_merged(model) if isinstance(model, Merged) else _pack_ensemble(model)
+    return tensors, {"format": FORMAT, "kind": kind, kind: record}
 
 
 def read_model(path: Path) -> Model:

@@ -123,11 +123,11 @@ def check_together(ingredients: Sequence[Ingredient]) -> None:
                 f"different bases ({first.base.name} {first.base.fingerprint[:12]}, "
                 f"{one.base.name} {one.base.fingerprint[:12]})",
                 "adapters of one base",
-                "train them on the same --base",
+                "train them on the same `base`",
             )
         if one.base.tokenizer_fingerprint != first.base.tokenizer_fingerprint:
             raise CompositionError(
-                where, "different tokenizers", "adapters of one base and tokenizer", "train them on the same --base"
+                where, "different tokenizers", "adapters of one base and tokenizer", "train them on the same `base`"
             )
         for task in (*one.parts, *one.bodies):
             if task in seen:
@@ -135,6 +135,6 @@ def check_together(ingredients: Sequence[Ingredient]) -> None:
                     f"{'task' if task in one.parts else 'adapter'} {task!r}",
                     "two adapters of it",
                     "one adapter a task",
-                    "leave one out, or --remove the task beside --add",
+                    "leave one out, or `remove` the task beside `add`",
                 )
             seen.add(task)

@@ -60,7 +60,7 @@ def choose_inputs(
     kept = {path.resolve() for path in keep}
     for path in keep:
         if path.resolve() not in {one.resolve() for one in named}:
-            raise CompositionError("--keep", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
+            raise CompositionError("`keep`", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
     by_task: dict[str, list[tuple[Path, Ingredient]]] = {}
     for path, one in found:
         for task in one.parts:
@@ -79,7 +79,7 @@ def choose_inputs(
 
 def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingredient]) -> CompositionError:
     """Two inputs of one task, and what can be done: one can be kept where the other has no task besides."""
-    keep = [f"--keep {path}" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
+    keep = [f"`keep={path}`" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
     ways = [f"say which with {' or '.join(keep)}"] if keep else []
     for path, one in (first, second):
         if len(one.parts) > 1:

@@ -105,7 +105,7 @@ class MergeObjective(Objective):
     """What a merge makes small: the rate rises over a tenth of the steps, then falls; nothing is decayed or scored."""
 
     error = CompositionError
-    if_diverged = "use a smaller lr (--set lr=…)"
+    if_diverged = "use a smaller lr (`options` lr=…)"
     if_broken = "remove it: the merge then begins anew"
 
     def __init__(
@@ -127,7 +127,7 @@ class MergeObjective(Objective):
                 str(path),
                 "the checkpoint of an unfinished training run",
                 "a place of its own",
-                "choose another --out, or finish that run with --resume",
+                "choose another `out`, or finish that run with `resume`",
             )
         return dict(run) == self.run
 

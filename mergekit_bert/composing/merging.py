@@ -312,8 +312,8 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
     for name, delta in sites.items():
         if rank > min(delta.shape):
             raise CompositionError(
-                f"--rank {rank}", f"site {name!r} is {delta.shape[0]} × {delta.shape[1]}",
-                f"at most {min(delta.shape)}", "choose a smaller --rank"
+                f"`rank={rank}`", f"site {name!r} is {delta.shape[0]} × {delta.shape[1]}",
+                f"at most {min(delta.shape)}", "choose a smaller `rank`"
             )  # fmt: skip
         small = delta.rank is not None and delta.rank <= rank
         kept[name], lost[name] = (delta, 0.0) if small else compress(delta, rank)
@@ -343,7 +343,7 @@ def with_inputs(merged: Merged, inputs: Sequence[Input]) -> Merged:
     for one in map(ingredient, inputs):
         if not isinstance(one.model, Adapter):
             raise CompositionError(
-                "--keep-inputs", f"{one.name!r} is not a single adapter", "adapters alone", "merge their files"
+                "`keep_inputs`", f"{one.name!r} is not a single adapter", "adapters alone", "merge their files"
             )
         kept[one.name] = one.model
     return replace(merged, kept=kept)
@@ -353,12 +353,12 @@ def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[
     """The inputs of a merge that kept them, with some added and some removed; raises CompositionError."""
     if not merged.kept:
         raise CompositionError(
-            "--add or --remove", "a file that did not keep its inputs", "one merged with --keep-inputs", "merge again"
+            "`add` or `remove`", "a file that did not keep its inputs", "one merged with `keep_inputs`", "merge again"
         )
     for task in remove:
         if task not in merged.kept:
             raise CompositionError(
-                "--remove", f"{task!r}", f"one of {', '.join(merged.kept)}", "name a task that is in the file"
+                "`remove`", f"{task!r}", f"one of {', '.join(merged.kept)}", "name a task that is in the file"
             )
     left = [one for task, one in merged.kept.items() if task not in remove]
     return [ingredient(one) for one in (*left, *add)]
@@ -375,7 +375,7 @@ def parse_weights(text: str) -> dict[str, float]:
             number = math.nan
         if not math.isfinite(number) or name in weights or not name:
             raise CompositionError(
-                "--weights", f"{part!r}", "name=number, separated by commas, each name once", "correct it"
+                "`weights`", f"{part!r}", "name=number, separated by commas, each name once", "correct it"
             )
         weights[name] = number
     return weights

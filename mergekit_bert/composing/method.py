@@ -24,9 +24,9 @@ ENSEMBLE = "ensemble"
 ALL_SPACES = ("full", "core", "knots")
 NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
-    "gram": "Gram matrices of the sites' inputs (train-adapter --with-stats gram, or --data or --texts)",
-    "fisher": "Fisher information (train-adapter --with-stats fisher, or --data or --texts)",
-    "rows": "unlabelled rows of every task (--data or --texts), if need be --data invented",
+    "gram": "Gram matrices of the sites' inputs (trained with `with_stats=gram`, or `data` or `texts`)",
+    "fisher": "Fisher information (trained with `with_stats=fisher`, or `data` or `texts`)",
+    "rows": "unlabelled rows of every task (`data` or `texts`), if need be `data=invented`",
 }
 """What a method may need, and how to meet it."""
 
@@ -165,7 +165,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, sign, value = (word.strip() for word in text.partition("="))
         if not sign or not name or not value or name in found:
-            raise CompositionError("--set", f"{text!r}", "NAME=VALUE, each name once", "correct it")
+            raise CompositionError("`options`", f"{text!r}", "NAME=VALUE, each name once", "correct it")
         found[name] = _number(value)
     return found
 

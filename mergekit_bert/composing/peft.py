@@ -90,7 +90,7 @@ def _base(folder: PeftFolder) -> Base | str:
             str(folder.path),
             f"base {name!r:.200}, revision {revision!r:.60}",
             "the name of a base",
-            "name its base with --base",
+            "name its base with `base`",
         )
     return name
 
@@ -144,7 +144,7 @@ def _as_adapter(part: Part, model: Merged) -> Adapter:
     for site, delta in part.deltas.items():
         if delta.rank is None:
             raise CompositionError(
-                f"site {site!r}", "a dense Delta", "low-rank ones, for PEFT", "give --rank R at merge, or --to hf"
+                f"site {site!r}", "a dense Delta", "low-rank ones, for PEFT", "give `rank=R` at merge, or `to=hf`"
             )
         if delta.rank > 0:
             low[site] = factors(delta)

@@ -238,9 +238,7 @@ def the_task(model: Model, name: str | None) -> Task:
         return model.tasks[0]
     if name is None:
         names = ", ".join(task.name for task in model.tasks)
-        raise CompositionError(
-            "mbert predict", "a file of several tasks and no --task", f"one of {names}", "give --task"
-        )
+        raise CompositionError("`task`", "none, where the model answers several", f"one of {names}", "give `task`")
     return find_task(model, name)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import yaml
 from pydantic import Field
 
+from mergekit_bert.arguments import check_types
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.method import ENSEMBLE as ENSEMBLE
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
@@ -53,6 +54,10 @@ class Recipe:
     seed: Seed = 0
     inputs: Sequence[Text] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a field of another type, with ArgumentError."""
+        check_types(self)
+
     def to_json(self) -> dict[str, Any]:
         """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
         layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
@@ -71,9 +76,9 @@ class Recipe:
         if self.method != ENSEMBLE and self.method not in METHODS.names():
             raise unknown("merge method", self.method, [*METHODS.names(), ENSEMBLE])
         for name, value, low, high in (
-            ("--rank", self.rank, 1, _LARGEST_RANK),
-            ("--private", self.private, 0, _LARGEST_RANK),
-            ("--seed", self.seed, 0, 2**63 - 1),
+            ("`rank`", self.rank, 1, _LARGEST_RANK),
+            ("`private`", self.private, 0, _LARGEST_RANK),
+            ("`seed`", self.seed, 0, 2**63 - 1),
         ):
             if value is not None and not low <= value <= high:
                 raise CompositionError(name, f"{value}", f"a whole number from {low} to {high}", f"correct {name}")
@@ -85,7 +90,7 @@ class Recipe:
             raise unknown("space", self.space, list(SPACES))
         if self.space not in method.spaces:
             raise CompositionError(
-                f"--space {self.space}",
+                f"`space={self.space}`",
                 f"{method.name} is not defined there",
                 f"one of {', '.join(method.spaces)}",
                 "choose another space or method",
@@ -96,7 +101,7 @@ class Recipe:
                 "layers", f"weights by layer for {method.name}, which learns its own", "none", "drop them"
             )
         names = [one.name for one in ingredients]
-        _check_weights("--weights", self.weights, names)
+        _check_weights("`weights`", self.weights, names)
         self._check_layers(names, {site for one in ingredients for site in one.deltas})
         method.check(ingredients)
         chosen_weights(method, ingredients, self.weights)
@@ -120,18 +125,18 @@ class Recipe:
         for name, given in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
             if given:
                 raise CompositionError(
-                    f"--{name}",
+                    f"`{name}`",
                     f"{name} for an ensemble",
                     "none: experts are kept as they are",
-                    f"drop --{name} or choose another --method",
+                    f"drop `{name}` or choose another `method`",
                 )
         if self.rank is not None or self.space != "full":
             raise CompositionError(
-                "--method ensemble", "a rank or space", "neither: experts are kept as they are", "drop them"
+                "`method=ensemble`", "a rank or space", "neither: experts are kept as they are", "drop them"
             )
         if self.private:
             raise CompositionError(
-                "--private", "remainders for an ensemble", "none: it keeps the experts whole", "drop --private"
+                "`private`", "remainders for an ensemble", "none: it keeps the experts whole", "drop `private`"
             )
 
     def at(self, site: str, weights: Mapping[str, float]) -> dict[str, float]:

@@ -29,14 +29,14 @@ def with_method(
     if size is not None:
         if not 0 < size <= _LARGEST_SIZE:
             raise CompositionError(
-                "--size", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
+                "`size`", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
             )
-        for name, given in (("--rank", recipe.rank), ("--private", recipe.private)):
+        for name, given in (("`rank`", recipe.rank), ("`private`", recipe.private)):
             refuse_beside_size(name, given)
-        refuse_beside_size(f"--method {ENSEMBLE}", recipe.method == ENSEMBLE)
+        refuse_beside_size(f"`method={ENSEMBLE}`", recipe.method == ENSEMBLE)
         told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
         if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
-            reason = "all inputs fit side by side, where they lose nothing; --rank makes one merged model instead"
+            reason = "all inputs fit side by side, where they lose nothing; `rank` makes one merged model instead"
             return dataclasses.replace(recipe, method=ENSEMBLE), reason
         recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
     if recipe.method:
@@ -48,7 +48,7 @@ def with_method(
 def refuse_beside_size(name: str, given: object) -> None:
     """Raise CompositionError for an option that decides the size itself."""
     if given:
-        raise CompositionError("--size", f"{name} as well", "one of the two", f"drop {name} or --size")
+        raise CompositionError("`size`", f"{name} as well", "one of the two", f"drop {name} or `size`")
 
 
 def recommend(
@@ -90,7 +90,7 @@ def recommend(
     return (
         "pico",
         "no rows were given, and of the methods that need none it keeps most; more is kept by texts that are made up "
-        "(--method distill --data invented), in minutes, or by all adapters side by side (--method ensemble)",
+        "(`method=distill`, `data=invented`), in minutes, or by all adapters side by side (`method=ensemble`)",
     )
 
 

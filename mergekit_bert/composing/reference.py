@@ -29,7 +29,7 @@ def method_page(method: Method, files: Sequence[str] = ("sst", "para", "sts")) -
         f"- **Weights** λ, where none are given: {method.default_weights}",
         f"- **Spaces**: {_spaces(method)}",
         f"- **Order of the inputs**: {'matters' if method.order_matters else 'does not matter'}",
-        f"- **Random**: {'yes, repeats with --seed' if method.random else 'no'}",
+        f"- **Random**: {'yes, repeats with `seed`' if method.random else 'no'}",
         f"- **A merge of one adapter** is {_one(method)}",
     ]
     fields = dataclasses.fields(method.options)

@@ -118,7 +118,7 @@ def read_texts(path: Path, task: Task) -> Rows:
             str(path),
             f"a table, by its suffix {path.suffix!r}",
             "plain text, one row a line",
-            f"put it in DIR/{task.name}/ as train{path.suffix} and give --data DIR",
+            f"put it in DIR/{task.name}/ as train{path.suffix} and give `data=DIR`",
         )
     texts = []
     for number, line in read_lines(path):
@@ -130,7 +130,7 @@ def read_texts(path: Path, task: Task) -> Rows:
                 spot,
                 f"{len(cells)} texts (a tab stands between two)",
                 f"{len(task.text)} for the task {task.name!r}: {', '.join(task.text)}",
-                "correct the line (a table with a header belongs into --data DIR)",
+                "correct the line (a table with a header belongs into `data=DIR`)",
             )
         texts.append(tuple(_text(spot, *one) for one in zip(task.text, cells, strict=True)))
     if not texts:

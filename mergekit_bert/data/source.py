@@ -1,4 +1,4 @@
-"""Where rows come from: ``--data DIR``, ``--data sample``, the folder ``data/``, or the Hugging Face Hub.
+"""Where rows come from: a folder, the sample, tables of the caller's, the folder ``data/``, or the Hugging Face Hub.
 
 It never falls back silently to the generated sample. Rows without labels may also come from plain text files, or be
 invented.
@@ -6,32 +6,45 @@ invented.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pydantic import InstanceOf
+
+from mergekit_bert.arguments import Location, checked
 from mergekit_bert.data import sample
+from mergekit_bert.data.given import Data, Tables, given_data, rows_of
 from mergekit_bert.data.readers import missing_column, tsv_text
 from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError, MissingExtraError
+from mergekit_bert.registry import unknown
 
 SAMPLE = "sample"
 INVENTED = "invented"
 """Texts that :mod:`~mergekit_bert.data.invented` makes up. They have neither labels nor splits, so none are loaded."""
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("train", "dev")
-_THREE_WAYS = "give --data DIR, use --data sample, or install mbert[hub] on a machine that reaches the Hub"
+_THREE_WAYS = "give `data=DIR`, use `data=sample`, or install mbert[hub] on a machine that reaches the Hub"
 
 
-def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: bool = True) -> Rows:
+@checked
+def load_rows(task: InstanceOf[Task], split: str, data: Any = None, labelled: bool = True) -> Rows:
     """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError.
 
-    Unless ``labelled``, labels are not read and need not be there.
+    ``data`` is a folder, ``"sample"``, or rows in any form that :func:`~mergekit_bert.data.given.rows_of` takes. Unless
+    ``labelled``, labels are not read and need not be there.
     """
+    if split not in SPLITS:
+        raise unknown("split", split, list(SPLITS))
+    data = given_data("data", data, [task], split)
+    if isinstance(data, Tables):
+        return data.rows(task, split, labelled)
     if data is not None and str(data) == INVENTED:
         raise DataError(
-            "--data invented",
+            "`data=invented`",
             f"texts that have no labels, which are for merging alone, where {split} rows of {task.name!r} are needed",
             f"a folder that holds {task.name}/{split}.tsv",
-            "give --data DIR (or --data sample)",
+            "give `data=DIR` (or `data=sample`)",
         )
     named = dict(task.files).get(split)
     if named is not None:
@@ -46,16 +59,19 @@ def load_rows(task: Task, split: str, data: str | Path | None = None, labelled: 
     return _hub_rows(task, split, labelled)
 
 
-def unlabelled_rows(task: Task, data: str | Path | None, texts: Mapping[str, str | Path]) -> Rows:
-    """Rows of ``task`` without labels: those of its file among the plain ``texts`` by task, else of ``train``."""
+def unlabelled_rows(task: Task, data: Data, texts: Mapping[str, Any]) -> Rows:
+    """Rows of ``task`` without labels: those among ``texts`` (by task: a plain text file, or rows), or of ``train``."""
     if task.name in texts:
-        return read_texts(Path(texts[task.name]), task)
+        given = texts[task.name]
+        if isinstance(given, str | Path):
+            return read_texts(Path(given), task)
+        return rows_of(f"`texts`, {task.name}", given, task, labelled=False)
     if texts and (data is None or not has_rows(task, "train", data)):
         raise DataError(
             f"rows of the task {task.name!r}",
             "none" if data is None else f"none in {data}",
-            f"{task.name}/train.tsv in --data DIR, or plain texts",
-            f"give --data DIR, or --texts {task.name}=FILE",
+            f"{task.name}/train.tsv in `data=DIR`, or plain texts",
+            f"give `data=DIR`, or `texts={task.name}=FILE`",
         )
     return load_rows(task, "train", data, labelled=False)
 
@@ -65,14 +81,16 @@ def _refuse_two_places(task: Task, split: str, named: str, data: str | Path | No
     if other is not None and other.resolve() != Path(named).resolve():
         raise DataError(
             f"rows of the task {task.name!r}",
-            f"{named} (the task's files) and {other} (--data)",
+            f"{named} (the task's files) and {other} (`data`)",
             f"one file for the split {split!r}",
-            "drop --data, or the key files",
+            "drop `data`, or the key files",
         )
 
 
-def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:
+def has_rows(task: Task, split: str, data: Data = None) -> bool:
     """Whether there is such a split at all (a Hub task is taken to have both)."""
+    if isinstance(data, Tables):
+        return data.has(task, split)
     if split in dict(task.files):
         return True
     if data is not None and str(data) == SAMPLE:
@@ -85,7 +103,7 @@ def has_rows(task: Task, split: str, data: str | Path | None = None) -> bool:
 
 def _folder_rows(task: Task, split: str, folder: Path, labelled: bool) -> Rows:
     if not folder.is_dir():
-        raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check --data")
+        raise DataError(str(folder), "no such folder", f"a folder that holds {task.name}/{split}.tsv", "check `data`")
     path = find_file(folder / task.name, split)
     if path is None:
         raise DataError(
@@ -100,10 +118,10 @@ def _folder_rows(task: Task, split: str, folder: Path, labelled: bool) -> Rows:
 def _sample_rows(task: Task, split: str, labelled: bool) -> Rows:
     if task.name not in sample.SAMPLE_TASKS:
         raise DataError(
-            "--data sample",
+            "`data=sample`",
             f"no rows for the task {task.name!r}",
             f"one of {', '.join(sample.SAMPLE_TASKS)}",
-            "give --data DIR for this task",
+            "give `data=DIR` for this task",
         )
     records = (
         (f"row {number}", {**dict(zip(task.text, texts, strict=True)), task.label: label})
@@ -119,7 +137,7 @@ def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
             where,
             f"no folder {DEFAULT_FOLDER}/{task.name} and no place on the Hub",
             f"{task.name}/{split}.tsv",
-            "give --data DIR",
+            "give `data=DIR`",
         )
     try:
         import datasets
@@ -147,14 +165,15 @@ def _hub_rows(task: Task, split: str, labelled: bool) -> Rows:
     return parse_rows(place, records, task, labelled)
 
 
-def write_sample(folder: Path) -> list[Path]:
+@checked
+def write_sample(folder: Location) -> list[Path]:
     """Write the generated corpus as ``folder/<task>/<split>.tsv``; returns the paths."""
     from mergekit_bert.data.task import get_task
     from mergekit_bert.files import write_atomic
     from mergekit_bert.outputs import Output, written
 
     splits = [(name, split) for name in sample.SAMPLE_TASKS for split in SPLITS]
-    paths = [folder / name / f"{split}.tsv" for name, split in splits]
+    paths = [Path(folder) / name / f"{split}.tsv" for name, split in splits]
     with written(*map(Output, paths)) as parts:
         for part, (name, split) in zip(parts, splits, strict=True):
             task = get_task(name)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from pydantic import InstanceOf
+
+from mergekit_bert.arguments import check_types, checked
 from mergekit_bert.data.kind import KINDS, HubFields, kind_of
 from mergekit_bert.data.metrics import METRICS, metric
 from mergekit_bert.documents import DocumentError, read_yaml
@@ -63,7 +66,8 @@ class Task:
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        """Refuse a record that contradicts itself, with :class:`~mergekit_bert.errors.DataError`."""
+        """Refuse a record that contradicts itself with DataError, a field of another type with ArgumentError."""
+        check_types(self)
 
         def check(good: bool, key: str, found: object, expected: str) -> None:
             if not good:
@@ -145,7 +149,8 @@ _YAML_KEYS = {
 }
 
 
-def get_task(name: str | Path | Task) -> Task:
+@checked
+def get_task(name: str | Path | InstanceOf[Task]) -> Task:
     """A task by its built-in name or from a YAML file; a Task comes back as it is."""
     if isinstance(name, Task):
         return name

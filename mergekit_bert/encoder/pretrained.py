@@ -133,7 +133,7 @@ def _config(folder: Path, where: str, vetted: Vetted, tensors: StoredTensors) ->
             where,
             f"a {config.model_type} model, which has an encoder and a decoder",
             "an encoder alone",
-            "name another --base",
+            "name another `base`",
         )
     return config
 

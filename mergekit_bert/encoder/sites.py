@@ -53,7 +53,7 @@ def find_sites(encoder: Encoder, targets: str) -> dict[str, tuple[int, int]]:
             f"targets {targets!r}",
             f"not a pattern ({error})",
             f"{', '.join(TARGETS)} or a regular expression",
-            "correct --targets",
+            "correct `targets`",
         ) from error
     if not chosen:
         names = list(layers)
@@ -61,6 +61,6 @@ def find_sites(encoder: Encoder, targets: str) -> dict[str, tuple[int, int]]:
             f"targets {targets!r}",
             f"no linear layer of base {encoder.name!r} matches",
             f"{', '.join(TARGETS)} or a pattern of whole names such as {names[0] if names else 'none'}",
-            "correct --targets",
+            "correct `targets`",
         )
     return chosen

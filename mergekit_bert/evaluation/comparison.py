@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.data.given import Data
 from mergekit_bert.data.metrics import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.folder import FullModel
@@ -105,7 +105,7 @@ def compare(
     model: Model,
     scores: Sequence[Score],
     records: Sequence[Record],
-    data: str | Path | None = None,
+    data: Data = None,
     spelled: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning.
@@ -127,9 +127,7 @@ def compare(
     return Comparison(role_of(model), tuple(lines), main, tuple(missing))
 
 
-def command_for(
-    role: str, task: str, base: str, data: str | Path | None = None, spelled: Mapping[str, str] | None = None
-) -> str:
+def command_for(role: str, task: str, base: str, data: Data = None, spelled: Mapping[str, str] | None = None) -> str:
     """The command that records the figures of a reference on the dev rows of ``task``; see :func:`compare`."""
     told = (spelled or {}).get(task, task if task in TASKS.names() else f"{task}.yml")
     rest = "" if data is None else f" --data {shlex.quote(str(data))}"

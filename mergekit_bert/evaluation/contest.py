@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -21,10 +21,15 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, OutputError
 from mergekit_bert.evaluation.cells import Cell, read_cell
 from mergekit_bert.evaluation.comparison import retention
+from mergekit_bert.evaluation.pictures import Mark, merges_picture
 from mergekit_bert.evaluation.records import Record
+from mergekit_bert.evaluation.result import Result
 from mergekit_bert.files import fingerprint
 from mergekit_bert.outputs import Output
 from mergekit_bert.schema import Name, Plain, Schema, SchemaError, Sha256, validate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = ("table.json", "table.md", "picture.png")
 """What a contest writes beside its cells."""
@@ -95,8 +100,8 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
     return sorted(placed, key=lambda one: (-one.overall, one.cell.name))
 
 
-@dataclass(frozen=True)
-class Contest:
+@dataclass(frozen=True, repr=False)
+class Contest(Result):
     """The standings, the best first, full fine-tuning's figures where they are recorded, and what was left out.
 
     ``on`` says which rows were scored (``DEV`` or ``HELD_OUT`` of :mod:`~mergekit_bert.evaluation.held_out`), ``rows``
@@ -110,6 +115,32 @@ class Contest:
     on: str
     rows: Mapping[str, int]
     missing: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        """One line: how many merges, and the best."""
+        best = f", best {self.placed[0].cell.name} {self.placed[0].overall:.3f}" if self.placed else ""
+        return f"Contest({len(self.placed)} merges on {self.on}{best})"
+
+    def records(self) -> list[dict[str, Any]]:
+        """One line for each merge, the best first: figures by task, what it keeps of the ensemble's, what it costs."""
+        return [
+            {
+                "merge": one.cell.name,
+                **_figures(one),
+                **{f"retention_{name}": kept for name, kept in one.retention.items()},
+                "behind_low": one.behind[0],
+                "behind_high": one.behind[1],
+                "seconds": one.cell.seconds,
+                "bytes": one.cell.size,
+            }
+            for one in self.placed
+        ]
+
+    def plot(self) -> "Figure":
+        """What every merge keeps of the ensemble by task, and its score against bytes and seconds."""
+        return merges_picture(
+            [Mark(one.cell.name, one.retention, one.overall, one.cell.size, one.cell.seconds) for one in self.placed]
+        )
 
 
 def comparison_of(ingredients: Sequence[Ingredient], encoder: Encoder, tasks: Mapping[str, tuple[Task, Rows]]) -> str:
@@ -125,7 +156,7 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
         earlier = _earlier(table)
     except (DocumentError, SchemaError) as error:
         if not force:
-            found, remedy = f"broken ({error})", "choose another --out or give --force"
+            found, remedy = f"broken ({error})", "choose another `out` or give `force`"
             raise OutputError(str(table), found, "a table as mbert writes it", remedy) from error
         earlier = None
     known = earlier.comparison if earlier is not None else None
@@ -136,7 +167,7 @@ def refuse_other(folder: Path, comparison: str, force: bool) -> None:
                 str(path),
                 "it is of other inputs or rows",
                 "a folder of its own",
-                "choose another --out or give --force",
+                "choose another `out` or give `force`",
             )
 
 

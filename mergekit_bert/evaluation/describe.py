@@ -12,11 +12,12 @@ from rich.table import Column, Table
 from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Tensors
 from mergekit_bert.adapters.delta import Delta, norm
 from mergekit_bert.adapters.file import pack
+from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.records import read_record, record_path, role_of
-from mergekit_bert.evaluation.tables import MISSING
+from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
 
 _TRAINING = (
@@ -35,8 +36,10 @@ _TRAINING = (
 )
 
 
-def describe(path: Path) -> dict[str, Any]:
+@checked
+def describe(path: Location) -> dict[str, Any]:
     """Everything about the model at ``path``, as JSON; raises ModelFileError."""
+    path = Path(path)
     model = read_model(path)
     size = sum(file.stat().st_size for file in path.glob("**/*") if file.is_file()) if path.is_dir() else None
     told: dict[str, Any] = {

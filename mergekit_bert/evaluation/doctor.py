@@ -8,7 +8,7 @@ also where the Deltas of the others look.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,13 @@ from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
+from mergekit_bert.evaluation.pictures import pairs_picture
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
+from mergekit_bert.evaluation.result import Result
 from mergekit_bert.progress import progress_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXPECTED = "expected"
 TRIAL = 0.5
@@ -82,12 +87,31 @@ class Verdict:
     by: str = ""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """What ``mbert doctor`` tells."""
 
     promises: Promises
     report: Report
+
+    def __repr__(self) -> str:
+        """One line: the inputs, and how many promises were tried and broken."""
+        tried, broken = len(self.promises.checks), sum(not one.kept for one in self.promises.checks)
+        return f"Diagnosis({' + '.join(self.report.names)}, {tried} checks, {broken} broken)"
+
+    def records(self) -> list[dict[str, Any]]:
+        """One line for each ordered pair of inputs, by the names of :data:`MATRICES`."""
+        names, matrices = self.report.names, self.report.matrices
+        return [
+            {"of": one, "beside": two} | {name: _finite(float(matrix[i, j])) for name, matrix in matrices.items()}
+            for i, one in enumerate(names)
+            for j, two in enumerate(names)
+            if i != j
+        ]
+
+    def plot(self) -> "Figure":
+        """Each matrix as a heatmap."""
+        return pairs_picture(self.report.names, self.report.matrices)
 
 
 def numbers(
@@ -234,7 +258,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
         assert isinstance(model, Merged)
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
-            raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more --rows")
+            raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more `rows`")
         return expert_answers(encoder, part, part.tokens(encoder, rows))
 
     with progress_bar("interference", count, given.show) as bar:
@@ -295,7 +319,7 @@ def hints(report: Report) -> list[str]:
     found = []
     found_out = verdicts(report)
     if not found_out:
-        found.append("for a verdict give real rows, --data DIR: only they tell how far one disturbs another's task")
+        found.append("for a verdict give real rows, `data=DIR`: only they tell how far one disturbs another's task")
     elif found_out[-1].word != _WORDS[0][1]:
         found += [
             "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
@@ -308,7 +332,7 @@ def hints(report: Report) -> list[str]:
     if (largest := norms.max()) >= UNBALANCED:
         i, j = np.argwhere(norms == largest)[0]
         found.append(f"{report.names[i]} is {largest:.1f} times as large as {report.names[j]}: "
-                     f"try a smaller weight, --weights {report.names[i]}={1 / largest:.2g}")  # fmt: skip
+                     f"try a smaller weight, `weights={report.names[i]}={1 / largest:.2g}`")  # fmt: skip
     return found
 
 

@@ -4,21 +4,28 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mergekit_bert.composing.composition import Merged, Model, find_task
 from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
 from mergekit_bert.evaluation.comparison import Comparison, compare
+from mergekit_bert.evaluation.pictures import heatmap
 from mergekit_bert.evaluation.records import find_records, write_record
+from mergekit_bert.evaluation.result import Result
 from mergekit_bert.evaluation.scores import Score, TaskResult, score_task, write_predictions
 from mergekit_bert.progress import progress_bar
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Evaluation:
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
     """What an evaluation found: each task's result, and the comparison with the references."""
 
     results: tuple[TaskResult, ...]
@@ -28,6 +35,19 @@ class Evaluation:
     def scores(self) -> tuple[Score, ...]:
         """All scores, task by task."""
         return tuple(score for result in self.results for score in result.scores)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One line for each task and metric: the figure, its interval, the references', and what it is of these."""
+        scores: list[dict[str, Any]] = self.comparison.to_json()["scores"]
+        return scores
+
+    def plot(self) -> "Figure":
+        """The main figures of the model and its references, coloured by the share of full fine-tuning."""
+        return heatmap(self.comparison.grid(), "full", self.comparison.model)
+
+    def __repr__(self) -> str:
+        """One line: every score."""
+        return f"Evaluation({', '.join(f'{one.task} {one.metric} {one.value:.3f} on {one.n}' for one in self.scores)})"
 
 
 def reference_folders(path: Path) -> list[Path]:
@@ -42,7 +62,7 @@ def evaluate_model(
     tasks: Sequence[str] = (),
     predictions: Path | None = None,
     show: bool = False,
-    data: str | Path | None = None,
+    data: Data = None,
     spelled: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score ``predictor`` on the rows that ``rows_of`` gives for each task (all of them, or those named).

@@ -6,11 +6,11 @@ They are best those that the training of an adapter held out, since it answers r
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows, held_places, hold_out, shuffled
 from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def apart_from_training(
-    task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int, share: float = 1.0
+    task: Task, models: Sequence[Merged | Ingredient], data: Data, count: int, share: float = 1.0
 ) -> Chosen:
     """At most ``count`` labelled rows, and at most ``share``, of ``train``: held out in training, where it can be.
 
@@ -98,16 +98,16 @@ def training_split(task: str, training: Mapping[str, Any], train: Rows) -> tuple
     """
     if not {*_SPLIT, "data"} <= set(training):
         raise CompositionError(
-            f"--on {HELD_OUT}, task {task!r}",
+            f"`on={HELD_OUT}`, task {task!r}",
             "an input that does not tell which rows its training held out",
             "adapters trained by mbert",
             f"leave it out, or score on {DEV}",
         )
     if training["data"] != train.fingerprint():
         raise CompositionError(
-            f"--on {HELD_OUT}, task {task!r}",
+            f"`on={HELD_OUT}`, task {task!r}",
             f"rows in {train.where} that are not those it was trained on",
             "the train split of its training",
-            f"give that as --data, or score on {DEV}",
+            f"give that as `data`, or score on {DEV}",
         )
     return hold_out(train, *(training[key] for key in _SPLIT))

@@ -1,16 +1,16 @@
-"""Pictures: the grid as a heatmap, coloured by what each model keeps of full fine-tuning."""
+"""Pictures: a grid as a heatmap, merges against what they cost, numbers of pairs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from mergekit_bert.evaluation.comparison import Grid, in_per_cent, retention
-from mergekit_bert.evaluation.contest import Standing
-from mergekit_bert.evaluation.doctor import Report
-from mergekit_bert.evaluation.tables import figure
+from mergekit_bert.evaluation.result import figure
 from mergekit_bert.files import write_atomic
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def write_picture(picture: "Figure", path: Path) -> None:
     write_atomic(path, data.getvalue())
 
 
-def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
-    """Write a PNG: tasks (and overall) × models, the figure in each cell, its colour the share of ``reference``."""
+def heatmap(grid: Grid, reference: str, title: str) -> "Figure":
+    """Tasks (and overall) × models, the figure in each cell, its colour the share of ``reference``."""
     from matplotlib.figure import Figure
 
     names = [*(task for task, _ in grid.tasks), "overall"]
@@ -51,16 +51,26 @@ def heatmap(grid: Grid, reference: str, path: Path, title: str) -> None:
         for column, value in enumerate(values):
             axes.text(column, row, figure(value), ha="center", va="center")
     picture.colorbar(image, ax=axes, label=f"per cent of {reference}")
-    write_picture(picture, path)
+    return picture
 
 
-def contest_picture(placed: Sequence[Standing], path: Path) -> None:
-    """Write a PNG: what every merge keeps of the ensemble by task, and its score against bytes and seconds."""
+@dataclass(frozen=True)
+class Mark:
+    """A merge in a picture: its share of the ensemble's figures by task, its score, and what it costs."""
+
+    name: str
+    retention: Mapping[str, float | None]
+    overall: float
+    size: int
+    seconds: float
+
+
+def merges_picture(marks: Sequence[Mark]) -> "Figure":
+    """What every merge keeps of the ensemble by task, and its score against bytes and seconds."""
     from matplotlib.figure import Figure
 
-    names = [one.cell.name for one in placed]
-    columns = [*placed[0].values, "overall"]
-    kept = [[in_per_cent(one.retention[column]) for column in columns] for one in placed]
+    names, columns = [one.name for one in marks], list(marks[0].retention)
+    kept = [[in_per_cent(one.retention[column]) for column in columns] for one in marks]
     shares = np.array(kept, dtype=np.float64)  # None is no number there
     picture = Figure(figsize=(14, 2 + 0.3 * len(names)), layout="constrained")
     left, middle, right = picture.subplots(1, 3, width_ratios=(2, 2, 2))
@@ -72,42 +82,42 @@ def contest_picture(placed: Sequence[Standing], path: Path) -> None:
             left.text(column, row, figure(share, 0), ha="center", va="center", fontsize=8)
     picture.colorbar(image, ax=left, label="per cent of the ensemble", location="bottom")
     for axes, label, found in (
-        (middle, "MiB of the file", [one.cell.size / 2**20 for one in placed]),
-        (right, "seconds to merge", [max(one.cell.seconds, 0.01) for one in placed]),
+        (middle, "MiB of the file", [one.size / 2**20 for one in marks]),
+        (right, "seconds to merge", [max(one.seconds, 0.01) for one in marks]),
     ):
-        axes.scatter(found, [one.overall for one in placed], s=14)
-        for x, one in zip(found, placed, strict=True):
-            axes.annotate(one.cell.name, (x, one.overall), fontsize=6, xytext=(3, 2), textcoords="offset points")
+        axes.scatter(found, [one.overall for one in marks], s=14)
+        for x, one in zip(found, marks, strict=True):
+            axes.annotate(one.name, (x, one.overall), fontsize=6, xytext=(3, 2), textcoords="offset points")
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("overall score")
-    write_picture(picture, path)
+    return picture
 
 
 _SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "answers": (0.0, 2.0)}
 """Lowest and highest colour of a matrix, where these are not 0 and 1."""
 
 
-def doctor_picture(report: Report, path: Path) -> None:
-    """Write a PNG: each matrix of ``report`` as a heatmap, i by row and j by column."""
+def pairs_picture(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "inputs inputs"]]) -> "Figure":
+    """Each matrix as a heatmap, i by row and j by column."""
     from matplotlib.figure import Figure
 
-    columns, count = 4, len(report.names)
-    lines = -(-len(report.matrices) // columns)
+    columns, count = 4, len(names)
+    lines = -(-len(matrices) // columns)
     side = 2.0 + 0.6 * count
     picture = Figure(figsize=(columns * side, lines * side), layout="constrained")
     grid = picture.subplots(lines, columns, squeeze=False).flatten()
-    for axes, (name, matrix) in zip(grid, report.matrices.items(), strict=False):
+    for axes, (name, matrix) in zip(grid, matrices.items(), strict=False):
         low, high = _SCALES.get(name, (0.0, 1.0))
         axes.imshow(matrix, cmap="RdBu_r" if low < 0 else "Reds", vmin=low, vmax=high)
-        axes.set_xticks(range(count), report.names, rotation=45)
-        axes.set_yticks(range(count), report.names)
+        axes.set_xticks(range(count), names, rotation=45)
+        axes.set_yticks(range(count), names)
         axes.set_title(name)
         for row, line in enumerate(matrix):
             for column, value in enumerate(line):
                 shown = figure(float(value) if value == value else None, 2)
                 colour = "white" if abs(value) > 0.7 * high else "black"
                 axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
-    for axes in grid[len(report.matrices) :]:
+    for axes in grid[len(matrices) :]:
         axes.set_axis_off()
-    write_picture(picture, path)
+    return picture

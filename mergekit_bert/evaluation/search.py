@@ -67,22 +67,20 @@ def find_axes(recipe: Recipe, ingredients: Sequence[Ingredient], over: Sequence[
     """What ``over`` (of :data:`OVER`) lets a search change; raises CompositionError where that is nothing."""
     for kind in over:
         if kind not in OVER:
-            raise unknown("--search-over", kind, list(OVER))
+            raise unknown("`over`", kind, list(OVER))
     method = METHODS.get(recipe.method)
     weights = chosen_weights(method, ingredients, recipe.weights)
     unit = fmean(map(abs, weights.values())) or 1.0
     found = [Axis("weights", name, weight, unit) for name, weight in weights.items()] if "weights" in over else []
     if "layers" in over:
         if recipe.layers:
-            raise CompositionError(
-                "--search-over layers", "a recipe with weights by layer", "one without", "drop its layers"
-            )
+            raise CompositionError("`over=layers`", "a recipe with weights by layer", "one without", "drop its layers")
         found += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(ingredients)]
     if "options" in over:
         found += _option_axes(method, recipe)
     if not found:
         raise CompositionError(
-            f"--search-over {','.join(over)}",
+            f"`over={','.join(over)}`",
             f"nothing that {method.name} could change",
             f"some of {', '.join(OVER)}",
             "search over weights",
@@ -201,11 +199,11 @@ def _check(inputs: Sequence[Ingredient], recipe: Recipe, evaluations: int) -> No
     check_together(inputs)
     recipe.check(inputs)
     if evaluations < 1:
-        raise CompositionError("--search", f"{evaluations} evaluations", "at least 1", "correct --search")
+        raise CompositionError("`evaluations`", f"{evaluations} evaluations", "at least 1", "correct `evaluations`")
     if recipe.method == ENSEMBLE or METHODS.get(recipe.method).learn is not None:
         found = "keeps all weights" if recipe.method == ENSEMBLE else "finds its weights itself"
-        raise CompositionError("--search", f"{recipe.method}, which {found}", "a method that is given its weights",
-                               "choose another --method or drop --search")  # fmt: skip
+        raise CompositionError("`evaluations`", f"{recipe.method}, which {found}", "a method that is given its weights",
+                               "choose another `method` or drop `evaluations`")  # fmt: skip
 
 
 def _unlabelled(recipe: Recipe, tasks: Tasks, given: Given | None) -> dict[str, str]:

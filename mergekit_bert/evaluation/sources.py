@@ -4,12 +4,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from mergekit_bert.composing.calibration import check_enough
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.merging import Given
+from mergekit_bert.data.given import Data
 from mergekit_bert.data.invented import invent
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.source import INVENTED, load_rows, unlabelled_rows
@@ -27,8 +28,8 @@ from mergekit_bert.evaluation.held_out import (
 )
 from mergekit_bert.registry import unknown
 
-Texts = Mapping[str, str | Path]
-"""Plain text files by task."""
+Texts = Mapping[str, Any]
+"""Rows without labels by task: a plain text file, or rows as a caller holds them."""
 
 
 def tasks_of(models: Sequence[Merged | Ingredient]) -> dict[str, Task]:
@@ -39,7 +40,7 @@ def tasks_of(models: Sequence[Merged | Ingredient]) -> dict[str, Task]:
 
 def given_rows(
     ingredients: Sequence[Ingredient],
-    data: str | Path | None,
+    data: Data,
     texts: Texts | None,
     count: int,
     encoder: Callable[[], Encoder],
@@ -63,7 +64,7 @@ def given_rows(
 
 def calibration_rows(
     models: Sequence[Merged | Ingredient],
-    data: str | Path | None,
+    data: Data,
     texts: Texts | None,
     steps: Sequence[str],
     count: int,
@@ -109,7 +110,7 @@ class Sources:
 
 def find_sources(
     ingredients: Sequence[Ingredient],
-    data: str | Path | None,
+    data: Data,
     texts: Texts | None,
     on: str,
     limit: int | None,
@@ -122,7 +123,7 @@ def find_sources(
     has learned from or may have, DataError for rows that are missing or too few.
     """
     if on not in (DEV, HELD_OUT):
-        raise unknown("--on", on, [DEV, HELD_OUT])
+        raise unknown("`on`", on, [DEV, HELD_OUT])
     known, named = tasks_of(ingredients), texts or {}
     _check_named(named, known)
     training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
@@ -140,7 +141,7 @@ def find_sources(
             hashes = scored[name].hashes()
             scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
         scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
-    tell_learned("--calibrate heads", labelled)
+    tell_learned("`calibrate=heads`", labelled)
     for one in ingredients:
         if isinstance(one.model, Merged):
             refuse_seen(f"input {one.name!r}", one.model, scored)
@@ -157,17 +158,17 @@ def find_sources(
 def _check_named(texts: Texts, tasks: Mapping[str, Task]) -> None:
     for name in texts:
         if name not in tasks:
-            raise unknown("task of --texts", name, list(tasks))
+            raise unknown("task of `texts`", name, list(tasks))
 
 
-def _unlabelled(task: Task, data: str | Path | None, texts: Texts, count: int, encoder: Callable[[], Encoder]) -> Rows:
+def _unlabelled(task: Task, data: Data, texts: Texts, count: int, encoder: Callable[[], Encoder]) -> Rows:
     """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
     if str(data) == INVENTED and task.name not in texts:
         return invent(task, whole_words(encoder().tokenizer), count)
     return at_most(unlabelled_rows(task, data, texts), count)
 
 
-def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: str | Path | None, count: int) -> Chosen:
+def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: Data, count: int) -> Chosen:
     """At most ``count`` labelled rows of ``task`` to refit its head on."""
     chosen = apart_from_training(task, models, data, count)
     check_enough(chosen.rows)

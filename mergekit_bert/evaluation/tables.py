@@ -11,15 +11,10 @@ from mergekit_bert.evaluation.contest import Contest, Standing
 from mergekit_bert.evaluation.doctor import EXPECTED, MATRICES, Report, verdicts
 from mergekit_bert.evaluation.held_out import HELD_OUT
 from mergekit_bert.evaluation.promises import Promises
+from mergekit_bert.evaluation.result import MISSING, figure
 from mergekit_bert.terminal import PlainConsole
 
-MISSING = "–"
 _WIDTH = 200
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A figure as shown, without a minus before zero; a dash for a missing one."""
-    return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -131,7 +126,7 @@ def contest_missing(contest: Contest) -> str:
         return ""
     if contest.missing:
         return f"missing: full fine-tuning's figures on these rows, recorded by: {'; '.join(contest.missing)}"
-    return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (--limit, --on)"
+    return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (`limit`, `on`)"
 
 
 def promise_table(promises: Promises) -> Table:

@@ -49,11 +49,14 @@ class TrainConfig:
     checkpoint_seconds: float = option(30.0, "Seconds of work that a kill may cost.")
 
     def __post_init__(self) -> None:
-        """Raise TrainingError for an option out of its range."""
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        from mergekit_bert.arguments import check_types
+
+        check_types(self)
 
         def check(good: bool, name: str, found: object, expected: str) -> None:
             if not good:
-                raise TrainingError(f"--{name.replace('_', '-')}", f"{found}", expected, "correct it")
+                raise TrainingError(f"`{name}`", f"{found}", expected, "correct it")
 
         for name in ("epochs", "batch_size", "patience", "hold_out_limit", "max_length", "seed", "threads"):
             value, (low, high) = getattr(self, name), _WHOLE.get(name, (1, _MOST))

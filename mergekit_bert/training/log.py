@@ -38,7 +38,7 @@ class RunLog:
                 str(folder),
                 (error.strerror or str(error)).lower(),
                 "a folder that can be written",
-                "choose another --out",
+                "choose another `out`",
             ) from error
         self._board = _tensorboard(folder, step) if tensorboard else None
 
@@ -68,7 +68,7 @@ def _refuse_links(folder: Path) -> None:
     for path in (folder / LOG, folder / BOARD):
         if path.is_symlink() or (path.name == LOG and path.exists() and not path.is_file()):
             found = "a symbolic link" if path.is_symlink() else "no regular file"
-            raise OutputError(str(path), found, "the log of this run", "remove it, or choose another --out")
+            raise OutputError(str(path), found, "the log of this run", "remove it, or choose another `out`")
 
 
 def _opened(path: str, flags: int) -> int:
@@ -80,7 +80,7 @@ def _tensorboard(folder: Path, step: int) -> Writer:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
-            "--tensorboard", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
+            "`tensorboard`", "the package tensorboard is not installed", "tensorboard", "install mbert[tensorboard]"
         ) from error
     writer: Writer = SummaryWriter(str(folder / BOARD), purge_step=step or None)
     return writer

@@ -85,7 +85,7 @@ def claim(out: Path, control: Control, inside: tuple[str, ...] = ()) -> Iterator
                 str(folder),
                 "an unfinished run",
                 "a new place, or a decision about it",
-                "give --resume to go on or --force to start over",
+                "give `resume` to go on or `force` to start over",
             )
         yield Claim(output, finished, control.resume, force)
 
@@ -94,7 +94,7 @@ def _refuse_other(folder: Path, out: Path, begun: Mapping[str, Any]) -> None:
     """Raise TrainingError for the run folder of another output: ``x`` and ``x.safetensors`` would share it."""
     owner = Path(str(begun.get("output", out.name))).name
     if owner != out.name and ((folder / _RUN).exists() or os.path.lexists(out.parent / owner)):
-        raise TrainingError(str(folder), f"it belongs to {owner}", f"the run of {out.name}", "choose another --out")
+        raise TrainingError(str(folder), f"it belongs to {owner}", f"the run of {out.name}", "choose another `out`")
 
 
 def is_finished(out: Path) -> bool:
@@ -123,7 +123,7 @@ def _begun(folder: Path, passing: bool = False) -> tuple[Path, dict[str, Any]]:
 
 def _broken(path: Path, error: Exception) -> TrainingError:
     reason = getattr(error, "strerror", None) or error
-    return TrainingError(str(path), f"broken ({reason})", "a record as mbert writes it", "start over with --force")
+    return TrainingError(str(path), f"broken ({reason})", "a record as mbert writes it", "start over with `force`")
 
 
 class _Parameters(_Part):
@@ -176,7 +176,7 @@ def check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None
             str(folder / MANIFEST),
             "the output exists, but no manifest says how it was made",
             "a run to resume",
-            "choose another --out or give --force",
+            "choose another `out` or give `force`",
         )
 
 
@@ -200,7 +200,7 @@ def delivered(setting: Setting, claim: Claim, outcome: Outcome) -> Iterator[Path
     Where it cannot become that, the run is kept: with ``--resume`` it only has to write again.
     """
     try:
-        with written(claim.output, remedy="move that away and give --resume: the run is kept") as (part,):
+        with written(claim.output, remedy="move that away and give `resume`: the run is kept") as (part,):
             yield part
             _write_begun(setting, claim, sha256=file_fingerprint(part))
     except OutputError:

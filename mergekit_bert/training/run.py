@@ -82,7 +82,7 @@ def train_adapter(
     rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
     if not family.has_sites and adapter != family.options():
         raise TrainingError(
-            f"--type {kind}", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
+            f"`type={kind}`", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
         )
     head = HEADS.get(train.head)
     found = find_sites(encoder, adapter.targets) if family.has_sites else {}
@@ -275,7 +275,7 @@ def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> No
     if count:
         warnings.warn(
             f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
-            "are cut (--max-length)",
+            "are cut (`max_length`)",
             MbertWarning,
             stacklevel=4,
         )

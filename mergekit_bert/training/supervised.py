@@ -58,8 +58,8 @@ class Supervised(Objective):
     """The mean loss of a batch of labelled rows; the score is the task's main metric on the held-out rows."""
 
     error = TrainingError
-    if_diverged = "use a smaller --lr or --precision fp32"
-    if_broken = "start over with --force"
+    if_diverged = "use a smaller `lr` or `precision=fp32`"
+    if_broken = "start over with `force`"
 
     def __init__(self, work: Trainable, setting: Setting) -> None:
         """What is frozen in the model is cast to the run's precision; raises TrainingError for ``balance``."""
@@ -101,7 +101,7 @@ class Supervised(Objective):
         weights = kind_of(task).weights(task, labels)
         if weights is None:
             found = f"{task.name!r}, which has no labels to balance"
-            raise TrainingError("--balance", found, "a task with labels", "drop --balance")
+            raise TrainingError("`balance`", found, "a task with labels", "drop `balance`")
         return weights.to(self.device)
 
     def groups(self) -> list[dict[str, Any]]:
@@ -153,5 +153,5 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
             str(path),
             f"another run ({', '.join(sorted(told, key=len))})",  # a message is cut where it gets too long
             "the same command as before",
-            "repeat it, choose another --out, or start over with --force",
+            "repeat it, choose another `out`, or start over with `force`",
         )

@@ -260,22 +260,22 @@ def test_what_cannot_be_avoided_is_told_before_any_work(
     gram = others[0].statistics["gram"]
     strange = Base("other", "f" * 64, others[0].base.tokenizer_fingerprint)
     refused: list[tuple[Sequence[Adapter], mb.AdapterConfig, type[MbertError], str]] = [
-        ([], AVOID, TrainingError, "--basis avoid: nothing to avoid; .*--avoid"),
-        (others, mb.AdapterConfig(rank=2), TrainingError, "--avoid: --basis orthogonal; expected --basis avoid"),
+        ([], AVOID, TrainingError, "`basis=avoid`: nothing to avoid; .*`avoid`"),
+        (others, mb.AdapterConfig(rank=2), TrainingError, "`avoid`: `basis=orthogonal`; expected `basis=avoid`"),
         (
             [edited(statistics={})],
             AVOID,
             TrainingError,
-            "avoid sst: no Gram.*file.*--task sst --with-stats gram",
+            "avoid=sst`: no Gram.*file.*--task sst --with-stats gram",
         ),
         (
             [edited(statistics={"gram": {SITE: gram[SITE]}})],
             AVOID,
             TrainingError,
-            "avoid sst: no Gram matrices of some sites",
+            "avoid=sst`: no Gram matrices of some sites",
         ),
-        ([edited(task=get_task("sts"))], AVOID, TrainingError, "--avoid sts: an adapter of sts itself"),
-        ([edited(base=strange)], AVOID, ModelFileError, "--avoid sst: made for base 'other'"),
+        ([edited(task=get_task("sts"))], AVOID, TrainingError, "`avoid=sts`: an adapter of sts itself"),
+        ([edited(base=strange)], AVOID, ModelFileError, "`avoid=sst`: made for base 'other'"),
     ]
     for avoid, config, kind, message in refused:
         with pytest.raises(kind, match=message) as caught:

@@ -68,7 +68,7 @@ def test_a_file_may_name_nothing_else(
     Path("FILE").write_text("")
     for base in (named(bert, name), name) if name != "." else (name,):  # the folder "." is there
         with pytest.raises(
-            ModelFileError, match=r"^x.safetensors: it names the base .*; name it with --base$"
+            ModelFileError, match=r"^x.safetensors: it names the base .*; name it with `base`$"
         ) as caught:
             find(base, loaded, bert)
         assert str(caught.value).isprintable()

@@ -139,8 +139,8 @@ def test_adapters_that_share_a_basis_pass() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"a": BasisRows(0, 0, 4), "b": None}, "b trained without an orthogonal basis.*--method fedavg"),
-        ({"a": BasisRows(0, 0, 4), "b": BasisRows(1, 4, 4)}, "a seed 0, b seed 1.*--method fedavg"),
+        ({"a": BasisRows(0, 0, 4), "b": None}, "b trained without an orthogonal basis.*`method=fedavg`"),
+        ({"a": BasisRows(0, 0, 4), "b": BasisRows(1, 4, 4)}, "a seed 0, b seed 1.*`method=fedavg`"),
         (
             {"a": BasisRows(0, 0, 4), "b": BasisRows(0, 8, 4), "c": BasisRows(0, 3, 4)},
             "a .rows 0–3. and c .rows 3–6. collide.*train c again in the folder of a",

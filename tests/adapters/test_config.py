@@ -35,7 +35,7 @@ def test_the_scale_is_alpha_over_the_rank_or_its_root(rank: int, alpha: float, s
     ],
 )
 def test_a_value_out_of_range_names_its_option(option: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match=f"--{next(iter(option))}: .*correct --"):
+    with pytest.raises(TrainingError, match=f"`{next(iter(option))}`: .*correct `"):
         AdapterConfig(**option)
 
 
@@ -64,12 +64,12 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "rank as a text": ({"rank": "3"}, "rank: "),
     "rank as a truth": ({"rank": True}, "rank: "),
     "no rank": ({"rank": None}, "rank: "),
-    "a huge rank": ({"rank": 2**16 + 1}, "--rank: 65537; expected a whole number from 1 to 65536"),
-    "a rank beyond 64 bits": ({"rank": 2**64}, "--rank"),
-    "a huge alpha": ({"alpha": 1e7}, "--alpha: 10000000.0; expected a positive number up to 1e"),
+    "a huge rank": ({"rank": 2**16 + 1}, "`rank`: 65537; expected a whole number from 1 to 65536"),
+    "a rank beyond 64 bits": ({"rank": 2**64}, "`rank`"),
+    "a huge alpha": ({"alpha": 1e7}, "`alpha`: 10000000.0; expected a positive number up to 1e"),
     "an infinite alpha": ({"alpha": math.inf}, "not JSON compliant"),
     "targets as a list": ({"targets": ["query"]}, "targets: "),
-    "targets without end": ({"targets": "x" * 70_000}, "--targets: 70000 characters"),
+    "targets without end": ({"targets": "x" * 70_000}, "`targets`: 70000 characters"),
     "a foreign option": ({"use_dora": True}, "use_dora: "),
     "a basis of nobody's": ({"basis": "other"}, "basis: 'other'"),
     "a pattern of a text": ({"rank_pattern": [["q", "3"]]}, "rank_pattern.q: "),
@@ -79,9 +79,9 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "a pattern twice": ({"rank_pattern": [["q", 3], ["q", 4]]}, "rank_pattern: a pattern twice"),
     "three in a pair": ({"rank_pattern": [["q", 3, 4]]}, "rank_pattern: "),
     "a text for pairs": ({"rank_pattern": "q"}, "rank_pattern: "),
-    "rank 0 in a pattern": ({"rank_pattern": [["q", 0]]}, "--rank: 0; .* in rank_pattern"),
-    "alpha 0 in a pattern": ({"alpha_pattern": [["q", 0]]}, "--alpha: 0.0; .* in alpha_pattern"),
-    "a pattern that is none": ({"alpha_pattern": [["(", 2]]}, r"--targets: '\(' \(missing"),
+    "rank 0 in a pattern": ({"rank_pattern": [["q", 0]]}, "`rank`: 0; .* in rank_pattern"),
+    "alpha 0 in a pattern": ({"alpha_pattern": [["q", 0]]}, "`alpha`: 0.0; .* in alpha_pattern"),
+    "a pattern that is none": ({"alpha_pattern": [["(", 2]]}, r"`targets`: '\(' \(missing"),
     "lookaround": ({"alpha_pattern": [["(?=q)", 2]]}, "neither lookaround nor backreferences"),
     "too many patterns": ({"rank_pattern": [[f"q{n}", 3] for n in range(3000)]}, "too many patterns"),
 }

@@ -168,7 +168,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown type": (record(type="loha9"), "'loha9'.*expected"),
     "another rank": (record(config__rank=4), "broken metadata|is .32, 3."),
     "an unknown option": (record(config__colour=1), "broken metadata.*colour"),
-    "an option out of range": (record(config__dropout=7.0), "broken metadata.*--dropout"),
+    "an option out of range": (record(config__dropout=7.0), "broken metadata.*`dropout`"),
     "a size of one number": (record(sites={SITE: [32]}), "broken metadata"),
     "a size that is no number": (record(sites={SITE: ["wide", 32]}), "broken metadata"),
     "an endless size": (record(sites={SITE: [float("inf"), 32]}), "broken metadata"),
@@ -274,7 +274,7 @@ def test_no_odd_value_in_the_metadata_is_a_traceback(bert: mb.Encoder, tmp_path:
 
 def test_another_base_is_told(adapter: Adapter, bert: mb.Encoder, encoders: dict[str, mb.Encoder]) -> None:
     check_base("x", adapter.base, bert)
-    with pytest.raises(ModelFileError, match=r"x: made for base .*expected base .*the --base it was trained on"):
+    with pytest.raises(ModelFileError, match=r"x: made for base .*expected base .*the `base` it was trained on"):
         check_base("x", adapter.base, encoders["minilm"])
 
 

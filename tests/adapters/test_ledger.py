@@ -83,7 +83,7 @@ def test_capacity_is_the_number_of_adapters_that_still_fit(ledger: Ledger) -> No
 def test_a_full_basis_is_refused_and_nothing_is_written(ledger: Ledger) -> None:
     ledger.take("base", "a", 20, 32)
     before = ledger.path.read_bytes()
-    with pytest.raises(BasisError, match=r"1 adapters hold 20 of 32 rows; expected 13 free rows.*--basis random"):
+    with pytest.raises(BasisError, match=r"1 adapters hold 20 of 32 rows; expected 13 free rows.*`basis=random`"):
         ledger.take("base", "b", 13, 32)
     assert ledger.path.read_bytes() == before
 

@@ -401,7 +401,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
     "a site that is not there": (
         tensors(lambda t: t.update({f"{M}bert.encoder.layer.7.x.lora_A.weight": t.pop(f"{Q}.lora_A.weight")})),
         ModelFileError,
-        "LoRA at 'bert.encoder.layer.7.x'; expected linear layers of .*--base",
+        "LoRA at 'bert.encoder.layer.7.x'; expected linear layers of .*`base`",
     ),
     "LoRA in the head": (
         tensors(lambda t: t.update({f"{M}classifier.lora_A.weight": torch.ones(3, 32)})),
@@ -440,18 +440,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
     ),
 }
 BASELESS: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
-    "no base": (edit(base_model_name_or_path=None), CompositionError, "base None, .*; name its base with --base"),
+    "no base": (edit(base_model_name_or_path=None), CompositionError, "base None, .*; name its base with `base`"),
     "a base that is gone": (
         edit(base_model_name_or_path="/no/such"),
         ModelFileError,
-        "names the base '/no/such', which a file may not choose; .*name it with --base",
+        "names the base '/no/such', which a file may not choose; .*name it with `base`",
     ),
     "a folder that nothing is known of": (
         lambda path: None,
         ModelFileError,
-        "names the base '.*bert', which a file may not choose; .*name it with --base",
+        "names the base '.*bert', which a file may not choose; .*name it with `base`",
     ),
-    "a revision": (edit(revision="v2"), CompositionError, "revision 'v2'; .*--base"),
+    "a revision": (edit(revision="v2"), CompositionError, "revision 'v2'; .*`base`"),
 }
 
 
@@ -508,7 +508,7 @@ def test_what_peft_has_no_place_for_is_refused(bert: Encoder, tmp_path: Path) ->
     merged = mb.merge([random_adapter(bert, "sst")], "task_arithmetic")
     assert isinstance(merged, Merged)
     full = {site: Dense(delta.dense()) for site, delta in merged.deltas.items()}
-    with pytest.raises(CompositionError, match="a dense Delta; expected low-rank ones, for PEFT; give --rank R"):
+    with pytest.raises(CompositionError, match="a dense Delta; expected low-rank ones, for PEFT; give `rank=R`"):
         write_peft(tmp_path / "p", dataclasses.replace(merged, deltas=full), bert)
     assert not any(tmp_path.iterdir())
 
@@ -578,10 +578,10 @@ def test_patterns_change_nothing_where_there_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank_pattern": {"query": 0}}, "--rank: 0"),
-        ({"alpha_pattern": {"query": -1.0}}, "--alpha: -1.0"),
-        ({"rank_pattern": {"(": 2}}, "--targets: '[(]'"),
-        ({"rank_pattern": {"query": 2}, "basis": "orthogonal"}, "--basis: orthogonal with a rank_pattern"),
+        ({"rank_pattern": {"query": 0}}, "`rank`: 0"),
+        ({"alpha_pattern": {"query": -1.0}}, "`alpha`: -1.0"),
+        ({"rank_pattern": {"(": 2}}, "`targets`: '[(]'"),
+        ({"rank_pattern": {"query": 2}, "basis": "orthogonal"}, "`basis`: orthogonal with a rank_pattern"),
     ],
 )
 def test_patterns_out_of_range_are_told(options: dict[str, Any], message: str) -> None:

@@ -141,10 +141,10 @@ def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pyte
     mb.save(by_data, "two.safetensors", force=True)
     assert Path("one.safetensors").read_bytes() == Path("two.safetensors").read_bytes()
     with pytest.raises(
-        UnknownNameError, match=r"task of --texts: 'stss'; expected one of sst, sts; did you mean 'sts'"
+        UnknownNameError, match=r"task of `texts`: 'stss'; expected one of sst, sts; did you mean 'sts'"
     ):
         mb.merge(files, "regmean", texts={"stss": "pairs.tsv"}, base=bert)
-    with pytest.raises(DataError, match=r"task 'sts': none; .*--data DIR.*--texts sts=FILE"):
+    with pytest.raises(DataError, match=r"task 'sts': none; .*`data=DIR`.*`texts=sts=FILE`"):
         mb.merge(files, "regmean", texts={"sst": "sst.txt"}, base=bert)
     with pytest.raises(CompositionError, match="unlabelled rows of every task"):
         mb.merge(files, "distill", base=bert)

@@ -42,9 +42,9 @@ def test_more_than_enough_is_no_more_than_the_narrowest_site_takes(bert: mb.Enco
 
 def test_what_no_rank_fits_into_is_told_with_what_would(bert: mb.Encoder) -> None:
     adapters = [of_adapter(one) for one in trio(bert)]
-    with pytest.raises(CompositionError, match=r"--size 0\.001: .* at least 0\.\d+, for rank 1") as error:
+    with pytest.raises(CompositionError, match=r"`size=0\.001`: .* at least 0\.\d+, for rank 1") as error:
         rank_within(adapters, 0.001)
-    assert rank_within(adapters, float(str(error.value).rsplit(" ", 1)[1])) >= 1
+    assert rank_within(adapters, float(str(error.value).rsplit("=", 1)[1].strip("`"))) >= 1
 
 
 def test_a_recipe_gets_the_rank_unless_something_else_decides_the_size(bert: mb.Encoder, tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_a_recipe_gets_the_rank_unless_something_else_decides_the_size(bert: mb.
     mb.save(mb.merge(adapters, "ties", size=0.2), tmp_path / "small.safetensors")
     mb.save(mb.merge(adapters, "ties", rank=rank), tmp_path / "same.safetensors")
     assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
-    refused = {"--rank": Recipe(rank=2), "--private": Recipe(private=2), "--method": Recipe("ensemble")}
+    refused = {"`rank`": Recipe(rank=2), "`private`": Recipe(private=2), "`method=": Recipe("ensemble")}
     for named, recipe in refused.items():
-        with pytest.raises(CompositionError, match=f"--size: {named}"):
+        with pytest.raises(CompositionError, match=f"`size`: {named}"):
             with_method(recipe, inputs, rows=False, size=0.2)
-    with pytest.raises(CompositionError, match="--size: --keep-inputs"):
+    with pytest.raises(CompositionError, match="`size`: `keep_inputs`"):
         mb.merge(adapters, "ties", size=0.2, keep_inputs=True)
 
 

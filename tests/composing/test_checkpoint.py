@@ -288,7 +288,7 @@ def test_what_does_not_fit_the_base_is_one_line(
 
 
 def test_what_the_folder_does_not_say_must_be_said(bert: mb.Encoder, plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompositionError, match=r"does not say which base .* name it with --base"):
+    with pytest.raises(CompositionError, match=r"does not say which base .* name it with `base`"):
         read_checkpoint(plain)
     other = plain.rename(tmp_path / "mine")
     with pytest.raises(CompositionError, match="does not say what its task is; expected a folder called after one of"):
@@ -297,7 +297,7 @@ def test_what_the_folder_does_not_say_must_be_said(bert: mb.Encoder, plain: Path
 
 def test_another_base_is_refused(pair: list[Path], tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "other", "bert", seed=9)
-    with pytest.raises(ModelFileError, match=r"made for base .*bert' \(weights .*give the --base it was trained on"):
+    with pytest.raises(ModelFileError, match=r"made for base .*bert' \(weights .*give the `base` it was trained on"):
         read_checkpoint(pair[0], str(other))
 
 

@@ -177,7 +177,7 @@ def test_the_default_weights_of_sums(three: list[Adapter], method: str, weights:
 @pytest.mark.parametrize("training", [{}, {"examples": 0}, {"examples": "many"}, {"examples": None}])
 def test_fedavg_without_counts_needs_weights(three: list[Adapter], training: dict[str, object]) -> None:
     odd = [three[0], dataclasses.replace(three[1], training=training)]
-    with pytest.raises(CompositionError, match=r"adapter 'sts': no example count.*give --weights for all adapters"):
+    with pytest.raises(CompositionError, match=r"adapter 'sts': no example count.*give `weights` for all adapters"):
         merge(odd, "fedavg")
     assert merged(odd, "fedavg", {"sst": 0.5, "sts": 0.25}).weights == {"sst": 0.5, "sts": 0.25}
 
@@ -200,13 +200,13 @@ def test_along_its_own_rows_every_adapter_is_kept_whole(three: list[Adapter]) ->
 
 def test_orthoada_names_an_adapter_without_a_basis(bert: mb.Encoder, three: list[Adapter]) -> None:
     loose = random_adapter(bert, "sts", basis="random")
-    with pytest.raises(BasisError, match=r"sts trained without an orthogonal basis.*or use --method fedavg"):
+    with pytest.raises(BasisError, match=r"sts trained without an orthogonal basis.*or use `method=fedavg`"):
         merge([three[0], loose], "orthoada")
 
 
 def test_orthoada_names_different_bases(three: list[Adapter]) -> None:
     other = dataclasses.replace(three[1], basis=BasisRows(9, 3, 3))
-    with pytest.raises(BasisError, match=r"sst seed 0, sts seed 9.*--method fedavg"):
+    with pytest.raises(BasisError, match=r"sst seed 0, sts seed 9.*`method=fedavg`"):
         merge([three[0], other], "orthoada")
 
 
@@ -228,7 +228,7 @@ def test_two_adapters_of_one_task_are_refused(three: list[Adapter], bert: mb.Enc
 def test_different_bases_and_tokenizers_are_refused(
     three: list[Adapter], encoders: dict[str, mb.Encoder], method: str
 ) -> None:
-    with pytest.raises(CompositionError, match=r"adapters 'sst' and 'sts': different bases .*same --base"):
+    with pytest.raises(CompositionError, match=r"adapters 'sst' and 'sts': different bases .*same `base`"):
         merge([three[0], random_adapter(encoders["electra"], "sts", start=3)], method)
     base = dataclasses.replace(three[1].base, tokenizer_fingerprint="0" * 64)
     with pytest.raises(CompositionError, match="adapters 'sst' and 'sts': different tokenizers"):
@@ -245,10 +245,10 @@ def test_the_name_of_the_base_does_not_matter(three: list[Adapter]) -> None:
     [
         (0, "fedavg", None, CompositionError, "no adapters; expected at least one"),
         (2, "fedawg", None, UnknownNameError, "did you mean 'fedavg'"),
-        (2, "fedavg", {"para": 1.0}, CompositionError, "--weights: 'para'; expected names among sst, sts"),
-        (2, "ensemble", {"sst": 1.0}, CompositionError, "weights for an ensemble.*drop --weights"),
-        (2, "fedavg", {"sst": math.nan}, CompositionError, "--weights: 'sst=nan'; expected .*number"),
-        (2, "fedavg", {"sst": math.inf}, CompositionError, "--weights: 'sst=inf'; expected .*number"),
+        (2, "fedavg", {"para": 1.0}, CompositionError, "`weights`: 'para'; expected names among sst, sts"),
+        (2, "ensemble", {"sst": 1.0}, CompositionError, "weights for an ensemble.*drop `weights`"),
+        (2, "fedavg", {"sst": math.nan}, CompositionError, "`weights`: 'sst=nan'; expected .*number"),
+        (2, "fedavg", {"sst": math.inf}, CompositionError, "`weights`: 'sst=inf'; expected .*number"),
     ],
 )
 def test_what_cannot_be_merged_is_told(
@@ -293,7 +293,7 @@ def test_weights_are_read(text: str, weights: dict[str, float]) -> None:
     "text", ["sst", "sst=", "sst=one", "sst=nan", "sst=inf", "sst=1=2", "1", "sst=1e999", "sst=1,sst=2"]
 )
 def test_weights_that_are_none_are_told(text: str) -> None:
-    with pytest.raises(CompositionError, match=r"--weights: 'sst.*'; expected|--weights: '1'; expected"):
+    with pytest.raises(CompositionError, match=r"`weights`: 'sst.*'; expected|`weights`: '1'; expected"):
         parse_weights(text)
 
 
@@ -339,7 +339,7 @@ def test_files_are_chosen(bert: mb.Encoder, folder: Path, files: str, keep: str,
 @pytest.mark.parametrize(("files", "keep"), [("ab", ""), ("abd", "d"), ("abc", "ab"), ("", "")])
 def test_two_files_of_one_task_are_told_with_the_way_out(folder: Path, files: str, keep: str) -> None:
     with pytest.raises(
-        CompositionError, match=r"task 'sst': two adapters of it, .*a.safetensors and .*b.safetensors.*--keep"
+        CompositionError, match=r"task 'sst': two adapters of it, .*a.safetensors and .*b.safetensors.*`keep="
     ):
         choose_inputs(paths(folder, files), paths(folder, keep), folder)
 

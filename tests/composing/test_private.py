@@ -369,8 +369,8 @@ def test_dense_deltas_have_low_rank_remainders(three: list[Adapter]) -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Recipe("fedavg", private=-1), "--private: -1; expected a whole number from 0 to 65536; correct --private"),
-        (Recipe("ensemble", private=2), "--private: remainders for an ensemble; expected none: it keeps the experts"),
+        (Recipe("fedavg", private=-1), "`private`: -1; expected a whole number from 0 to 65536; correct `private`"),
+        (Recipe("ensemble", private=2), "`private`: remainders for an ensemble; expected none: it keeps the experts"),
     ],
 )
 def test_what_cannot_be_is_refused(three: list[Adapter], recipe: Recipe, message: str) -> None:

@@ -141,29 +141,29 @@ def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
     [
         (Recipe("tise"), UnknownNameError, "did you mean 'ties'"),
         (Recipe("ties", "cor"), UnknownNameError, "space: 'cor'; .*did you mean 'core'"),
-        (Recipe("regmean", "core"), CompositionError, "--space core: regmean is not defined there; expected one of"),
+        (Recipe("regmean", "core"), CompositionError, "`space=core`: regmean is not defined there; expected one of"),
         (Recipe("ties", options={"density": 2}), CompositionError, "option 'density' of ties: 2; expected a number"),
         (Recipe("ties", options={"dense": 2}), UnknownNameError, "option of ties: 'dense'"),
         (Recipe("fedavg", options={"density": 2}), CompositionError, "no such option; expected none"),
-        (Recipe("fedavg", rank=0), CompositionError, "--rank: 0; expected a whole number from 1 to 65536"),
-        (Recipe("fedavg", rank=10**400), CompositionError, "--rank: 10+…; expected a whole number from 1 to 65536"),
-        (Recipe("fedavg", private=-1), CompositionError, "--private: -1; expected a whole number from 0 to 65536"),
-        (Recipe("fedavg", seed=10**400), CompositionError, "--seed: 10+…; expected a whole number from 0 to"),
-        (Recipe("fedavg", weights={"sst": math.inf}), CompositionError, "--weights: 'sst=inf'; expected a finite"),
-        (Recipe("fedavg", weights={"sst": 2.0e6}), CompositionError, r"--weights: 'sst=2000000.0'; expected .* within"),
+        (Recipe("fedavg", rank=0), CompositionError, "`rank`: 0; expected a whole number from 1 to 65536"),
+        (Recipe("fedavg", rank=10**400), CompositionError, "`rank`: 10+…; expected a whole number from 1 to 65536"),
+        (Recipe("fedavg", private=-1), CompositionError, "`private`: -1; expected a whole number from 0 to 65536"),
+        (Recipe("fedavg", seed=10**400), CompositionError, "`seed`: 10+…; expected a whole number from 0 to"),
+        (Recipe("fedavg", weights={"sst": math.inf}), CompositionError, "`weights`: 'sst=inf'; expected a finite"),
+        (Recipe("fedavg", weights={"sst": 2.0e6}), CompositionError, r"`weights`: 'sst=2000000.0'; expected .* within"),
         (
             Recipe("fedavg", layers={".*": {"sst": math.nan}}),
             CompositionError,
             "layers, '.*': 'sst=nan'; expected a fi",
         ),
-        (Recipe("fedavg", rank=99), CompositionError, "--rank 99: site .* is 32 × 32; expected at most 32"),
+        (Recipe("fedavg", rank=99), CompositionError, "`rank=99`: site .* is 32 × 32; expected at most 32"),
         (Recipe("fedavg", layers={"layer.*": {}}), CompositionError, "layers, 'layer.*': no site matches it"),
         (Recipe("fedavg", layers={"a)|(b": {}}), CompositionError, r"layers: 'a\)\|\(b' \(unbalanced parenthesis"),
         (Recipe("fedavg", layers={"(?=a)": {}}), CompositionError, "layers: .*neither lookaround nor backreferences"),
         (Recipe("fedavg", layers={f"{n}": {} for n in range(3000)}), CompositionError, "layers: too many patterns"),
         (Recipe("fedavg", layers={".*": {"cola": 1.0}}), CompositionError, "layers, '.*': 'cola'; expected names"),
         (Recipe("distill", layers={".*": {"sst": 1.0}}), CompositionError, "layers: weights by layer for distill"),
-        (Recipe("ensemble", rank=3), CompositionError, "--method ensemble: a rank or space"),
+        (Recipe("ensemble", rank=3), CompositionError, "`method=ensemble`: a rank or space"),
         (Recipe("ensemble", options={"a": 1}), CompositionError, "options for an ensemble"),
     ],
 )
@@ -241,8 +241,8 @@ def test_a_merged_file_keeps_its_inputs_only_when_asked(three: list[Adapter], tm
     mb.save(plain, tmp_path / "plain.safetensors")
     assert not plain.kept
     for add, remove, path, message in (
-        ([], ["sst"], "plain", "did not keep its inputs; expected one merged with --keep-inputs"),
-        ([], ["cola"], "kept", "--remove: 'cola'; expected one of sst, sts, para"),
+        ([], ["sst"], "plain", "did not keep its inputs; expected one merged with `keep_inputs`"),
+        ([], ["cola"], "kept", "`remove`: 'cola'; expected one of sst, sts, para"),
     ):
         kept_path = tmp_path / f"{path}.safetensors"
         if not kept_path.exists():
@@ -259,7 +259,7 @@ def test_a_merged_file_keeps_its_inputs_only_when_asked(three: list[Adapter], tm
 def test_kept_inputs_must_be_adapters(three: list[Adapter]) -> None:
     model = merged(three[:2], "fedavg")
     assert isinstance(model, Merged)
-    with pytest.raises(CompositionError, match=r"--keep-inputs: 'sst\+sts' is not a single adapter"):
+    with pytest.raises(CompositionError, match=r"`keep_inputs`: 'sst\+sts' is not a single adapter"):
         mb.merge([model, three[2]], "task_arithmetic", keep_inputs=True)
 
 
@@ -288,7 +288,7 @@ def test_a_merged_model_is_an_input_with_all_its_tasks(three: list[Adapter]) -> 
 
 
 def test_a_weight_beyond_all_measure_and_a_key_twice_are_told(three: list[Adapter], tmp_path: Path) -> None:
-    with pytest.raises(CompositionError, match=r"--weights: 'sst=1e\+300'; expected a number within ±1e\+06"):
+    with pytest.raises(CompositionError, match=r"`weights`: 'sst=1e\+300'; expected a number within ±1e\+06"):
         merged(three, "ties", {"sst": 1e300})
     (tmp_path / "r.yml").write_text("method: ties\nmethod: dare\n")
     with pytest.raises(CompositionError, match=r"r.yml, line 2: the key 'method' again"):

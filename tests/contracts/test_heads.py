@@ -138,7 +138,7 @@ def test_training_lowers_the_loss_and_touches_no_pooler_that_is_not_read(
 
 
 def test_matching_wants_two_texts(bert: mb.Encoder, sst: mb.Task) -> None:
-    with pytest.raises(TrainingError, match=r"head matching: task 'sst' with the text sentence; expected a task with"):
+    with pytest.raises(TrainingError, match=r"`head=matching`: task 'sst' with the text sentence; expected a task"):
         fresh_classifier(bert, sst, generator(0), "matching")
 
 

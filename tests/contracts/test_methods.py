@@ -346,5 +346,5 @@ def test_what_it_needs_is_told_before_any_work(method: Method, three: list[Adapt
     if not needs:
         assert merged(three, method.name).tasks
         return
-    with pytest.raises(CompositionError, match=f"method {method.name}: {needs[0]} of .*--data"):
+    with pytest.raises(CompositionError, match=f"method {method.name}: {needs[0]} of .*`data`"):
         merged(three, method.name)

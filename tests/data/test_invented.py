@@ -139,9 +139,9 @@ def test_they_are_no_rows_to_train_or_score_on(
     split: str, labelled: bool, sst: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"--data invented: texts that have no labels.* {split} rows of 'sst' are needed; .*; give --data DIR"
+    message = rf"`data=invented`: texts that have no labels.* {split} rows of 'sst' are needed; .*; give `data=DIR`"
     with pytest.raises(DataError, match=message):
         load_rows(sst, split, INVENTED, labelled)
     assert not has_rows(sst, split, INVENTED)
-    with pytest.raises(DataError, match="--data invented"):
+    with pytest.raises(DataError, match="`data=invented`"):
         unlabelled_rows(sst, INVENTED, {})

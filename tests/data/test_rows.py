@@ -57,7 +57,12 @@ PLAIN: dict[str, tuple[str, bytes, Task, str]] = {
         r"{path}, line 3: 2 texts \(.*\); expected 1 for .*'value': text; ",
     ),
     "a tab too few": ("a.tsv", b"a\tb\n\n\nc\n", PAIR, r"{path}, line 4: 1 texts \(.*\); expected 2 .*: one, two; "),
-    "a table of pairs": ("a.tsv", b"one\ttwo\tlabel\n", PAIR, r"{path}, line 1: 3 texts .*header belongs into --data"),
+    "a table of pairs": (
+        "a.tsv",
+        b"one\ttwo\tlabel\n",
+        PAIR,
+        r"{path}, line 1: 3 texts .*header belongs into `data=DIR`",
+    ),
     "nothing": ("a.txt", b"", VALUE, r"{path}: no rows; expected at least one row"),
     "blank lines": ("a.txt", b"\n \n\t\n", PAIR, r"{path}: no rows; expected at least one row"),
     "latin-1": ("a.txt", b"a\nb\n\xe9\n", VALUE, r"{path}, line 3: a byte that is not UTF-8"),

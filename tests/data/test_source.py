@@ -61,7 +61,7 @@ def test_a_tasks_own_files_and_a_named_folder_may_not_disagree(sst: Task, tmp_pa
     if same:
         assert load_rows(task, "dev", folder).texts == (("good dev",),)
     else:
-        with pytest.raises(DataError, match=r"own/sst/dev.tsv \(the task's files\) and \S+mine/sst/dev.tsv \(--data\)"):
+        with pytest.raises(DataError, match=r"own/sst/dev.tsv \(the task's files\) and \S+mine/sst/dev.tsv \(`data`\)"):
             load_rows(task, "dev", folder)
 
 
@@ -98,7 +98,7 @@ def test_a_folder_called_sample_is_named_by_its_path(sst: Task, elsewhere: Path)
 
 def test_the_sample_has_only_its_own_tasks(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"--data sample: no rows for the task 'cfimdb'; expected one of sst, para, sts"
+        DataError, match=r"`data=sample`: no rows for the task 'cfimdb'; expected one of sst, para, sts"
     ):
         load_rows(get_task("cfimdb"), "train", "sample")
 
@@ -106,7 +106,7 @@ def test_the_sample_has_only_its_own_tasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (None, r"mine: no such folder; expected a folder that holds sst/train.tsv; check --data"),
+        (None, r"mine: no such folder; expected a folder that holds sst/train.tsv; check `data`"),
         ("mine", r"mine/sst: no file for the split 'train'; expected train.tsv, .csv, .jsonl or .parquet"),
         ("mine/sst/train.tsv", r"mine/sst: no file for the split 'train'"),
     ],
@@ -130,7 +130,7 @@ def test_a_folder_data_without_the_split_does_not_fall_through_to_the_hub(
         load_rows(sst, "dev")
 
 
-THREE_WAYS = r"give --data DIR, use --data sample, or install mbert\[hub\]"
+THREE_WAYS = r"give `data=DIR`, use `data=sample`, or install mbert\[hub\]"
 
 
 @pytest.mark.parametrize("task", ["sst", "para", "sts"])
@@ -298,7 +298,7 @@ def test_plain_texts_come_first_then_the_folder_and_nothing_after(
     assert unlabelled_rows(sst, folder, {"sts": "x.txt"}) == load_rows(sst, "train", folder, labelled=False)
     assert unlabelled_rows(sst, None, {}).texts == (("good train",),)
     for task, data, found in ((sst, None, "none"), (sts, folder, f"none in {folder}"), (sst, "no", "none in no")):
-        expected = f"task '{task.name}': {found}; .* in --data DIR.*--texts {task.name}=FILE"
+        expected = f"task '{task.name}': {found}; .* in `data=DIR`.*`texts={task.name}=FILE`"
         with pytest.raises(DataError, match=expected):
             unlabelled_rows(task, data, {"para": "x.txt"})
 

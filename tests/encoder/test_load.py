@@ -170,7 +170,7 @@ def test_a_broken_folder_is_one_line(copy: Path, broken: str) -> None:
 
 
 def test_an_unknown_base_is_told() -> None:
-    with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base"):
+    with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check `base`"):
         load_encoder("no-such-base-of-anyone")
 
 

@@ -124,7 +124,7 @@ def test_what_is_cached_is_vetted_as_any_folder(cached: Path) -> None:
 
 
 def test_an_unknown_name_is_told_in_one_line() -> None:
-    with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check --base") as caught:
+    with pytest.raises(EncoderError, match=r"base .* cannot be loaded.*'minilm', a folder.*check `base`") as caught:
         load_encoder("no-such-base-of-anyone")
     assert "\n" not in str(caught.value)
 

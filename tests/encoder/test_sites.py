@@ -112,7 +112,7 @@ def test_a_pattern_matches_whole_names(bert: mb.Encoder) -> None:
 def test_targets_that_choose_nothing_are_told(bert: mb.Encoder, targets: str, message: str) -> None:
     with pytest.raises(EncoderError, match=message) as caught:
         find_sites(bert, targets)
-    assert "correct --targets" in str(caught.value)
+    assert "correct `targets`" in str(caught.value)
 
 
 def test_a_pattern_that_would_hang_does_not(bert: mb.Encoder) -> None:

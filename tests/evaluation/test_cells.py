@@ -145,7 +145,7 @@ def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_i
     assert cell.learned["precision"] == "bfloat16"
 
 
-@pytest.mark.filterwarnings("ignore:--calibrate heads")
+@pytest.mark.filterwarnings("ignore:`(calibrate|steps)=heads`")
 def test_a_calibrated_merge_has_a_line_of_its_own_and_is_kept(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, merges: list[str]
 ) -> None:

@@ -13,9 +13,10 @@ from markdown_it import MarkdownIt
 
 from mergekit_bert.data.task import get_task
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, Line, grid_of
-from mergekit_bert.evaluation.pictures import heatmap
+from mergekit_bert.evaluation.pictures import heatmap, write_picture
+from mergekit_bert.evaluation.result import figure
 from mergekit_bert.evaluation.scores import Score
-from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table, figure, grid_table
+from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table, grid_table
 
 MAIN = (("sst", "accuracy"), ("para", "accuracy"), ("sts", "pearson"))
 
@@ -154,7 +155,7 @@ def test_a_figure_as_it_is_shown(value: float | None, digits: int, shown: str) -
 
 
 def picture(grid: Grid, folder: Path, reference: str = "full") -> np.ndarray:
-    heatmap(grid, reference, folder / "sub/heat.png", "a title")
+    write_picture(heatmap(grid, reference, "a title"), folder / "sub/heat.png")
     assert (folder / "sub/heat.png").read_bytes().startswith(b"\x89PNG")
     return np.asarray(matplotlib.image.imread(folder / "sub/heat.png"))[..., :3]
 

@@ -19,7 +19,7 @@ from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError, MbertError, OutputError, UnknownNameError
 from mergekit_bert.evaluation import contest
 from mergekit_bert.evaluation.cells import Cell
-from mergekit_bert.evaluation.pictures import contest_picture
+from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.evaluation.records import write_record
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_table
@@ -188,12 +188,12 @@ def test_without_the_ensemble_nothing_is_a_share_of_it(tmp_path: Path) -> None:
         assert one.worst is None
     lines = as_text(contest_table(placed)).splitlines()
     assert [line.split()[4:6] for line in lines if line.split()[0] in ("ties", "fedavg")] == [["–", "–"]] * 2
-    told = contest.to_json(
-        contest.Contest(placed, None, {"ensemble": "no single adapter"}, "dev", {"sst": 8, "sts": 6})
-    )
+    shown = contest.Contest(placed, None, {"ensemble": "no single adapter"}, "dev", {"sst": 8, "sts": 6})
+    told = contest.to_json(shown)
     assert told["standings"][0]["retention"] == {"sst": None, "sts": None, "overall": None}
     json.dumps(told, allow_nan=False)
-    contest_picture(placed, tmp_path / "p.png")
+    write_picture(shown.plot(), tmp_path / "p.png")
+    assert [line["merge"] for line in shown.records()] == [one.cell.name for one in placed]
     assert (tmp_path / "p.png").stat().st_size > 1000
     with pytest.raises(CompositionError, match=r"every merge was refused .*no single adapter"):
         contest.standings([refused, dataclasses.replace(TIES, refused="nor this")], KNOWN)
@@ -226,7 +226,7 @@ def test_the_table_of_other_inputs_or_rows_is_not_written_over(
     merges.clear()
     before = {name: (out / name).read_bytes() for name in contest.RESULTS}
     for inputs, options in ((three[:2], {}), (three, {"limit": 20})):
-        with pytest.raises(OutputError, match="--force"):
+        with pytest.raises(OutputError, match="`force`"):
             api.compare(inputs, ["fedavg"], data=data, out=out, base=bert, **options)  # type: ignore[arg-type]
     assert merges == []
     assert {name: (out / name).read_bytes() for name in contest.RESULTS} == before
@@ -238,7 +238,7 @@ def test_the_table_of_other_inputs_or_rows_is_not_written_over(
         api.compare(three, ["fedavg"], data=data, out=tmp_path / "mine", base=bert)
 
 
-@pytest.mark.filterwarnings("ignore:--calibrate heads")
+@pytest.mark.filterwarnings("ignore:`(calibrate|steps)=heads`")
 def test_a_later_call_adds_its_lines_and_computes_no_earlier_one(
     three: list[Adapter],
     bert: mb.Encoder,

@@ -37,7 +37,7 @@ def folder(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = AdapterConfig(rank=2, rank_stabilized=True, train_bias=True)
     for task in TASKS:
         mb.train_adapter(task, root / "corpus", root / f"{task}.safetensors", base=bert, adapter=config, train=QUICK)
-    mb.train_adapter("sst", root / "corpus", root / "probe.safetensors", base=bert, kind="probe", train=QUICK)
+    mb.train_adapter("sst", root / "corpus", root / "probe.safetensors", base=bert, type="probe", train=QUICK)
     mb.finetune("sst", root / "corpus", root / "full", base=bert, train=QUICK)
     files = [root / f"{task}.safetensors" for task in TASKS]
     merged = mb.merge(files, "fedavg", {"sts": -0.5})

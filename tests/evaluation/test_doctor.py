@@ -41,7 +41,7 @@ from mergekit_bert.evaluation.doctor import (
     to_json,
     verdicts,
 )
-from mergekit_bert.evaluation.pictures import doctor_picture
+from mergekit_bert.evaluation.pictures import pairs_picture, write_picture
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind, try_promises
 from mergekit_bert.evaluation.tables import as_text, pair_table, promise_table, verdict_table
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed
@@ -291,7 +291,7 @@ def test_rows_of_a_merged_input_count_for_all_its_tasks(bert: mb.Encoder, three:
 def test_rows_that_are_too_few_and_another_base_are_told(
     encoders: dict[str, mb.Encoder], bert: mb.Encoder, three: list[Adapter]
 ) -> None:
-    with pytest.raises(DataError, match="1 rows; expected at least two; give more --rows"):
+    with pytest.raises(DataError, match="1 rows; expected at least two; give more `rows`"):
         numbers(inputs(three), some_rows(bert, 1))
     with pytest.raises(ModelFileError, match="doctor: made for base"):
         numbers(inputs(three), some_rows(encoders["electra"]))
@@ -384,7 +384,7 @@ def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapt
     }
     for name, reason in found.left_out.items():
         assert set(METHODS.get(name).needs) - {"basis"}
-        assert re.search("missing; expected .*--data or --texts", reason)
+        assert re.search("missing; expected .*`data` or `texts`", reason)
     other = try_promises(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
     assert other.broken == []
     assert "without an orthogonal basis" in other.left_out.pop("orthoada")
@@ -429,7 +429,7 @@ def test_a_method_that_learns_is_left_out_where_it_refuses_the_inputs(bert: mb.E
     found = try_promises([dense, two], ["distill", "adamerging"], given=some_rows(bert))
     assert found.broken == []
     assert set(found.left_out) == {"distill"}
-    assert "a dense start; expected factors to learn; give --rank" in found.left_out["distill"]
+    assert "a dense start; expected factors to learn; give `rank`" in found.left_out["distill"]
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, module: Any, adapters: list[Adapter], **changes: Any) -> dict[str, float]:
@@ -557,7 +557,7 @@ def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Ad
     ]
     assert "-0.000" not in text
     assert "in all" in as_text(verdict_table(report_of(0.1)))
-    doctor_picture(report, tmp_path / "p.png")
+    write_picture(pairs_picture(report.names, report.matrices), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -46,7 +46,7 @@ def made(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> World:
                 folder / "corpus",
                 folder / f"adapters/{name}.safetensors",
                 base=bert,
-                kind=kind,
+                type=kind,
                 adapter=AdapterConfig(rank=2) if kind == "lora" else None,
                 train=QUICK,
             )
@@ -295,7 +295,7 @@ def test_the_table_can_be_computed_from_the_written_predictions(world: World, na
 def test_single_tasks_can_be_asked_for(world: World) -> None:
     comparison = world.evaluate("merged.safetensors", tasks=["sts"]).comparison
     assert [line.score.task for line in comparison.lines] == ["sts", "sts"]
-    with pytest.raises(CompositionError, match=r"--task: 'para'; expected one of sst, sts"):
+    with pytest.raises(CompositionError, match=r"`task`: 'para'; expected one of sst, sts"):
         world.evaluate("merged.safetensors", tasks=["para"])
 
 

@@ -89,11 +89,11 @@ def test_search_and_heads_read_other_rows_of_those_held_out(
 def test_rows_that_an_adapter_may_have_learned_are_told(bert: Encoder, home: Path, tmp_path: Path) -> None:
     files = trained(bert, tmp_path, home, hold_out=0.1)
     with pytest.warns(
-        MbertWarning, match="--search: the training of its adapter held out 4 of the 20 rows of sst alone; "
+        MbertWarning, match="`evaluations`: the training of its adapter held out 4 of the 20 rows of sst alone; "
     ):
         model = mb.search(files[:1], "ties", 1, home / "data", held_out=300, base=bert)
     assert model.trace["search"]["rows"]["sst"]["held_out_in_training"] == 4
-    with pytest.warns(MbertWarning, match="--calibrate heads: the training of its adapter held out 0 of the 10 rows"):
+    with pytest.warns(MbertWarning, match="`steps=heads`: the training of its adapter held out 0 of the 10 rows"):
         model = mb.calibrate(model, home / "data", rows=10, base=bert)
     assert not seen(model)["search", "sst"] & seen(model)["heads", "sst"]
     with pytest.warns(

@@ -42,9 +42,9 @@ def test_rows_of_train_are_read_only_where_a_method_needs_some(
         plain[name].write_text("\n".join("\t".join(texts) for texts in rows.texts))
     found = api.compare(three, ["regmean"], data=data, texts=plain, out=tmp_path / "d", base=bert)
     assert not found.refused
-    with pytest.raises(CompositionError, match="--texts"):
+    with pytest.raises(CompositionError, match="`texts`"):
         api.compare(three, ["ties"], data=data, texts=plain, out=tmp_path / "e", base=bert)
-    with pytest.raises(UnknownNameError, match="--texts"):
+    with pytest.raises(UnknownNameError, match="`texts`"):
         api.compare(three, ["ties"], data=data, texts={"sat": plain["sst"]}, out=tmp_path / "e", base=bert)
 
 
@@ -110,6 +110,6 @@ def test_held_out_rows_of_other_training_are_refused(
     other = [dataclasses.replace(one, training={**one.training, **told}) for one in three]
     with pytest.raises(CompositionError, match="not those it was trained on"):
         run(other, bert, data, tmp_path / "c", on="held-out")
-    with pytest.raises(UnknownNameError, match="--on"):
+    with pytest.raises(UnknownNameError, match="`on`"):
         run(three, bert, data, tmp_path / "c", on="train")
     assert not (tmp_path / "c").exists()

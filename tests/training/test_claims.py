@@ -85,9 +85,7 @@ def test_a_run_that_lost_its_place_is_kept_and_goes_on_without_training(
     make(kind, bert, whole)
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: out.write_text("theirs"))
-        with pytest.raises(
-            OutputError, match=r"/a: something else was written there .*; move that away and give --res"
-        ):
+        with pytest.raises(OutputError, match=r"/a: something else was written there .*; move that away and give `res"):
             make(kind, bert, out)
     assert out.read_text() == "theirs"
     assert not is_finished(out)
@@ -166,7 +164,7 @@ def test_two_outputs_of_one_run_folder_do_not_replace_each_others_record(bert: E
     train(bert, tmp_path / "a.safetensors")
     before = everything(tmp_path)
     for control in (PLAIN, FORCE, RESUME):
-        with pytest.raises(TrainingError, match=r"a.run: it belongs to a.safetensors; .*choose another --out"):
+        with pytest.raises(TrainingError, match=r"a.run: it belongs to a.safetensors; .*choose another `out`"):
             tune(bert, tmp_path / "a", control=control)
     assert everything(tmp_path) == before
     (tmp_path / "a.safetensors").unlink()

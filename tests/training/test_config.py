@@ -53,7 +53,7 @@ WRONG: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("option", "value"), WRONG)
 def test_an_option_out_of_range_is_told_by_its_name(option: str, value: Any) -> None:
-    with pytest.raises(TrainingError, match=f"^--{option.replace('_', '-')}: .*; expected .*; correct it$"):
+    with pytest.raises(TrainingError, match=f"^`{option}`: .*; expected .*; correct it$"):
         TrainConfig(**{option: value})
 
 

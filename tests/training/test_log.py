@@ -148,7 +148,7 @@ def test_tensorboard_without_its_package_says_what_to_install(
 def test_the_options_of_a_run_are_all_in_its_manifest(bert: Encoder, tmp_path: Path) -> None:
     import dataclasses
 
-    train(bert, tmp_path / "a", epochs=1, balance=True)
+    train(bert, tmp_path / "a", epochs=1, balance=True, head="mean")
     kept = {field.name for field in dataclasses.fields(TrainConfig)} - {"checkpoint_seconds"}
     assert kept <= set(manifest(tmp_path / "a")["training"])
 

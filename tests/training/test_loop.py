@@ -327,7 +327,7 @@ def test_dropout_is_on_while_training_and_off_while_scoring(bert: Encoder, sts: 
 def test_a_run_that_diverges_ends_in_one_line(bert: Encoder, tmp_path: Path, name: str) -> None:
     task, config = get_task(name), quick(epochs=1, warmup=0.0, hold_out=0.3)
     setting = dataclasses.replace(setting_of(bert, task, tmp_path, config, rows=11), lr=1e38, head_lr=1e38)
-    with pytest.raises(TrainingError, match=f"training {name}: .* not finite; .*; use a smaller --lr"):
+    with pytest.raises(TrainingError, match=f"training {name}: .* not finite; .*; use a smaller `lr`"):
         fit(work_of(bert, task, "lora", config), setting)
 
 

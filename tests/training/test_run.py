@@ -218,7 +218,7 @@ def test_two_adapters_of_a_folder_take_different_rows(bert: Encoder, tmp_path: P
 
 
 def test_a_rank_that_the_basis_cannot_give_is_told_before_any_work(bert: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(BasisError, match="33 free rows in a run; use a smaller --rank"):
+    with pytest.raises(BasisError, match="33 free rows in a run; use a smaller `rank`"):
         train(bert, tmp_path / "a.safetensors", adapter=AdapterConfig(rank=33))
     train(bert, tmp_path / "a.safetensors", adapter=AdapterConfig(rank=33, basis="random"), epochs=1)
 
@@ -227,7 +227,7 @@ def test_an_output_that_exists_is_refused_and_left_as_it_is(bert: Encoder, tmp_p
     out = tmp_path / "a.safetensors"
     train(bert, out, epochs=1)
     before = everything(tmp_path)
-    with pytest.raises(OutputError, match=r"a.safetensors: it exists already; .*--force"):
+    with pytest.raises(OutputError, match=r"a.safetensors: it exists already; .*`force`"):
         train(bert, out, epochs=1, seed=3)
     assert everything(tmp_path) == before
     train(bert, out, epochs=1, seed=3, control=Control(show=False, force=True))

@@ -32,10 +32,10 @@ class Options(AdapterConfig):
         super().__post_init__()
         if self.basis != "random":
             raise TrainingError(
-                "--basis",
+                "`basis`",
                 f"{self.basis} for dora",
                 "random: its Deltas hold parts of W, which no basis keeps apart",
-                "choose --basis random, or --type lora",
+                "choose `basis=random`, or `type=lora`",
             )
 
 

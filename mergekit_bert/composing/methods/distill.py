@@ -195,7 +195,7 @@ def _balanced(site: str, delta: Delta, rank: int | None) -> LowRank:
     """``U √S`` and ``√S Vᵀ`` of the strongest directions: factors of one size learn at one pace."""
     if rank is None and delta.rank is None:
         raise CompositionError(
-            f"distill, site {site!r}", "a dense start", "factors to learn", "give --rank, or another start"
+            f"distill, site {site!r}", "a dense start", "factors to learn", "give `rank`, or another start"
         )
     u, values, vh = svd(delta)
     root = values[:rank].sqrt()

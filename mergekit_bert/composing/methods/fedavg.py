@@ -17,7 +17,7 @@ def _by_examples(ingredients: Sequence[Ingredient]) -> list[float]:
                 f"fedavg, adapter {one.name!r}",
                 "no example count",
                 "a recorded number of examples",
-                "give --weights for all adapters",
+                "give `weights` for all adapters",
             )
         counts.append(one.examples)
     return [count / sum(counts) for count in counts]

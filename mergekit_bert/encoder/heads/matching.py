@@ -34,10 +34,10 @@ class _Matching(PooledHead):
         if len(task.text) != 2:
             columns = ", ".join(task.text)
             raise TrainingError(
-                "--head matching",
+                "`head=matching`",
                 f"task {task.name!r} with the text {columns}",
                 "a task with two texts",
-                "use --head mean",
+                "use `head=mean`",
             )
 
     def over(self, config: Any, task: Task, under: nn.Module) -> Classifier:

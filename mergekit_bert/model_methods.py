@@ -1,0 +1,77 @@
+"""What every model can do for its user: the package's public functions as methods, with the model as first argument.
+
+The functions stand above all models, so they are looked up when a method is called.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import mergekit_bert as mb
+
+if TYPE_CHECKING:
+    from mergekit_bert import Adapter, Encoder, Evaluation, Prediction, Predictor
+
+_PREDICTORS = "_predictors"
+
+
+class ModelMethods:
+    """Of models that answer tasks."""
+
+    def predictor(self, *, base: "str | Path | Encoder | None" = None) -> "Predictor":
+        """A predictor for the model, made once; ``base`` is its encoder, where the model may not name it itself."""
+        made: dict[Any, Predictor] = vars(self).setdefault(_PREDICTORS, {})
+        key = base if isinstance(base, str | Path | None) else id(base)
+        if key not in made:
+            made.clear()
+            made[key] = mb.predictor(cast(Any, self), base=base)
+        return made[key]
+
+    def predict(
+        self, texts: Any, task: str | None = None, *, base: "str | Path | Encoder | None" = None
+    ) -> "Prediction | list[Prediction]":
+        """See :func:`mergekit_bert.predict`."""
+        return mb.predict(self.predictor(base=base), texts, task)
+
+    def evaluate(self, data: Any = None, *, base: "str | Path | Encoder | None" = None, **options: Any) -> "Evaluation":
+        """See :func:`mergekit_bert.evaluate`; nothing is written."""
+        return mb.evaluate(self.predictor(base=base), data, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make a predictor of their own."""
+        return {name: value for name, value in vars(self).items() if name != _PREDICTORS}
+
+
+class CompositionMethods(ModelMethods):
+    """Of models that mbert's own files hold."""
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """See :func:`mergekit_bert.save`."""
+        mb.save(cast(Any, self), path, force=force)
+
+    def export(self, folder: str | Path, **options: Any) -> list[Path]:
+        """See :func:`mergekit_bert.export`."""
+        return mb.export(cast(Any, self), folder, **options)
+
+
+class AdapterMethods(CompositionMethods):
+    """Of adapters."""
+
+    @staticmethod
+    def train(data: Any, task: Any, out: str | Path | None = None, **options: Any) -> "Adapter":
+        """See :func:`mergekit_bert.train_adapter`."""
+        return mb.train_adapter(task, data, out, **options)
+
+
+def summary(kind: str, tasks: tuple[Any, ...], *facts: str) -> str:
+    """A model in a line, as ``repr`` shows it: the tasks that it answers, then what else is said of it."""
+    names = [task.name for task in tasks]
+    shown = names if len(names) <= _SHOWN else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
+    return f"{kind}({', '.join([' + '.join(shown), *filter(None, facts)])})"
+
+
+_SHOWN = 8
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes as a person reads it."""
+    return f"{count / 2**20:.2f} MiB"
