@@ -71,8 +71,9 @@ def make_adapters(folder: Path, base: Path, count: int, targets: str) -> None:
     from safetensors.torch import save_file
 
     import mergekit_bert as mb
-    from mergekit_bert.adapters.adapter import Adapter, Base
+    from mergekit_bert.adapters.adapter import Adapter
     from mergekit_bert.adapters.file import write_adapter
+    from mergekit_bert.encoder.load import Base
     from mergekit_bert.encoder.sites import find_sites
     from mergekit_bert.encoder.stored import open_encoder
 
@@ -115,8 +116,8 @@ def make_checkpoints(folder: Path, base: Path, count: int) -> None:
     import torch
 
     import mergekit_bert as mb
-    from mergekit_bert.adapters.adapter import Base
     from mergekit_bert.encoder.folder import folder_in_parts
+    from mergekit_bert.encoder.load import Base
     from mergekit_bert.encoder.stored import open_encoder
 
     encoder = open_encoder(base)

@@ -15,23 +15,23 @@ from typing import Any, TypeVar
 
 from pydantic import InstanceOf
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import encoder_of, on_base
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
-from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model
+from mergekit_bert.composing.composition import Ensemble, Merged, Stored, as_composition, as_merged
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.formats import FORMATS, open_model
+from mergekit_bert.composing.ingredient import Ingredient, check_together, inputs_of
 from mergekit_bert.composing.inputs import read_inputs
-from mergekit_bert.composing.merging import Given, Input, change, ingredient, reads_rows, with_inputs
+from mergekit_bert.composing.merging import Given, change, ingredients_of, kept_inputs, reads_rows
 from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor, the_task
 from mergekit_bert.composing.recipe import Recipe, changed, rows_for
 from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
@@ -75,7 +75,6 @@ from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
 ADAPTERS, MODELS = Path("adapters"), Path("models")
-FORMATS = ("peft", "mbert", "hf")
 Base = Location | InstanceOf[Encoder]
 AnyTask = Location | InstanceOf[Task]
 """A task: its name, its YAML file, or its record."""
@@ -192,7 +191,7 @@ def train_adapter(
     configs = _config(family, adapter, options), _config(TrainConfig, train, options)
     with _place(out, found, control) as (path, control):
         rows = load_rows(found, "train", given_data("data", data, [found], "train"))
-        others = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in avoid]
+        others = [read_adapter(Path(one)) if isinstance(one, str | Path) else one for one in avoid]
         return run.train_adapter(_encoder(base), found, rows, path, type, *configs, control, with_stats, others)
 
 
@@ -225,7 +224,7 @@ def finetune(
 
 
 @checked
-def load(path: Location) -> Model:
+def load(path: Location) -> Stored:
     """Read an adapter, merged or ensemble file, or a model folder."""
     return read_model(Path(path))
 
@@ -274,26 +273,13 @@ def convert(
     """
     if to not in FORMATS:
         raise unknown("format", to, list(FORMATS))
-    target = _file(out) if to == "mbert" else _folder(out)
+    form = FORMATS[to]
+    target = _file(out) if form.is_file else _folder(out)
     known = get_task(task) if task is not None else None
     load = functools.cache(load_encoder)
-    with claimed(*([Output(target, force)] if to == "mbert" else [])):
-        model = read_peft(Path(path), _named(base), known, load) if is_peft(Path(path)) else _composition(path, known)
-        if to == "mbert":
-            save(model, target, force=force)
-            return [target]
-    encoder = encoder_of(str(path), model.base, base, load)
-    return (write_peft if to == "peft" else write_dense)(target, model, encoder, force)
-
-
-def _composition(path: str | Path, task: Task | None) -> Composition:
-    """A model file that can be converted."""
-    if task is not None:
-        raise CompositionError("`task`", f"a task for {path}", "none: the file says its own", "drop it")
-    model = load(path)
-    if isinstance(model, FullModel):
-        raise CompositionError(str(path), "a whole model", "an adapter, merged or ensemble file", "give one of these")
-    return model
+    with claimed(*([Output(target, force)] if form.is_file else [])):
+        model = as_composition(open_model(Path(path), _named(base), known, load), str(path))
+        return form.write(target, model, lambda: encoder_of(str(path), model.base, base, load), force)
 
 
 @checked
@@ -334,11 +320,10 @@ def merge(
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
     _check_count("rows", rows)
-    found = _read_all(inputs, base)
+    ingredients = _read_all(inputs, base)
     named = Recipe(method) if isinstance(method, str) else method
     told = {"options": {**(options or {}), **more}, "weights": weights, "layers": layers}
     recipe = changed(named, space=space, rank=rank, private=private, seed=seed, **told)
-    ingredients = [ingredient(one) for one in found]
     check_together(ingredients)
     source = given_data("data", data, list(tasks_of(ingredients).values()), "train")
     refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
@@ -347,8 +332,8 @@ def merge(
     given = _given(ingredients, source, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
-    model = merge_inputs(found, recipe, given, lazy)
-    return with_inputs(model, found) if keep_inputs and isinstance(model, Merged) else model
+    model = merge_inputs(ingredients, recipe, given, lazy)
+    return model.keeping(kept_inputs(ingredients)) if keep_inputs else model
 
 
 def _check_count(name: str, count: int | None) -> None:
@@ -357,17 +342,15 @@ def _check_count(name: str, count: int | None) -> None:
         raise ArgumentError(f"`{name}`", f"{count}", "a whole number of at least 1", f"correct `{name}`")
 
 
-def _read_all(inputs: Sequence[Input | Ensemble | FullModel | str | Path], base: Base | None) -> list[Input]:
-    """Inputs, paths read from there, adapters on the base that they need; of an ensemble, its experts."""
-    found: list[Input] = []
+def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[Ingredient]:
+    """What models, and those at paths, give to a merge, adapters on the base that they need."""
+    found: list[Ingredient] = []
     load = functools.cache(load_encoder)
     for one in inputs:
-        if isinstance(one, Ensemble):
-            found += (on_base("the inputs", expert, base) for expert in one.experts.values())
-        elif isinstance(one, str | Path | FullModel):
-            found += read_inputs(one.path if isinstance(one, FullModel) else Path(one), _named(base), load)
+        if isinstance(one, str | Path):
+            found += read_inputs(Path(one), _named(base), load)
         else:
-            found.append(one if isinstance(one, Ingredient) else on_base("the inputs", one, base))
+            found += inputs_of(one, "the inputs", _named(base), load)
     return found
 
 
@@ -378,10 +361,9 @@ def changed_inputs(
     """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
     if len(files) != 1:
         raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
-    model = load(files[0])
-    if not isinstance(model, Merged):
-        raise CompositionError(str(files[0]), "no merged model", "a file merged with `keep_inputs`", "merge first")
-    kept = {name: on_base(str(files[0]), one, base) for name, one in model.kept.items()}
+    where = str(files[0])
+    model = as_merged(load(where), where, "no merged model", "a file merged with `keep_inputs`", "merge first")
+    kept = {name: on_base(where, one, base) for name, one in model.kept.items()}
     left = change(dataclasses.replace(model, kept=kept), _read_all(add, base), remove)
     names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
 
@@ -428,8 +410,7 @@ def search(
     methods that need unlabelled rows. With ``out``, the name of the file to come, finished evaluations are kept beside
     it.
     """
-    found = _read_all(inputs, base)
-    ingredients = [ingredient(one) for one in found]
+    ingredients = _read_all(inputs, base)
     check_together(ingredients)
     _check_count("held_out", held_out)
     _check_count("rows", rows)
@@ -446,7 +427,7 @@ def search(
     told = {name: one.held_out for name, one in chosen.items()}
     with held(Path(out)) if out is not None else contextlib.nullcontext():
         model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
-    return with_inputs(model, found) if keep_inputs else model
+    return model.keeping(kept_inputs(ingredients)) if keep_inputs else model
 
 
 @checked
@@ -468,15 +449,14 @@ def calibrate(
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
     which may be ``texts`` or invented as in :func:`merge`.
     """
-    taken, found = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
-    if not isinstance(found, Merged):
-        raise CompositionError("`steps`", "a model that is not merged", "a merged one", "choose a merge method")
+    taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
+    found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
     _check_count("rows", rows)
     data = given_data("data", data, found.tasks, "train")
     encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
-        experts = [ingredient(one) for one in _read_all(inputs, base) or found.on(encoder).kept.values()]
+        experts = _read_all(inputs, base) or ingredients_of(list(found.on(encoder).kept.values()))
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
         tell_learned("`steps=heads`", chosen["heads"])
@@ -506,9 +486,7 @@ def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
         return model
     found = load(model) if isinstance(model, str | Path) else model
     where = str(model) if isinstance(model, str | Path) else "model"
-    if isinstance(found, FullModel):
-        return Predictor(found, where=where)
-    return Predictor(found, encoder_of(where, found.base, base), where)
+    return Predictor(found, None if found.stands_alone else encoder_of(where, found.base, base), where)
 
 
 @checked
@@ -598,8 +576,7 @@ def compare(
     """
     for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
         _check_count(name, count)
-    found, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
-    ingredients = [ingredient(one) for one in found]
+    ingredients, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
     check_together(ingredients)
     recipes = recipes_for(methods or METHODS.names(), spaces, seed, rank, private)
     data = given_data("data", data, list(tasks_of(ingredients).values()), "dev" if on == DEV else "train")
@@ -683,8 +660,7 @@ def doctor(
     the first file, unless given.
     """
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
-    found = _read_all(inputs, base)
-    ingredients = [ingredient(one) for one in found]
+    ingredients = _read_all(inputs, base)
     _check_count("rows", rows)
     data = given_data("data", data, list(tasks_of(ingredients).values()), "train")
     given = _given(ingredients, data, texts, rows, base, progress)

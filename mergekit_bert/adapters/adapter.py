@@ -1,9 +1,10 @@
-"""Adapters in memory: what training gave one task, and what a family of adapters is."""
+"""Adapters in memory: what training gave one task."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,103 +13,26 @@ from torch import Tensor
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.linear import AdaptedLinear
+from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors
+from mergekit_bert.adapters.patch import Part, Patch
+from mergekit_bert.adapters.patched import Patched
 from mergekit_bert.adapters.statistics import Statistic
-from mergekit_bert.data.batches import Tokens, tokenise
-from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.head import head_of
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.model_methods import AdapterMethods, mebibytes, summary
-from mergekit_bert.registry import Registry
-from mergekit_bert.schema import STRICT, BaseName, Sha256
+from mergekit_bert.tensorfile import tensor_file_sha256
 
-Size = tuple[int, int]
-"""(out_features, in_features) of a site."""
-Tensors = Mapping[str, Tensor]
-Weight = Callable[[], Tensor]
-"""The frozen weight ``W`` of a site, (out, in) in float32: read when it is asked for."""
-
-
-@dataclass(frozen=True)
-class Peft:
-    """How PEFT stores a family: the ending of each tensor's name, and which of its switches are on."""
-
-    tensors: Mapping[str, str]
-    switches: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Family:
-    """One way of adapting a linear layer: everything that differs between LoRA and another one.
-
-    ``options`` is the record of its options. ``shapes`` names the tensors of a site and ``init`` makes them as training
-    begins; ``delta`` is the change of the site's weight, differentiable in the tensors, and ``module`` the layer that
-    trains them beside the frozen one. ``basis_tensor`` is the one that rows of a basis give and freeze, None where a
-    basis cannot keep its Deltas apart. ``needs_weight``: its Deltas cannot be made without the base's weights. ``peft``
-    is None where PEFT does not know it. ``lr`` and ``head_lr`` are the peak learning rates it needs, where they are not
-    the usual ones. A family without sites is a head alone.
-    """
-
-    name: str
-    description: str
-    source: str
-    shapes: Callable[[AdapterConfig, Size], dict[str, tuple[int, ...]]]
-    init: Callable[[AdapterConfig, Size, Tensor | None, Weight, torch.Generator], dict[str, Tensor]]
-    delta: Callable[[Tensors, AdapterConfig, Weight], Delta]
-    module: type[AdaptedLinear]
-    options: type[AdapterConfig] = AdapterConfig
-    basis_tensor: str | None = None
-    needs_weight: bool = False
-    has_sites: bool = True
-    peft: Peft | None = None
-    lr: float | None = None
-    head_lr: float | None = None
-
-    def frozen(self, basis: object | None) -> frozenset[str]:
-        """The tensors that are not trained, and not stored, where there is a ``basis``."""
-        return frozenset({self.basis_tensor} if basis and self.basis_tensor else ())
-
-
-FAMILIES = Registry("mergekit_bert.adapters.families", "adapter type", Family, "mbert.families")
-
-
-@dataclass(frozen=True)
-class Base:
-    """Which encoder an adapter belongs to: a name for people, fingerprints for certainty."""
-
-    name: BaseName
-    fingerprint: Sha256
-    tokenizer_fingerprint: Sha256
-
-    __pydantic_config__: ClassVar = STRICT
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> "Base":
-        """The identity of ``encoder``."""
-        return cls(encoder.name, encoder.fingerprint, encoder.tokenizer_fingerprint)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What it takes to answer one task: Deltas by site, shifts of other parameters by name, and a head."""
-
-    task: Task
-    max_length: int
-    deltas: Mapping[str, Delta]
-    shifts: Tensors
-    head: Tensors
-
-    def tokens(self, encoder: Encoder, rows: Rows) -> Tokens:
-        """Rows of its task as its head reads them, without their labels."""
-        unlabelled = dataclasses.replace(rows, labels=None)
-        apart = head_of(self.head).apart
-        return tokenise(unlabelled, self.task, encoder.tokenizer, self.max_length, encoder.pad_token, apart)
+FORMAT = 2
+"""Of all model files. Format 1 differs in its checksum alone, which leaves the metadata out; it stays readable."""
+_STATISTICS = "statistics"
+"""A key that is there only in the record of an adapter that has some."""
+_TOLD = ("type", "config", "task", "basis", "training", "scores", "max_length", "head")
+"""Keys of the record that :meth:`Adapter.described` repeats."""
 
 
 @dataclass(frozen=True, repr=False)
-class Adapter(AdapterMethods):
+class Adapter(Patched, AdapterMethods):
     """A trained adapter.
 
     ``type`` names its family. ``sites`` maps a site to its size, ``tensors`` a site to the family's tensors. ``shifts``
@@ -117,6 +41,8 @@ class Adapter(AdapterMethods):
     data-driven merges need, by kind and site. ``weights`` are the base's, by parameter, for a family whose Deltas need
     them: they are in no file, see :meth:`on`.
     """
+
+    kind: ClassVar[str] = "adapter"
 
     type: str
     config: AdapterConfig
@@ -195,9 +121,108 @@ class Adapter(AdapterMethods):
         """The tasks it answers: its own."""
         return (self.task,)
 
-    def part(self, task: str) -> Part:
-        """What it takes to answer ``task`` (its own, which is checked by the caller)."""
+    def own_part(self, task: str) -> Part:
+        """All of it, for ``task``, its own."""
         return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head)
+
+    def role(self) -> str:
+        """What it is called in tables."""
+        return "adapter" if self.family.has_sites else "probe"
+
+    def as_adapter(self, task: str) -> "Adapter":
+        """The adapter that answers ``task``: itself."""
+        return self
+
+    def places(self, folder: Path) -> dict[str, Path]:
+        """Where its PEFT folder lies: it is ``folder``."""
+        return {self.name: folder}
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its tensors by the names that they have in a file, and its record."""
+        rebuilt = self.family.frozen(self.basis)
+        tensors = {
+            f"site.{site}.{name}": tensor
+            for site, values in self.tensors.items()
+            for name, tensor in values.items()
+            if name not in rebuilt
+        }
+        tensors |= {f"shift.{name}": tensor for name, tensor in self.shifts.items()}
+        tensors |= {f"head.{name}": tensor for name, tensor in self.head.items()}
+        record = {
+            "type": self.type,
+            "config": self.config.to_json(),
+            "task": self.task.to_json(),
+            "base": dataclasses.asdict(self.base),
+            "max_length": self.max_length,
+            "sites": {site: list(size) for site, size in self.sites.items()},
+            "shifts": {name: list(tensor.shape) for name, tensor in self.shifts.items()},
+            "head": {name: list(tensor.shape) for name, tensor in self.head.items()},
+            "basis": self.basis.to_json() if self.basis else None,
+            "training": dict(self.training),
+            "scores": dict(self.scores),
+        }
+        if self.statistics:
+            tensors |= {
+                f"{kind}.{site}.{name}": getattr(one, name)
+                for kind, found in self.statistics.items()
+                for site, one in found.items()
+                for name in one.shapes(*one.shape)
+            }
+            record[_STATISTICS] = self._statistics()
+        return tensors, record
+
+    def _statistics(self) -> dict[str, Any]:
+        """What the record says of its statistics."""
+        return {
+            kind: {
+                site: {"shape": list(one.shape), "count": one.count, "lost": one.lost} for site, one in found.items()
+            }
+            for kind, found in self.statistics.items()
+        }
+
+    def contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the metadata of its file."""
+        tensors, record = self.pack()
+        return tensors, {"format": FORMAT, "kind": self.kind, self.kind: record}
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the file that it is written to: its identity, in memory or on disk."""
+        return tensor_file_sha256(*self.contents())
+
+    def sha256_of(self, task: str) -> str:
+        """SHA-256 of the adapter that answers ``task``: its own."""
+        return self.sha256()
+
+    def provenance(self) -> dict[str, Any]:
+        """The part of its record that tells where it came from, and the SHA-256 of its file."""
+        record = self.pack()[1]
+        kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _STATISTICS)}
+        return kept | {"sha256": self.sha256()}
+
+    def origin(self, task: str) -> dict[str, Any]:
+        """How the weights that answer ``task`` came about."""
+        return {**self.provenance(), "method": self.kind}
+
+    def described(self) -> dict[str, Any]:
+        """What there is to tell of it, as JSON, apart from its base and its role."""
+        return {
+            "parts": {self.name: self.described_part()},
+            "sites": self.described_sites(),
+            "shifts": Patch(shifts=self.shifts).described()["shifts"],
+            "statistics": self._statistics(),
+        }
+
+    def described_part(self) -> dict[str, Any]:
+        """What there is to tell of its training, as JSON."""
+        record = self.pack()[1]
+        return {key: record[key] for key in _TOLD}
+
+    def described_sites(self) -> dict[str, Any]:
+        """Its Deltas; without norms where the file alone, without its base, does not determine them."""
+        if self.needs_base:
+            return {site: {"size": list(size), "rank": None, "norm": None} for site, size in self.sites.items()}
+        sites: dict[str, Any] = Patch(self.deltas()).described()["sites"]
+        return sites
 
 
 def _wide(tensor: Tensor) -> Tensor:

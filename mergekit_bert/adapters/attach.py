@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import FAMILIES, Part, Tensors
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, apply
+from mergekit_bert.adapters.family import FAMILIES, Tensors
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
+from mergekit_bert.adapters.patch import Part, Patch
 from mergekit_bert.adapters.routed import RoutedLinear, RoutedModule
 from mergekit_bert.encoder.classifier import share
 from mergekit_bert.encoder.head import Classifier
@@ -127,6 +128,14 @@ def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Enco
         value = value if layer is owner else value.to(old.dtype)
         setattr(layer, child, nn.Parameter(value, requires_grad=False))
     return dataclasses.replace(encoder, model=tree)
+
+
+def patched(name: str, weight: Tensor, patch: Patch | Part) -> Tensor:
+    """The parameter ``name`` of an encoder with ``patch`` added to it, as :func:`fold` makes it, without a tree."""
+    if name in patch.shifts:
+        return weight + patch.shifts[name].to(weight.device)
+    site = name.removesuffix(".weight")
+    return apply(weight, patch.deltas[site]) if site != name and site in patch.deltas else weight
 
 
 def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Size
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, Dense, svd
-from mergekit_bert.adapters.file import adapter_sha256, check_base
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.adapters.family import Size
+from mergekit_bert.encoder.load import Encoder, check_base
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import BasisError, TrainingError
 
@@ -54,7 +54,7 @@ FrozenRows = BasisRows | QuietRows
 
 def by_identity(others: Iterable[Adapter]) -> dict[str, Adapter]:
     """The adapters by task and SHA-256: each once, in an order of their own."""
-    found = {f"{one.name} {adapter_sha256(one)}": one for one in others}
+    found = {f"{one.name} {one.sha256()}": one for one in others}
     return {name: found[name] for name in sorted(found)}
 
 

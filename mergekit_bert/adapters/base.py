@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from mergekit_bert.adapters.adapter import Base
-from mergekit_bert.adapters.file import check_base
-from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.load import Base, Encoder, check_base, load_encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import ModelFileError

@@ -5,7 +5,6 @@ Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<te
 rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,41 +12,25 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Part, Size
+from mergekit_bert.adapters.adapter import FORMAT, Adapter
+from mergekit_bert.adapters.family import FAMILIES, Size
+from mergekit_bert.adapters.patch import REWRITE
 from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
-from mergekit_bert.encoder.classifier import head_shapes
-from mergekit_bert.encoder.head import head_of
-from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.encoder.sites import linear_layers, of_the_head
+from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.schema import validate
-from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
+from mergekit_bert.tensorfile import read_tensors, write_tensors
 
-FORMAT = 2
-"""Format 1 differs in its checksum alone, which leaves the metadata out; it stays readable."""
-_STATISTICS = "statistics"
-"""A key that is there only in the record of an adapter that has some."""
 _MOST_REBUILT = 64
 _MOST_DENSE, _MOST_EXPANDED = 2**28, 4096
 """Values of all sites made dense: what any encoder up to BERT-large's size has, and more only with that many stored."""
 """Values of rebuilt factors to each one in the file: a layer is not that much wider than it is high."""
-_REWRITE = "write the file again with this version of mbert"
 
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write ``adapter``; the same adapter gives the same bytes."""
-    write_tensors(path, *_contents(adapter))
-
-
-def adapter_sha256(adapter: Adapter) -> str:
-    """SHA-256 (hex) of the file that :func:`write_adapter` writes: the adapter's identity, in memory or on disk."""
-    return tensor_file_sha256(*_contents(adapter))
-
-
-def _contents(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, record = pack(adapter)
-    return tensors, {"format": FORMAT, "kind": "adapter", "adapter": record}
+    write_tensors(path, *adapter.contents())
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -57,7 +40,7 @@ def read_adapter(path: Path) -> Adapter:
     if kind != "adapter":
         raise ModelFileError(str(path), f"a file of kind {kind!r}", "an adapter", "give the adapters it was made from")
     if set(metadata) != {"format", "kind", kind}:
-        raise ModelFileError(str(path), f"metadata keys {', '.join(metadata)}", f"format, kind and {kind}", _REWRITE)
+        raise ModelFileError(str(path), f"metadata keys {', '.join(metadata)}", f"format, kind and {kind}", REWRITE)
     with strict(str(path)):
         return unpack(str(path), tensors, metadata["adapter"])
 
@@ -79,7 +62,7 @@ class strict:  # noqa: N801 (reads as a statement)
         if isinstance(error, LookupError | TypeError | ValueError | ArithmeticError | AttributeError | MbertError):
             told = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ModelFileError(
-                self.where, f"broken metadata ({told})", "metadata as mbert writes it", _REWRITE
+                self.where, f"broken metadata ({told})", "metadata as mbert writes it", REWRITE
             ) from error
 
 
@@ -93,59 +76,8 @@ def check_format(where: str, metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("kind"))
 
 
-def pack(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, record) of an adapter."""
-    rebuilt = adapter.family.frozen(adapter.basis)
-    tensors = {
-        f"site.{site}.{name}": tensor
-        for site, values in adapter.tensors.items()
-        for name, tensor in values.items()
-        if name not in rebuilt
-    }
-    tensors |= {f"shift.{name}": tensor for name, tensor in adapter.shifts.items()}
-    tensors |= {f"head.{name}": tensor for name, tensor in adapter.head.items()}
-    record = {
-        "type": adapter.type,
-        "config": adapter.config.to_json(),
-        "task": adapter.task.to_json(),
-        "base": dataclasses.asdict(adapter.base),
-        "max_length": adapter.max_length,
-        "sites": {site: list(size) for site, size in adapter.sites.items()},
-        "shifts": {name: list(tensor.shape) for name, tensor in adapter.shifts.items()},
-        "head": {name: list(tensor.shape) for name, tensor in adapter.head.items()},
-        "basis": adapter.basis.to_json() if adapter.basis else None,
-        "training": dict(adapter.training),
-        "scores": dict(adapter.scores),
-    }
-    if adapter.statistics:
-        measured, record[_STATISTICS] = _pack_statistics(adapter)
-        tensors |= measured
-    return tensors, record
-
-
-def _pack_statistics(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {
-        f"{kind}.{site}.{name}": getattr(one, name)
-        for kind, found in adapter.statistics.items()
-        for site, one in found.items()
-        for name in one.shapes(*one.shape)
-    }
-    record = {
-        kind: {site: {"shape": list(one.shape), "count": one.count, "lost": one.lost} for site, one in found.items()}
-        for kind, found in adapter.statistics.items()
-    }
-    return tensors, record
-
-
-def provenance(adapter: Adapter) -> dict[str, Any]:
-    """The part of an adapter's record that tells where it came from, and the SHA-256 of its file."""
-    record = pack(adapter)[1]
-    kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _STATISTICS)}
-    return kept | {"sha256": adapter_sha256(adapter)}
-
-
 def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
-    """The inverse of :func:`pack`; every field, name and shape is checked before anything is made of it."""
+    """The inverse of ``Adapter.pack``; every field, name and shape is checked before anything is made of it."""
     record = validate(AdapterRecord, value)
     family, basis = FAMILIES.get(record.type), record.basis
     rebuilt = family.frozen(basis)
@@ -171,7 +103,7 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
         for name, shape in family.shapes(record.config.at(site), size).items():
             built = basis.matrix(site, size[1]) if basis and name in rebuilt else tensors[f"site.{site}.{name}"]
             if tuple(built.shape) != shape:
-                raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", _REWRITE)
+                raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", REWRITE)
             by_site[site][name] = built
     return Adapter(
         type=record.type,
@@ -201,7 +133,7 @@ def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRec
             where,
             f"{rebuilt:,} values of basis rows to {stored:,} in the file",
             "sites as wide as an encoder's",
-            _REWRITE,
+            REWRITE,
         )
 
 
@@ -211,7 +143,7 @@ def check_dense(where: str, sites: Iterable[Size], tensors: Mapping[str, Tensor]
     dense = sum(math.prod(size) for size in sites)
     if dense > max(_MOST_DENSE, _MOST_EXPANDED * stored):
         raise ModelFileError(
-            where, f"sites of {dense:,} values to {stored:,} in the file", "sites as wide as an encoder's", _REWRITE
+            where, f"sites of {dense:,} values to {stored:,} in the file", "sites as wide as an encoder's", REWRITE
         )
 
 
@@ -236,54 +168,12 @@ def _unpack_statistics(tensors: Mapping[str, Tensor], record: AdapterRecord) -> 
 def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelFileError unless the file holds exactly the expected tensors, in float32."""
     for name in sorted(set(expected) - set(tensors)):
-        raise ModelFileError(where, f"tensor {name!r} is missing", f"{len(expected)} tensors", _REWRITE)
+        raise ModelFileError(where, f"tensor {name!r} is missing", f"{len(expected)} tensors", REWRITE)
     for name in sorted(set(tensors) - set(expected)):
-        raise ModelFileError(where, f"an extra tensor {name!r}", f"{len(expected)} tensors", _REWRITE)
+        raise ModelFileError(where, f"an extra tensor {name!r}", f"{len(expected)} tensors", REWRITE)
     for name, shape in expected.items():
         found = tensors[name]
         if tuple(found.shape) != shape or str(found.dtype) != "torch.float32":
             raise ModelFileError(
-                where, f"tensor {name!r} is {tuple(found.shape)} {found.dtype}", f"{shape} torch.float32", _REWRITE
-            )
-
-
-def check_base(where: str, base: Base, encoder: Encoder) -> None:
-    """Raise ModelFileError unless ``encoder`` is the base that the file was made for."""
-    if base.fingerprint != encoder.fingerprint:
-        raise ModelFileError(
-            where,
-            f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
-            f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
-            "give the `base` it was trained on",
-        )
-    if base.tokenizer_fingerprint != encoder.tokenizer_fingerprint:
-        raise ModelFileError(
-            where,
-            f"made with another tokenizer ({base.tokenizer_fingerprint[:12]})",
-            f"the tokenizer of {encoder.name!r} ({encoder.tokenizer_fingerprint[:12]})",
-            "restore the tokenizer it was trained with",
-        )
-
-
-def check_part(where: str, part: Part, encoder: Encoder) -> None:
-    """Raise ModelFileError unless the part's sites, shifts and head fit ``encoder``."""
-    layers = linear_layers(encoder)
-    parameters = {name: tuple(p.shape) for name, p in encoder.model.named_parameters()}
-    found: dict[str, tuple[int, ...]] = {f"site {site}": delta.shape for site, delta in part.deltas.items()}
-    expected: dict[str, tuple[int, ...]] = {f"site {site}": size for site, size in layers.items()}
-    found |= {f"shift {name}": tuple(tensor.shape) for name, tensor in part.shifts.items()}
-    expected |= {f"shift {name}": shape for name, shape in parameters.items()}
-    head = {f"head {name}": shape for name, shape in head_shapes(encoder.config, part.task, head_of(part.head)).items()}
-    found |= {f"head {name}": tuple(tensor.shape) for name, tensor in part.head.items()}
-    for name in head:
-        if name not in found:
-            raise ModelFileError(where, f"no {name}", f"a head of {encoder.config.model_type}", _REWRITE)
-    expected |= head
-    for name, shape in found.items():
-        if expected.get(name) != shape:
-            raise ModelFileError(
-                where,
-                f"{name} has shape {shape}",
-                f"{expected.get(name, 'nothing there')}",
-                "give the base it was trained on",
+                where, f"tensor {name!r} is {tuple(found.shape)} {found.dtype}", f"{shape} torch.float32", REWRITE
             )

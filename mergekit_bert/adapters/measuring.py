@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import Part, Size
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.family import Size
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Fisher, Gram, Statistic, check_kinds
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import LARGEST_ALPHA, LARGEST_RANK, AdapterConfig
 from mergekit_bert.adapters.record import TrainingRecord
@@ -20,6 +19,7 @@ from mergekit_bert.data.kind import HubFields
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.folder import RECORD
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import MbertError, ModelFileError
 from mergekit_bert.files import file_fingerprint, fingerprint
 from mergekit_bert.patterns import PatternError, check_patterns, matches

@@ -14,17 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Family, Size
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig, carried
 from mergekit_bert.adapters.delta import Delta, Dense, norm
+from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier, head_shapes
 from mergekit_bert.encoder.folder import RECORD, unscale_head
 from mergekit_bert.encoder.heads.native import native_prefix
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
 from mergekit_bert.patterns import exactly

@@ -4,10 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mergekit_bert.adapters.adapter import FAMILIES, Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 

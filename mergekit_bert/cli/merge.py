@@ -187,7 +187,7 @@ def command(
             holds.enter_context(claimed(*dense_outputs(dense, tasks, force)))
 
         if streams:
-            encoder = inputs[0].model.encoder
+            encoder = inputs[0].encoder
             model = api.merge(inputs, asked, lazy=True)
         else:
             needed = dense is not None or data is not None or plain or search or steps
@@ -282,12 +282,11 @@ def _made(
 
 def _save_recipe(output: "Output", model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:
     """Write what was asked, with what a search found."""
-    from mergekit_bert.composing.composition import Merged
     from mergekit_bert.composing.recipe import Recipe, changed, write_recipe
     from mergekit_bert.outputs import written
     from mergekit_bert.terminal import say
 
-    made = Recipe.from_json(model.recipe) if isinstance(model, Merged) else asked
+    made = Recipe.from_json(model.recipe) if model.recipe else asked
     with written(output) as (part,):
         write_recipe(part, changed(made, inputs=[str(one) for one in files]))
     say(f"wrote {output.path}")

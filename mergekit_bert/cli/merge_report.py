@@ -10,16 +10,7 @@ from mergekit_bert.terminal import say
 def tell_file(model: Merged | Ensemble, out: Path) -> None:
     """Say what was written."""
     size = f"{out.stat().st_size / 2**20:.2f} MiB"
-    if isinstance(model, Ensemble):
-        say(f"wrote {out}: ensemble of {', '.join(model.experts)}, routed by task, {size}")
-        return
-    ranks = sorted({delta.rank for delta in model.deltas.values() if delta.rank is not None})
-    low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
-    dense = sum(delta.rank is None for delta in model.deltas.values())
-    shown = ", ".join(filter(None, [low, f"{dense} dense" if dense else ""])) or "nothing to merge"
-    space = model.recipe.get("space", "full")
-    where = f" in {space} space" if space != "full" else ""
-    say(f"wrote {out}: {model.title}{where} of {_counted(model)}; {len(model.deltas)} sites, {shown}, {size}")
+    say(f"wrote {out}: {model.account()}, {size}")
     if "lost" in model.trace:
         lost = model.trace["lost"]
         worst = max(lost["sites"], key=lost["sites"].get, default="none")
@@ -55,9 +46,4 @@ def tell_choice(method: str, reason: str, inputs: int) -> None:
 
 def tell_folder(model: Merged | Ensemble, folder: Path) -> None:
     """Say what was written as a plain Hugging Face folder."""
-    say(f"wrote {folder}" + (f": {model.method} of {_counted(model)}" if isinstance(model, Merged) else ""))
-
-
-def _counted(model: Merged) -> str:
-    """What every input counted."""
-    return ", ".join(f"{name} × {weight:.3g}" for name, weight in model.weights.items())
+    say(f"wrote {folder}" + (f": {brief}" if (brief := model.brief()) else ""))

@@ -18,8 +18,10 @@ def check_dev(task: Task, data: str | None) -> None:
         load_rows(task, "dev", data)
 
 
-def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
-    """Tell how the run went, and score the model on the dev rows where there are any."""
+def after_training(
+    task: Task, path: Path, data: str | None, encoder: Encoder | None = None, adapter: Adapter | None = None
+) -> None:
+    """Tell how the run went, which rows of a basis ``adapter`` has, and the scores on the dev rows if there are any."""
     manifest, held = read_manifest(path, task.metric)
     parameters, training = manifest.parameters, manifest.training
     say(
@@ -31,12 +33,11 @@ def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | 
         f"trained {parameters.trainable:,} of {parameters.total:,} parameters{fewer}, "
         f"peak memory {manifest.peak_memory_bytes / 2**20:.0f} MiB"
     )
-    model = api.load(path)
-    if isinstance(model, Adapter) and model.basis:
-        width = min(in_features for _, in_features in model.sites.values())
-        left = Ledger(path.parent).capacity_left(model.base.fingerprint, model.basis.count, width)
-        last = model.basis.start + model.basis.count - 1
-        say(f"basis rows {model.basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
+    if adapter is not None and (basis := adapter.basis):
+        width = min(in_features for _, in_features in adapter.sites.values())
+        left = Ledger(path.parent).capacity_left(adapter.base.fingerprint, basis.count, width)
+        last = basis.start + basis.count - 1
+        say(f"basis rows {basis.start} to {last}; {left} more adapters of this rank fit into {path.parent}")
     if has_rows(task, "dev", data):
         for score in api.evaluate(path, data, base=encoder, tasks=[task]).scores:
             say(f"dev {score.metric} {score.value:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f}, {score.n} rows)")

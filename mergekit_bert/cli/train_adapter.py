@@ -17,7 +17,7 @@ NAMES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
 
 def _family_options(given: Mapping[str, Any]) -> type[AdapterConfig]:
     """The record of the options of the family that ``--type`` names."""
-    from mergekit_bert.adapters.adapter import FAMILIES
+    from mergekit_bert.adapters.family import FAMILIES
 
     return FAMILIES.get(given["kind"]).options
 
@@ -83,7 +83,7 @@ def command(
     with claimed(*(Output(path, force or resume) for path in paths)):
         encoder = load_encoder(base)
         for one, path in zip(tasks, paths, strict=True):
-            api.train_adapter(
+            trained = api.train_adapter(
                 one,
                 data,
                 path,
@@ -98,4 +98,4 @@ def command(
                 with_stats=kinds,
                 avoid=avoid or (),
             )
-            after_training(one, path, data, encoder)
+            after_training(one, path, data, encoder, trained)

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.composition import Ensemble
 from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.ingredient import Ingredient
@@ -37,10 +36,10 @@ def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
 
 def ensemble_size(ingredients: Sequence[Ingredient]) -> float:
     """MiB of all inputs side by side in one file; infinite where some are no adapters, which an ensemble needs."""
-    models = {one.name: one.model for one in ingredients}
-    if not all(isinstance(model, Adapter) for model in models.values()):
+    adapters = {one.name: one.adapter for one in ingredients if one.adapter is not None}
+    if len(adapters) < len(ingredients):
         return math.inf
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ensemble.safetensors"
-        write_model(path, Ensemble(models))
+        write_model(path, Ensemble(adapters))
         return path.stat().st_size / 2**20

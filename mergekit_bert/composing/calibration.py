@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mergekit_bert.adapters.adapter import Part, Tensors
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import energy
+from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.measuring import collect
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient
@@ -293,7 +294,7 @@ def calibrate_scales(
 
 def _grams(one: Ingredient, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
     """The Gram matrix of what the expert sees at every site."""
-    parts = [one.model.part(task) for task in one.parts]
+    parts = [one.part(task) for task in one.parts]
     known: Mapping[str, Any] | None = one.statistics.get("gram")
     found: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in one.parts])
     return found

@@ -8,20 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import Base, Part, Tensors
 from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.delta import Delta, Dense
-from mergekit_bert.composing.composition import Own
+from mergekit_bert.adapters.family import Tensors
+from mergekit_bert.adapters.patch import Own
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.classifier import bare_head, head_shapes
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
-from mergekit_bert.encoder.load import Encoder, tokenizer_fingerprint
+from mergekit_bert.encoder.load import Base, Encoder, tokenizer_fingerprint
 from mergekit_bert.encoder.pretrained import Pretrained, open_pretrained, told_as
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, stored_weights
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.files import file_fingerprint
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
 """Keys of a configuration that do not change what the encoder computes."""
@@ -43,10 +44,6 @@ class Checkpoint:
     shifts: Tensors
     head: Tensors
 
-    def part(self, task: str) -> Part:
-        """What it takes to answer ``task`` (its own)."""
-        return Part(self.task, self.max_length, self.deltas, self.shifts, self.head)
-
 
 def is_checkpoint(path: Path) -> bool:
     """Whether ``path`` is the folder of a whole model of transformers'."""
@@ -66,7 +63,7 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
         raise CompositionError(
             where, "a checkpoint that does not say which base it was made from", "its base", "name it with `base`"
         )
-    encoder = encoder_of(where, Base(**record.base) if record is not None else "", base, open_encoder)
+    encoder = encoder_of(where, record.base if record is not None else "", base, open_encoder)
     with told_as(CompositionError):
         found = open_pretrained(path, where)
     weights = stored_weights(found.tensors, encoder.model)
@@ -108,7 +105,7 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
         "basis": None,
         "training": training,
         "scores": dict(record.record.get("scores", {})) if record is not None else {},
-        "sha256": "",  # hashing all of it takes longer than merging it: see ingredient.identity
+        "sha256": "",  # hashing all of it takes longer than merging it: see Ingredient.identify
     }
     return Ingredient(
         name=one.task.name,
@@ -117,7 +114,8 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
         shifts=_apart(one.shifts, head=False),
         own={one.task.name: own},
         parts={one.task.name: part},
-        model=one,
+        identify=lambda: {one.task.name: file_fingerprint(one.path)},
+        encoder=one.encoder,
         examples=examples if isinstance(examples, int) and examples > 0 else None,
     )
 

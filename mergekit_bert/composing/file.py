@@ -9,28 +9,27 @@ adapter under ``expert.<task>.``, and so does a merged file that keeps its input
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Tensors
+from mergekit_bert.adapters.adapter import FORMAT, Adapter
 from mergekit_bert.adapters.delta import Delta, delta_of, tensor_shapes
+from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.file import (
-    FORMAT,
-    adapter_sha256,
     check_dense,
     check_format,
     check_tensors,
-    pack,
     strict,
     unpack,
-    write_adapter,
 )
+from mergekit_bert.adapters.patch import Own
 from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Model, Own
+from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Stored
 from mergekit_bert.composing.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
-from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder
+from mergekit_bert.encoder.folder import RECORD, read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import file_fingerprint
 from mergekit_bert.schema import validate
@@ -42,25 +41,18 @@ _PRIVATE, _BODIES = "private", "bodies"
 
 def write_model(path: Path, model: Composition) -> None:
     """Write ``model`` and read it back; raises ModelFileError for what cannot be read again, or is then another."""
-    if isinstance(model, Adapter):
-        write_adapter(path, model)
-    else:
-        write_tensors(path, *_contents(model))
-    found = read_model(path)
-    assert not isinstance(found, FullModel)  # a file is no folder
-    again = adapter_sha256(found) if isinstance(found, Adapter) else tensor_file_sha256(*_contents(found))
-    if again != file_fingerprint(path):
+    write_tensors(path, *_contents(model))
+    if tensor_file_sha256(*_contents(read_file(path))) != file_fingerprint(path):
         raise ModelFileError(str(path), "what was read back differs", "the same model", "check the disk")
 
 
-def _contents(model: Merged | Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _contents(model: Composition) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of its file."""
-    kind = "merged" if isinstance(model, Merged) else "ensemble"
-    tensors, record = _pack_merged(model) if isinstance(model, Merged) else _pack_ensemble(model)
-    return tensors, {"format": FORMAT, "kind": kind, kind: record}
+    tensors, record = KINDS[model.kind].pack(model)
+    return tensors, {"format": FORMAT, "kind": model.kind, model.kind: record}
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path) -> Stored:
     """Read an adapter, merged or ensemble file, or a model folder; raises ModelFileError."""
     if is_peft(path):
         raise ModelFileError(
@@ -72,22 +64,22 @@ def read_model(path: Path) -> Model:
             known = {key: value for key, value in folder.record.items() if key in FolderRecord.model_fields}
             validate(FolderRecord, known)
         return folder
+    return read_file(path)
+
+
+def read_file(path: Path) -> Composition:
+    """Read an adapter, merged or ensemble file; raises ModelFileError."""
     tensors, metadata = read_tensors(path, old=True)
     kind = check_format(str(path), metadata)
-    readers: dict[str, Callable[[str, Mapping[str, Tensor], Any], Model]] = {
-        "adapter": unpack,
-        "merged": _unpack_merged,
-        "ensemble": _unpack_ensemble,
-    }
-    if kind not in readers or set(metadata) != {"format", "kind", kind}:
+    if kind not in KINDS or set(metadata) != {"format", "kind", kind}:
         raise ModelFileError(
             str(path),
             f"a file of kind {kind!r} with keys {', '.join(sorted(metadata))}",
-            f"one of {', '.join(readers)}",
+            f"one of {', '.join(KINDS)}",
             "give a model file of mbert's",
         )
     with strict(str(path)):
-        return readers[kind](str(path), tensors, metadata[kind])
+        return KINDS[kind].unpack(str(path), tensors, metadata[kind])
 
 
 def _pack_deltas(prefix: str, deltas: Mapping[str, Delta], shifts: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -228,7 +220,7 @@ def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], value: Any) -> E
 
 def _pack_experts(experts: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Adapters whole, their tensors under ``expert.<task>.``."""
-    packed = {task: pack(expert) for task, expert in experts.items()}
+    packed = {task: expert.pack() for task, expert in experts.items()}
     tensors = {f"expert.{task}.{name}": tensor for task, (part, _) in packed.items() for name, tensor in part.items()}
     return tensors, {task: record for task, (_, record) in packed.items()}
 
@@ -245,3 +237,18 @@ def _unpack_experts(
         if experts[task].name != task or experts[task].base != next(iter(experts.values())).base:
             raise ValueError(f"the expert {task!r} is of another task or base")
     return experts, rest
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a kind of model is written: ``pack`` gives its tensors and its record, ``unpack`` makes it of them again."""
+
+    pack: Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
+    unpack: Callable[[str, Mapping[str, Tensor], Any], Composition]
+
+
+KINDS: Mapping[str, _Kind] = {
+    Adapter.kind: _Kind(Adapter.pack, unpack),
+    Merged.kind: _Kind(_pack_merged, _unpack_merged),
+    Ensemble.kind: _Kind(_pack_ensemble, _unpack_ensemble),
+}

@@ -1,17 +1,23 @@
 """Ingredients: what a merge is made of, whatever kind of file it came from."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from mergekit_bert.adapters.adapter import Adapter, Base, Tensors
+from mergekit_bert.adapters.adapter import Adapter
+from mergekit_bert.adapters.base import Loader, on_base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.file import provenance
-from mergekit_bert.composing.composition import Merged, Own
+from mergekit_bert.adapters.family import Tensors
+from mergekit_bert.adapters.patch import Own, Part, Patch
+from mergekit_bert.composing.composition import Ensemble, Merged, Seen, seen_in
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import Base, Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
-from mergekit_bert.files import file_fingerprint, fingerprint
+from mergekit_bert.files import fingerprint
 from mergekit_bert.tensorfile import tensor_file_sha256
 
 
@@ -19,10 +25,13 @@ from mergekit_bert.tensorfile import tensor_file_sha256
 class Ingredient:
     """One input of a merge: its Deltas and shifts of the layers, and what each of its tasks keeps for itself.
 
-    ``deltas`` and ``shifts`` may be read from a file one by one, on demand. ``examples`` is how many rows it was
+    ``deltas`` and ``shifts`` may be read from a file one by one, on demand. ``identify`` gives the SHA-256 (hex) of
+    what each task (or body) came from: an adapter, a checkpoint's folder, or a merge, of which it is taken over all
+    that answers the task (two merges of the same adapters are two inputs). ``examples`` is how many rows it was
     trained on, ``basis`` its rows of an orthogonal basis, ``statistics`` what its file says of its inputs (kind, then
-    site). ``model`` is what it was made from. ``bodies`` is the provenance of what came without a head, by name: it has
-    no task.
+    site). ``bodies`` is the provenance of what came without a head, by name: it has no task. ``adapter`` is the adapter
+    that it was made from, where it is one; ``trace`` what was learned and lost in the merge that it is, ``kept`` the
+    inputs which that kept. ``encoder`` is its base, where it was opened to read the changes against it.
     """
 
     name: str
@@ -31,11 +40,57 @@ class Ingredient:
     shifts: Tensors
     own: Mapping[str, Own]
     parts: Mapping[str, Mapping[str, Any]]
-    model: Any
+    identify: Callable[[], dict[str, str]]
     examples: int | None = None
     basis: BasisRows | None = None
     statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    trace: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Adapter] = field(default_factory=dict)
+    encoder: Encoder | None = None
+
+    def part(self, task: str) -> Part:
+        """What it takes to answer ``task`` (one of its own)."""
+        record, own = self.parts[task], self.own[task]
+        found = Part(Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head)
+        return found.over(Patch(self.deltas, self.shifts))
+
+    def seen(self) -> Seen:
+        """The rows whose labels the merge that it is has seen."""
+        return seen_in(self.trace)
+
+
+@functools.singledispatch
+def inputs_of(
+    model: Any, where: str = "the inputs", base: str | Encoder | None = None, load: Loader = load_encoder
+) -> list[Ingredient]:
+    """What a model gives to a merge: itself as one input, or of an ensemble each adapter.
+
+    Adapters that need their base are put on it, ``base`` or the one that they name; ``where`` is what messages call
+    the model. Raises ModelFileError or CompositionError.
+    """
+    raise NotImplementedError(type(model).__name__)
+
+
+@inputs_of.register
+def _(model: Ingredient, *_: Any) -> list[Ingredient]:
+    return [model]
+
+
+@inputs_of.register
+def _(model: Adapter, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+    return [of_adapter(on_base(where, model, base))]
+
+
+@inputs_of.register
+def _(model: Merged, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+    return [of_merged(on_base(where, model, base))]
+
+
+@inputs_of.register
+def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+    return [of_adapter(on_base(where, expert, base)) for expert in model.experts.values()]
 
 
 def of_adapter(adapter: Adapter) -> Ingredient:
@@ -46,15 +101,16 @@ def of_adapter(adapter: Adapter) -> Ingredient:
         {site: delta for site, delta in deltas.items() if of_the_head(site)},
         {name: shift for name, shift in adapter.shifts.items() if of_the_head(name)},
     )
-    examples = adapter.training.get("examples")
+    examples, record = adapter.training.get("examples"), adapter.provenance()
     return Ingredient(
         name=adapter.name,
         base=adapter.base,
         deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
         shifts={name: shift for name, shift in adapter.shifts.items() if not of_the_head(name)},
         own={adapter.name: own},
-        parts={adapter.name: provenance(adapter)},
-        model=adapter,
+        parts={adapter.name: record},
+        identify=lambda: {adapter.name: str(record["sha256"])},
+        adapter=adapter,
         examples=examples if isinstance(examples, int) and examples > 0 else None,
         basis=adapter.basis,
         statistics=adapter.statistics,
@@ -72,22 +128,17 @@ def of_merged(merged: Merged) -> Ingredient:
         shifts=merged.shifts,
         own=merged.own,
         parts=merged.parts,
-        model=merged,
+        identify=partial(_contents_of, merged),
+        trace=merged.trace,
+        kept=merged.kept,
         examples=sum(known) if len(known) == len(counts) else None,
         bodies=merged.bodies,
     )
 
 
-def identity(one: Ingredient) -> dict[str, str]:
-    """SHA-256 (hex) of what each task (or body) of ``one`` came from: an adapter, a checkpoint's folder, or a merge.
-
-    Of a merge it is taken over all that answers the task: two merges of the same adapters are two inputs.
-    """
-    if isinstance(one.model, Merged):
-        shared = _content(one.deltas, one.shifts)
-        return {task: fingerprint([shared, _own_content(one.own[task]), part]) for task, part in one.parts.items()}
-    known = {name: str(part["sha256"]) for name, part in {**one.parts, **one.bodies}.items()}
-    return {task: sha256 or file_fingerprint(one.model.path) for task, sha256 in known.items()}
+def _contents_of(merged: Merged) -> dict[str, str]:
+    shared = _content(merged.deltas, merged.shifts)
+    return {task: fingerprint([shared, _own_content(merged.own[task]), part]) for task, part in merged.parts.items()}
 
 
 def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:

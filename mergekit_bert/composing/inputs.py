@@ -4,42 +4,22 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.base import Loader, on_base
+from mergekit_bert.adapters.base import Loader
 from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
-from mergekit_bert.composing.composition import Ensemble
-from mergekit_bert.composing.file import read_model
+from mergekit_bert.composing.formats import format_of
 from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.merging import Input, ingredient
-from mergekit_bert.composing.peft import read_peft_input
-from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 
 
-def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[Input]:
+def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[Ingredient]:
     """What ``path`` holds: an adapter (a file, or a PEFT folder, perhaps without a head), a merged model, all adapters
     of an ensemble, or the folder of a fine-tuned model.
 
     ``base`` is the encoder of a folder whose own record of it cannot be followed; ``load`` may remember encoders that
     several folders share.
     """
-    if is_peft(path):
-        return [read_peft_input(path, base, load)]
-    if is_checkpoint(path):
-        return [read_checkpoint(path, base)]
-    if path.is_dir():
-        raise CompositionError(
-            str(path),
-            "it is a folder with neither adapter_config.json nor config.json",
-            "an adapter file, a PEFT folder or a fine-tuned model",
-            "name the files in it",
-        )
-    model = read_model(path)
-    assert not isinstance(model, FullModel)  # a file is no model folder
-    model = on_base(str(path), model, base)
-    return list(model.experts.values()) if isinstance(model, Ensemble) else [model]
+    return format_of(path).inputs(path, base, load)
 
 
 def choose_inputs(
@@ -52,7 +32,7 @@ def choose_inputs(
     """
     load = functools.cache(load_encoder)
     named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
-    found = [(path, ingredient(one)) for path in named for one in read_inputs(path, base, load)]
+    found = [(path, one) for path in named for one in read_inputs(path, base, load)]
     if not files:
         found = [(path, one) for path, one in found if not _is_probe(one)]
     if not found:
@@ -83,7 +63,7 @@ def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingre
     ways = [f"say which with {' or '.join(keep)}"] if keep else []
     for path, one in (first, second):
         if len(one.parts) > 1:
-            change = f", or `mbert merge {path} --remove {task} --out FILE` first" if one.model.kept else ""
+            change = f", or `mbert merge {path} --remove {task} --out FILE` first" if one.kept else ""
             ways.append(f"{path} goes in whole: to leave its {task} out, give its adapters' files instead{change}")
     ways += ["if these are two tasks, rename a folder"] if any(is_peft(path) for path, _ in (first, second)) else []
     return CompositionError(
@@ -92,4 +72,4 @@ def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingre
 
 
 def _is_probe(one: Ingredient) -> bool:
-    return isinstance(one.model, Adapter) and not one.model.family.has_sites
+    return one.adapter is not None and not one.adapter.family.has_sites

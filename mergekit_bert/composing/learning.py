@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.encoder import packing

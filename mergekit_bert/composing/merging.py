@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Tensors
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Delta, compress, narrow, norm, zero
+from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Ensemble, Merged
-from mergekit_bert.composing.ingredient import Ingredient, check_together, of_adapter, of_merged
+from mergekit_bert.composing.ingredient import Ingredient, check_together, inputs_of
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
 from mergekit_bert.composing.private import remainders
@@ -26,7 +27,7 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.tensorfile import NOT_FINITE, finite
 
-Input = Adapter | Merged | Ingredient
+Input = Adapter | Merged | Ensemble | Ingredient
 _MEASURED = ("gram", "fisher")
 
 
@@ -46,14 +47,24 @@ class Given:
 def merge(
     inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | None = None, lazy: bool = False
 ) -> Merged | Ensemble:
-    """Compose ``inputs`` by ``recipe``.
+    """Compose ``inputs`` by ``recipe``: merged, or as an ensemble.
 
     Ranks, targets and label counts may differ; a site that an input lacks counts as a zero Delta. All sums are in
     float32 or wider. ``lazy``: a site is merged when it is asked for and not kept, so that a model larger than the
     memory can be written. Raises CompositionError or BasisError before any work.
     """
-    recipe = recipe or Recipe()
-    ingredients = [ingredient(one) for one in inputs]
+    ingredients, recipe = _checked(inputs, recipe or Recipe(), given)
+    return _ensemble(ingredients) if recipe.method == ENSEMBLE else _merged(ingredients, recipe, given, lazy)
+
+
+def merge_weights(inputs: Sequence[Input], recipe: Recipe, given: Given | None = None, lazy: bool = False) -> Merged:
+    """As :func:`merge`, by a recipe that names a merge method; raises UnknownNameError for the ensemble too."""
+    return _merged(*_checked(inputs, recipe, given), given, lazy)
+
+
+def _checked(inputs: Sequence[Input], recipe: Recipe, given: Given | None) -> tuple[list[Ingredient], Recipe]:
+    """The inputs, which fit together and the recipe, and the recipe with its method."""
+    ingredients = ingredients_of(inputs)
     check_together(ingredients)
     recipe, _ = with_method(recipe, ingredients, given is not None)
     recipe.check(ingredients)
@@ -61,8 +72,10 @@ def merge(
         if isinstance(one.deltas, dict):  # others are read, and checked, one by one
             for site in one.deltas:
                 finite_delta(one, site)
-    if recipe.method == ENSEMBLE:
-        return _ensemble(ingredients)
+    return ingredients, recipe
+
+
+def _merged(ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | None, lazy: bool) -> Merged:
     method = METHODS.get(recipe.method)
     check_needs(method, ingredients, given)
     weights = chosen_weights(method, ingredients, recipe.weights)
@@ -93,9 +106,8 @@ def merge(
         own = {task: one.read() for task, one in own.items()}
     if lost:
         trace["lost"] = lost
-    merges = {one.name: one.model for one in ingredients if isinstance(one.model, Merged) and one.model.trace}
-    if merges:
-        trace["inputs"] = {name: dict(model.trace) for name, model in merges.items()}
+    if traces := {one.name: dict(one.trace) for one in ingredients if one.trace}:
+        trace["inputs"] = traces
     if learned_layers := {k: dict(v) for k, v in recipe_used.layers.items() if k not in recipe.layers}:
         trace["layers"] = learned_layers
     return Merged(
@@ -112,11 +124,9 @@ def merge(
     )
 
 
-def ingredient(one: Input) -> Ingredient:
-    """``one`` as an input of a merge."""
-    if isinstance(one, Ingredient):
-        return one
-    return of_merged(one) if isinstance(one, Merged) else of_adapter(one)
+def ingredients_of(inputs: Sequence[Input]) -> list[Ingredient]:
+    """All that models, and inputs that were read, give to a merge."""
+    return [ingredient for one in inputs for ingredient in inputs_of(one)]
 
 
 def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
@@ -127,11 +137,11 @@ def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, 
 def _ensemble(ingredients: Sequence[Ingredient]) -> Ensemble:
     experts = {}
     for one in ingredients:
-        if not isinstance(one.model, Adapter):
+        if one.adapter is None:
             raise CompositionError(
                 f"input {one.name!r}", "not a single adapter", "adapters, for an ensemble", "name the adapters' files"
             )
-        experts[one.name] = one.model
+        experts[one.name] = one.adapter
     return Ensemble(experts)
 
 
@@ -171,7 +181,7 @@ def measured(
         own = {kind: sites for kind, sites in one.statistics.items() if kind in method.needs}
         for kind in (need for need in method.needs if need in _MEASURED and need not in own):
             assert given is not None
-            parts = [one.model.part(task) for task in one.parts]
+            parts = [one.part(task) for task in one.parts]
             own[kind] = collect(kind, given.encoder(), parts, [given.rows(part.task.name) for part in parts])
         found[one.name] = own
     return found
@@ -337,16 +347,16 @@ def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float
     return LazyMap([name for one in ingredients for name in one.shifts], add_one)
 
 
-def with_inputs(merged: Merged, inputs: Sequence[Input]) -> Merged:
-    """``merged`` with its inputs kept, which must be adapters."""
+def kept_inputs(inputs: Sequence[Input]) -> dict[str, Adapter]:
+    """The inputs by name, to be kept in a merge: they must be adapters."""
     kept = {}
-    for one in map(ingredient, inputs):
-        if not isinstance(one.model, Adapter):
+    for one in ingredients_of(inputs):
+        if one.adapter is None:
             raise CompositionError(
                 "`keep_inputs`", f"{one.name!r} is not a single adapter", "adapters alone", "merge their files"
             )
-        kept[one.name] = one.model
-    return replace(merged, kept=kept)
+        kept[one.name] = one.adapter
+    return kept
 
 
 def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[Ingredient]:
@@ -361,7 +371,7 @@ def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[
                 "`remove`", f"{task!r}", f"one of {', '.join(merged.kept)}", "name a task that is in the file"
             )
     left = [one for task, one in merged.kept.items() if task not in remove]
-    return [ingredient(one) for one in (*left, *add)]
+    return ingredients_of([*left, *add])
 
 
 def parse_weights(text: str) -> dict[str, float]:

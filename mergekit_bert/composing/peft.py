@@ -1,30 +1,27 @@
 """PEFT folders in and out: which base and task one is for, and what it becomes here."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergekit_bert.adapters.adapter import Adapter, Base, Part
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import Loader, encoder_of
-from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, LowRank, factors
-from mergekit_bert.adapters.file import provenance
+from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.patch import Own
 from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
 from mergekit_bert.adapters.peft_reading import adapter_of
 from mergekit_bert.adapters.peft_task import folder_name, stand_in, task_of
 from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Own
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.composition import Composition, Merged
+from mergekit_bert.composing.ingredient import Ingredient, inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import check_same_outputs
-from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.encoder.load import Base, Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import file_fingerprint
 from mergekit_bert.outputs import Output, written
-from mergekit_bert.patterns import exactly
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
 
@@ -41,16 +38,14 @@ def read_peft(
     return _model(folder, encoder, task or folder.task or task_of(folder, encoder) or stand_in(folder_name(path)))
 
 
-def read_peft_input(
-    path: Path, base: str | Encoder | None = None, load: Loader = load_encoder
-) -> Adapter | Merged | Ingredient:
+def read_peft_input(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> Ingredient:
     """The same as an input of a merge, which need not have a head: then it is a body, named like the folder.
 
     What only a head would read of it (BERT's pooler) is left out.
     """
     folder, encoder = _opened(path, base, load)
     task = folder.task or task_of(folder, encoder)
-    return _model(folder, encoder, task) if task is not None else _body(folder, encoder)
+    return inputs_of(_model(folder, encoder, task))[0] if task is not None else _body(folder, encoder)
 
 
 def _opened(path: Path, base: str | Encoder | None, load: Loader) -> tuple[PeftFolder, Encoder]:
@@ -67,7 +62,8 @@ def _model(folder: PeftFolder, encoder: Encoder, task: Task) -> Adapter | Merged
 def _body(folder: PeftFolder, encoder: Encoder) -> Ingredient:
     adapter, dense = adapter_of(folder, encoder, stand_in(folder_name(folder.path)), body=True)
     deltas = {**adapter.deltas(), **dense}
-    record = {key: value for key, value in provenance(adapter).items() if key in ("type", "config", "training")}
+    record = {key: value for key, value in adapter.provenance().items() if key in ("type", "config", "training")}
+    sha256 = file_fingerprint(folder.path / WEIGHTS)
     return Ingredient(
         name=adapter.name,
         base=adapter.base,
@@ -75,8 +71,8 @@ def _body(folder: PeftFolder, encoder: Encoder) -> Ingredient:
         shifts={name: shift for name, shift in adapter.shifts.items() if not of_the_head(name)},
         own={},
         parts={},
-        model=folder,
-        bodies={adapter.name: record | {"sha256": file_fingerprint(folder.path / WEIGHTS)}},
+        identify=lambda: {adapter.name: sha256},
+        bodies={adapter.name: record | {"sha256": sha256}},
     )
 
 
@@ -109,7 +105,7 @@ def _merged(path: Path, adapter: Adapter, dense: Mapping[str, Delta]) -> Merged:
         deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
         shifts={one: shift for one, shift in adapter.shifts.items() if not of_the_head(one)},
         own={name: own},
-        parts={name: provenance(adapter) | {"sha256": file_fingerprint(path / WEIGHTS)}},
+        parts={name: adapter.provenance() | {"sha256": file_fingerprint(path / WEIGHTS)}},
     )
 
 
@@ -118,10 +114,7 @@ def write_peft(folder: Path, model: Composition, encoder: Encoder, force: bool =
 
     Every folder is read back and must give the same outputs. Raises OutputError, CompositionError, ModelFileError.
     """
-    if isinstance(model, Adapter):
-        paths = {folder: model}
-    else:
-        paths = {folder / task.name: _expert(model, task.name) for task in model.tasks}
+    paths = {path: model.as_adapter(task) for task, path in model.places(folder).items()}
     with written(*(Output(path, force, FILES) for path in paths)) as parts:
         expected = Predictor(model, encoder)
         for part, adapter in zip(parts, paths.values(), strict=True):
@@ -130,46 +123,3 @@ def write_peft(folder: Path, model: Composition, encoder: Encoder, force: bool =
             found = Predictor(read_peft(part, encoder), encoder)
             check_same_outputs(str(part), expected.outputs(adapter.name, rows), found.outputs(adapter.name, rows))
     return list(paths)
-
-
-def _expert(model: Merged | Ensemble, task: str) -> Adapter:
-    if isinstance(model, Ensemble):
-        return model.experts[task]
-    return _as_adapter(model.part(task), model)
-
-
-def _as_adapter(part: Part, model: Merged) -> Adapter:
-    """A part of low-rank Deltas as a LoRA whose rank differs from site to site; CompositionError for a dense one."""
-    low: dict[str, LowRank] = {}
-    for site, delta in part.deltas.items():
-        if delta.rank is None:
-            raise CompositionError(
-                f"site {site!r}", "a dense Delta", "low-rank ones, for PEFT", "give `rank=R` at merge, or `to=hf`"
-            )
-        if delta.rank > 0:
-            low[site] = factors(delta)
-    ranks = {site: delta.rank for site, delta in low.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    own = {site: rank for site, rank in ranks.items() if rank != usual}
-    config = AdapterConfig(
-        rank=usual,
-        alpha=float(usual),
-        targets=exactly(low),
-        basis="random",
-        rank_pattern=own,
-        alpha_pattern={site: float(rank) for site, rank in own.items()},
-    )
-    return Adapter(
-        type="lora",
-        config=config,
-        task=part.task,
-        base=model.base,
-        max_length=part.max_length,
-        sites={site: delta.shape for site, delta in low.items()},
-        tensors={site: delta.tensors() for site, delta in low.items()},
-        shifts=part.shifts,
-        head=part.head,
-        basis=None,
-        training={"method": model.method, "weights": dict(model.weights)},
-        scores={},
-    )

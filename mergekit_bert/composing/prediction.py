@@ -4,21 +4,16 @@ Deltas are folded into the weights once a task (what all tasks of a merged model
 prediction costs what the bare encoder costs. Routing is by the task that the caller names.
 """
 
-import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from mergekit_bert.adapters.attach import fold
-from mergekit_bert.adapters.file import check_base, check_part
-from mergekit_bert.composing.composition import Merged, Model, find_task
+from mergekit_bert.composing.composition import Answering, Model, find_task
 from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import Tokens, join
 from mergekit_bert.data.kind import Prediction, kind_of
@@ -26,21 +21,10 @@ from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows, given_rows, items
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.classifier import classifier
-from mergekit_bert.encoder.folder import FullModel, folder_tokens, load_folder
 from mergekit_bert.encoder.forward import forward_rows, scaled
-from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.ready import Ready
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A task's model, and what makes tokens of its rows."""
-
-    model: Classifier
-    tokens: Callable[[Rows], Tokens]
-    max_length: int
 
 
 class Predictor:
@@ -48,20 +32,13 @@ class Predictor:
 
     def __init__(self, model: Model, encoder: Encoder | None = None, where: str = "model") -> None:
         """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
-        self.model: Model = model
+        self._answering: Answering = model.answering(encoder, where)
+        self.model: Model = self._answering.model
         self.encoder, self.where = encoder, where
         self._tasks = {task.name: task for task in model.tasks}
-        self._ready: dict[str, _Ready] = {}
-        self._shared: Encoder | None = None
+        self._ready: dict[str, Ready] = {}
         self._mixture: Mixture | None = None
         self._lock = threading.Lock()
-        if not isinstance(model, FullModel):
-            if encoder is None:
-                raise ModelFileError(where, "no encoder", f"the base {model.base.name!r}", "load it with load_encoder")
-            check_base(where, model.base, encoder)
-            self.model = model = model.on(encoder)
-            for task in model.tasks:
-                check_part(f"{where}, task {task.name!r}", model.part(task.name), encoder)
 
     def outputs(
         self, task: str, rows: Rows, tick: Callable[[int], None] = lambda rows: None
@@ -71,8 +48,7 @@ class Predictor:
         _check_texts(rows, repeat(found))
         ready = self._prepare(found)
         tokens = _noting(found, ready.tokens(rows), ready.max_length)
-        values = forward_rows(ready.model, tokens, tick=tick)
-        return values if isinstance(self.model, FullModel) else scaled(values, found)
+        return ready.units(forward_rows(ready.model, tokens, tick=tick))
 
     def predict(self, task: str, texts: Iterable[str | Iterable[str]]) -> list[Prediction]:
         """Answers for ``texts``: strings, or pairs of strings for a pair task.
@@ -92,13 +68,12 @@ class Predictor:
         its positions through the adapted layers, so that rows of two adapters cannot share them.) Raises what
         :meth:`predict` raises, and CompositionError for a model folder, which has one task.
         """
-        if isinstance(self.model, FullModel):
-            raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
+        encoder = self._answering.encoder
         tasks, rows = self._requests(requests)
         places: dict[str, list[int]] = {}
         for place, task in enumerate(tasks):
             places.setdefault(task.name, []).append(place)
-        if packing.enabled(self._base().model):
+        if packing.enabled(encoder.model):
             outputs = self._mixed_outputs(rows, places)
         else:
             outputs = {name: self.outputs(name, rows.take(own)) for name, own in places.items()}
@@ -111,7 +86,11 @@ class Predictor:
         """What the heads give for the rows of each task, those at ``places``, all computed together."""
         if not places:
             return {}
-        mixture, encoder, numbers = self._mix(), self._base(), {name: number for number, name in enumerate(self._tasks)}
+        mixture, encoder, numbers = (
+            self._mix(),
+            self._answering.encoder,
+            {name: number for number, name in enumerate(self._tasks)},
+        )
         parts, owners = list[Tokens](), list[int]()
         for name, own in places.items():
             part = mixture.parts[numbers[name]]
@@ -142,49 +121,18 @@ class Predictor:
             raise DataError(where, found, f"a task's name, one of {names}", "give its name")
         return self._tasks.get(name) or find_task(self.model, name)
 
-    def _base(self) -> Encoder:
-        assert self.encoder is not None
-        return self.encoder
-
     def _mix(self) -> Mixture:
-        """All parts over one encoder: for a merged model the merged one, with what is each task's own beside it."""
-        assert not isinstance(self.model, FullModel)
+        """All tasks over one encoder: what they share folded into it, what is each one's own beside it."""
         with self._lock:
             if self._mixture is None:
-                base, parts = self._base(), [self.model.part(task.name) for task in self.model.tasks]
-                if isinstance(self.model, Merged):
-                    base = self._shared_tree()
-                    owns = [self.model.own[part.task.name] for part in parts]
-                    parts = [
-                        dataclasses.replace(part, deltas=own.deltas, shifts=own.shifts)
-                        for part, own in zip(parts, owns, strict=True)
-                    ]
-                self._mixture = Mixture(base, parts)
+                self._mixture = Mixture(self._answering.shared, self._answering.own_parts())
             return self._mixture
 
-    def _shared_tree(self) -> Encoder:
-        """What all tasks of a merged model share, folded once. The lock is held."""
-        assert isinstance(self.model, Merged)
-        self._shared = self._shared or fold(self._base(), self.model.deltas, self.model.shifts)
-        return self._shared
-
-    def _prepare(self, task: Task) -> _Ready:
+    def _prepare(self, task: Task) -> Ready:
         with self._lock:
             if task.name not in self._ready:
-                self._ready[task.name] = self._build(task)
+                self._ready[task.name] = self._answering.ready(task)
             return self._ready[task.name]
-
-    def _build(self, task: Task) -> _Ready:
-        if isinstance(self.model, FullModel):
-            model, tokenizer = load_folder(self.model)
-            return _Ready(model, partial(folder_tokens, self.model, model, tokenizer), self.model.max_length)
-        encoder, part = self._base(), self.model.part(task.name)
-        if isinstance(self.model, Merged):
-            own = self.model.own[task.name]
-            folded = fold(self._shared_tree(), own.deltas, own.shifts)
-        else:
-            folded = fold(encoder, part.deltas, part.shifts)
-        return _Ready(classifier(folded, task, part.head), partial(part.tokens, encoder), part.max_length)
 
 
 def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Tensors
 from mergekit_bert.adapters.delta import Delta, add, compress, norm, zero
-from mergekit_bert.composing.composition import Own
+from mergekit_bert.adapters.family import Tensors
+from mergekit_bert.adapters.patch import Own
 from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.lazy import LazyMap
 

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.record import AdapterRecord, BodyRecord, PartRecord, TrainingRecord
 from mergekit_bert.composing.recipe import Recipe
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
 
 

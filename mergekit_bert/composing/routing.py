@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach_routed
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.classifier import bare_head

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import factors
-from mergekit_bert.composing.composition import Own
-from mergekit_bert.composing.ingredient import Ingredient, identity
+from mergekit_bert.adapters.patch import Own, Part
+from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.learning import MergeObjective, descend
 from mergekit_bert.composing.merging import finite_delta
 from mergekit_bert.composing.method import Learned, Lesson
@@ -194,7 +193,7 @@ def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Term:
 
 
 def _pupil(lesson: Lesson, blend: Blend, one: Ingredient, task: str) -> Pupil:
-    part: Part = one.model.part(task)
+    part = one.part(task)
     return Pupil(part, blend.model(part, one.own[task]), part.tokens(lesson.encoder, lesson.rows[task]))
 
 
@@ -205,7 +204,7 @@ def _key(lesson: Lesson, title: str) -> Mapping[str, Any]:
         "options": dataclasses.asdict(lesson.options),
         "seed": lesson.seed,
         "base": lesson.encoder.fingerprint,
-        "inputs": [identity(one) for one in lesson.ingredients],
+        "inputs": [one.identify() for one in lesson.ingredients],
         "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
     }
 

@@ -6,10 +6,11 @@ Beside transformers' files lies ``mbert.json``: the task, the base and the prove
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,14 +25,15 @@ from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.classifier import bare_head, head_shapes, last_linear
 from mergekit_bert.encoder.head import Classifier, head_of
 from mergekit_bert.encoder.heads.native import NativeClassifier
-from mergekit_bert.encoder.load import Encoder, longest, try_out
+from mergekit_bert.encoder.load import Base, Encoder, longest, try_out
 from mergekit_bert.encoder.pooled import HEAD, MODULES, POOLING
 from mergekit_bert.encoder.pretrained import one_line, open_pretrained, quiet_transformers, told_as
-from mergekit_bert.errors import MbertError, ModelFileError
+from mergekit_bert.encoder.ready import Ready
+from mergekit_bert.errors import CompositionError, MbertError, ModelFileError
 from mergekit_bert.files import atomic_folder, write_json
 from mergekit_bert.hardware import default_device
 from mergekit_bert.model_methods import ModelMethods, summary
-from mergekit_bert.schema import BaseName, Finite, Length, Name, Plain, Schema, SchemaError, Sha256, Shape, validate
+from mergekit_bert.schema import Finite, Length, Name, Plain, Schema, SchemaError, Sha256, Shape, validate
 from mergekit_bert.tensorfile import read_plain_tensors, tensors_in_any_order
 
 RECORD = "mbert.json"
@@ -42,14 +44,6 @@ FILES = (
 )
 """Patterns of the names in such a folder."""
 _FORMAT = 1
-
-
-class _Base(Schema):
-    """Which encoder the model was made from."""
-
-    name: BaseName
-    fingerprint: Sha256
-    tokenizer_fingerprint: Sha256
 
 
 class _Seen(Schema):
@@ -66,7 +60,7 @@ class _Record(Schema):
     format: int
     kind: Name = "full"
     task: Task
-    base: _Base
+    base: Base
     max_length: Length
     training: dict[Name, Plain] = Field(default_factory=dict)
     scores: dict[Name, Finite | None] = Field(default_factory=dict)
@@ -84,20 +78,48 @@ class _Record(Schema):
 class FullModel(ModelMethods):
     """A model folder as read: ``record`` is its ``mbert.json``."""
 
+    stands_alone: ClassVar[bool] = True
+    """It answers without its base."""
+    needs_base: ClassVar[bool] = False
+
     path: Path
     task: Task
     max_length: int
-    base: Mapping[str, str]
+    base: Base
     record: Mapping[str, Any]
 
     def __repr__(self) -> str:
         """One line."""
-        return summary("FullModel", self.tasks, f"base {self.base['name']!r}", str(self.path))
+        return summary("FullModel", self.tasks, f"base {self.base.name!r}", str(self.path))
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The one task it answers."""
         return (self.task,)
+
+    def on(self, encoder: Encoder) -> "FullModel":
+        """Itself: it is whole."""
+        return self
+
+    def answering(self, encoder: Encoder | None, where: str) -> "Loaded":
+        """The model, to be loaded when it is first asked; ``where`` is what messages call it."""
+        return Loaded(self, where)
+
+    def role(self) -> str:
+        """What it is called in tables: ``full``, or ``dense`` for an export."""
+        return str(self.record.get("kind", "full"))
+
+    def sha256(self) -> str | None:
+        """No adapter is known by it."""
+        return None
+
+    def sha256_of(self, task: str) -> str | None:
+        """No adapter answers ``task``."""
+        return None
+
+    def described(self) -> dict[str, Any]:
+        """What there is to tell of it, as JSON, apart from its base and its role."""
+        return {"parts": {self.task.name: dict(self.record)}}
 
     def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
         """The rows whose labels its merge has seen, as a merged model tells of them; older folders tell of none."""
@@ -105,6 +127,34 @@ class FullModel(ModelMethods):
             (str(rows["step"]), self.task.name, str(rows["fingerprint"]), frozenset(map(str, rows["texts"])))
             for rows in self.record.get("seen", ())
         ]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model folder as one answers with it."""
+
+    model: FullModel
+    where: str
+
+    @property
+    def encoder(self) -> Encoder:
+        """Raises CompositionError: there is none that several tasks share."""
+        raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
+
+    @property
+    def shared(self) -> Encoder:
+        """As :attr:`encoder`."""
+        return self.encoder
+
+    def own_parts(self) -> Sequence[Any]:
+        """None."""
+        return ()
+
+    def ready(self, task: Task) -> Ready:
+        """The classifier in the folder, whose outputs are in the task's units."""
+        model, tokenizer = load_folder(self.model)
+        tokens = partial(folder_tokens, self.model, model, tokenizer)
+        return Ready(model, tokens, self.model.max_length, lambda outputs: outputs)
 
 
 def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
@@ -185,7 +235,7 @@ def read_folder(path: Path) -> FullModel:
         raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
     except (DocumentError, SchemaError, MbertError) as error:
         raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
-    return FullModel(path, record.task, record.max_length, record.base.model_dump(), value)
+    return FullModel(path, record.task, record.max_length, record.base, value)
 
 
 def load_folder(folder: FullModel) -> tuple[Classifier, Any]:

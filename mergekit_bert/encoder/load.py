@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,10 @@ from mergekit_bert.arguments import checked
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.places import base_folder
 from mergekit_bert.encoder.pretrained import Pretrained, one_line, open_pretrained, quiet_transformers
-from mergekit_bert.errors import EncoderError, MbertWarning
+from mergekit_bert.errors import EncoderError, MbertWarning, ModelFileError
 from mergekit_bert.files import fingerprint
 from mergekit_bert.hardware import default_device, generator, global_seed_kept
+from mergekit_bert.schema import STRICT, BaseName, Sha256
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,40 @@ class Encoder:
     def weights(self) -> Mapping[str, Tensor]:
         """All parameters by name."""
         return {name: parameter.data for name, parameter in self.model.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which encoder a model was made from: a name for people, fingerprints for certainty."""
+
+    name: BaseName
+    fingerprint: Sha256
+    tokenizer_fingerprint: Sha256
+
+    __pydantic_config__: ClassVar = STRICT
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "Base":
+        """The identity of ``encoder``."""
+        return cls(encoder.name, encoder.fingerprint, encoder.tokenizer_fingerprint)
+
+
+def check_base(where: str, base: Base, encoder: Encoder) -> None:
+    """Raise ModelFileError unless ``encoder`` is the base that the file was made for."""
+    if base.fingerprint != encoder.fingerprint:
+        raise ModelFileError(
+            where,
+            f"made for base {base.name!r} (weights {base.fingerprint[:12]})",
+            f"base {encoder.name!r} (weights {encoder.fingerprint[:12]})",
+            "give the `base` it was trained on",
+        )
+    if base.tokenizer_fingerprint != encoder.tokenizer_fingerprint:
+        raise ModelFileError(
+            where,
+            f"made with another tokenizer ({base.tokenizer_fingerprint[:12]})",
+            f"the tokenizer of {encoder.name!r} ({encoder.tokenizer_fingerprint[:12]})",
+            "restore the tokenizer it was trained with",
+        )
 
 
 def open_base(name: str | Path) -> Pretrained:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from pydantic import Field
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import Ingredient, identity
-from mergekit_bert.composing.merging import Given, merge, reads_rows
+from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merging import Given, merge, merge_weights, reads_rows
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
@@ -134,7 +134,7 @@ def run_cells(
         "format": _FORMAT,
         "made_by": made_by(),
         "recipe": known,
-        "inputs": [identity(one) for one in ingredients],
+        "inputs": [one.identify() for one in ingredients],
         "base": encoder.fingerprint,
         "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
         "unlabelled": unlabelled,
@@ -144,10 +144,18 @@ def run_cells(
         read = {step: {name: rows.fingerprint() for name, rows in found.items()} for step, found in steps.items()}
         return fingerprint({**common, "calibration": read})[:32]
 
+    def place(steps: Calibration) -> Path:
+        return folder / f"{key(steps)}.model.safetensors"
+
     @functools.cache
-    def merged() -> _Made:
+    def merged() -> _Made[Merged]:
         unfinished = dataclasses.replace(given, folder=folder / f"{key({})}.run") if given is not None else None
-        return _measured(lambda: merge(ingredients, recipe, unfinished), folder / f"{key({})}.model.safetensors")
+        return _measured(lambda: merge_weights(ingredients, recipe, unfinished), place({}))
+
+    def made(steps: Calibration) -> _Made[Any]:
+        if recipe.method == ENSEMBLE:
+            return _measured(lambda: merge(ingredients, recipe), place({}))
+        return _calibrated(merged(), steps, ingredients, encoder, place(steps)) if steps else merged()
 
     cells: list[Cell] = []
     for steps in variants:
@@ -157,25 +165,27 @@ def run_cells(
             continue
         kept = read_cell(folder, cell, tasks)
         if kept is None:
-            scratch = folder / f"{cell.key}.model.safetensors"
-            kept = _run(cell, merged, _calibrated(steps, ingredients, encoder), scratch, encoder, tasks)
+            kept = _run(cell, functools.partial(made, steps), encoder, tasks)
             if not kept.refused:
                 _write(folder, kept)
         cells.append(kept)
     return cells
 
 
+M = TypeVar("M", bound=Merged | Ensemble)
+
+
 @dataclass(frozen=True)
-class _Made:
+class _Made(Generic[M]):
     """A model, the seconds and bytes of memory that it took, and the bytes of its file."""
 
-    model: Merged | Ensemble
+    model: M
     seconds: float
     memory: int | None
     size: int
 
 
-def _measured(make: Callable[[], Merged | Ensemble], scratch: Path) -> _Made:
+def _measured(make: Callable[[], M], scratch: Path) -> _Made[M]:
     start = time.monotonic()
     try:
         with memory_meter() as meter:
@@ -188,36 +198,26 @@ def _measured(make: Callable[[], Merged | Ensemble], scratch: Path) -> _Made:
 
 
 def _calibrated(
-    steps: Calibration, ingredients: Sequence[Ingredient], encoder: Encoder
-) -> Callable[[Merged | Ensemble], Merged] | None:
-    """What calibrates a merge; None for no steps."""
+    made: _Made[Merged], steps: Calibration, ingredients: Sequence[Ingredient], encoder: Encoder, scratch: Path
+) -> _Made[Merged]:
+    """A merge after the ``steps`` of a calibration, with what both took."""
 
-    def change(model: Merged | Ensemble) -> Merged:
-        assert isinstance(model, Merged)
+    def change() -> Merged:
+        model = made.model
         if "scales" in steps:
             model = calibrate_scales(model, ingredients, encoder, steps["scales"])
         return calibrate_heads(model, encoder, steps["heads"]) if "heads" in steps else model
 
-    return change if steps else None
+    after = _measured(change, scratch)
+    memory = None if made.memory is None or after.memory is None else max(made.memory, after.memory)
+    return _Made(after.model, made.seconds + after.seconds, memory, after.size)
 
 
-def _run(
-    cell: Cell,
-    merged: Callable[[], _Made],
-    calibrated: Callable[[Merged | Ensemble], Merged] | None,
-    scratch: Path,
-    encoder: Encoder,
-    tasks: Mapping[str, tuple[Task, Rows]],
-) -> Cell:
+def _run(cell: Cell, make: Callable[[], _Made[Any]], encoder: Encoder, tasks: Mapping[str, tuple[Task, Rows]]) -> Cell:
     """``cell`` with what the merge gave; refused, where an error of the merge or of its calibration says so."""
     try:
-        made = merged()
-        if calibrated is not None:
-            after = _measured(functools.partial(calibrated, made.model), scratch)
-            memory = None if made.memory is None or after.memory is None else max(made.memory, after.memory)
-            made = _Made(after.model, made.seconds + after.seconds, memory, after.size)
-        if isinstance(made.model, Merged):
-            refuse_seen(cell.name, made.model, {name: rows for name, (_, rows) in tasks.items()})
+        made = make()
+        refuse_seen(cell.name, made.model.seen(), {name: rows for name, (_, rows) in tasks.items()})
         predictor = Predictor(made.model, encoder)
         outputs = {name: predictor.outputs(name, rows) for name, (_, rows) in tasks.items()}
         for name, found in outputs.items():
@@ -225,7 +225,7 @@ def _run(
                 raise OutputError(cell.name, f"answers to {name} that are not finite", "numbers", "use smaller weights")
     except MbertError as error:
         return dataclasses.replace(cell, refused=str(error))
-    learned = dict(made.model.trace.get("learned", {})) if isinstance(made.model, Merged) else {}
+    learned = dict(made.model.trace.get("learned", {}))
     return dataclasses.replace(
         cell, outputs=outputs, seconds=made.seconds, size=made.size, memory=made.memory, learned=learned
     )

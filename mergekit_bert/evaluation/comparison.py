@@ -5,15 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.file import adapter_sha256
-from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.composing.composition import Model
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.metrics import overall_score
 from mergekit_bert.data.task import TASKS, Task
-from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.places import MINILM
-from mergekit_bert.evaluation.records import Record, base_of, role_of
+from mergekit_bert.evaluation.records import Record
 from mergekit_bert.evaluation.scores import Score
 
 REFERENCES = ("adapter", "probe", "full")
@@ -115,16 +112,17 @@ def compare(
     """
     lines, missing = [], []
     tasks = {task.name: task for task in model.tasks}
-    base = model.base["name"] if isinstance(model, FullModel) else model.base.name
     for score in scores:
         found = {name: _reference(name, model, score, records) for name in REFERENCES}
         lines.append(Line(score, found))
         if score.metric == tasks[score.task].metric:
             missing += [
-                command_for(name, score.task, base, data, spelled) for name, value in found.items() if value is None
+                command_for(name, score.task, model.base.name, data, spelled)
+                for name, value in found.items()
+                if value is None
             ]
     main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
-    return Comparison(role_of(model), tuple(lines), main, tuple(missing))
+    return Comparison(model.role(), tuple(lines), main, tuple(missing))
 
 
 def command_for(role: str, task: str, base: str, data: Data = None, spelled: Mapping[str, str] | None = None) -> str:
@@ -136,25 +134,16 @@ def command_for(role: str, task: str, base: str, data: Data = None, spelled: Map
 
 
 def _reference(role: str, model: Model, score: Score, records: Sequence[Record]) -> float | None:
-    if role == role_of(model):
+    if role == model.role():
         return score.value
-    wanted = part_sha256(model, score.task) if role == "adapter" else None
+    wanted = model.sha256_of(score.task) if role == "adapter" else None
     for record in records:
-        fits = record.role == role and record.base == base_of(model)
+        fits = record.role == role and record.base == model.base.fingerprint
         if fits and (wanted is None or wanted in (record.sha256, record.adapter)):
             for other in record.scores:
                 if (other.task, other.metric, other.data) == (score.task, score.metric, score.data):
                     return other.value
     return None
-
-
-def part_sha256(model: Model, task: str) -> str | None:
-    """SHA-256 of the adapter file that answers ``task`` in a composition; None where there is none."""
-    if isinstance(model, Merged):
-        return str(model.parts[task]["sha256"])
-    if isinstance(model, Ensemble):
-        return adapter_sha256(model.experts[task])
-    return adapter_sha256(model) if isinstance(model, Adapter) else None
 
 
 def grid_of(tasks: Sequence[Task], measured: Mapping[str, Sequence[Score]]) -> Grid:

@@ -1,22 +1,18 @@
 """What a model file says about itself: one description for people and programs."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Tensors
-from mergekit_bert.adapters.delta import Delta, norm
-from mergekit_bert.adapters.file import pack
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.arguments import Location, checked
-from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import read_model
-from mergekit_bert.encoder.folder import FullModel
-from mergekit_bert.evaluation.records import read_record, record_path, role_of
+from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
 
@@ -45,38 +41,11 @@ def describe(path: Location) -> dict[str, Any]:
     told: dict[str, Any] = {
         "file": str(path),
         "kind": type(model).__name__.lower(),
-        "role": role_of(model),
+        "role": model.role(),
         "bytes": size if size is not None else path.stat().st_size,
         "sha256": file_fingerprint(path),
     }
-    if isinstance(model, FullModel):
-        told |= {"base": dict(model.base), "parts": {model.task.name: dict(model.record)}}
-    else:
-        told["base"] = {
-            "name": model.base.name,
-            "fingerprint": model.base.fingerprint,
-            "tokenizer_fingerprint": model.base.tokenizer_fingerprint,
-        }
-    if isinstance(model, Adapter):
-        told |= {"parts": {model.name: _part(model)}, "sites": _adapter_sites(model), "shifts": _shifts(model.shifts)}
-        told |= {"statistics": pack(model)[1].get("statistics", {})}
-    elif isinstance(model, Merged):
-        told |= {
-            "method": model.method,
-            "space": model.recipe.get("space", "full"),
-            "weights": dict(model.weights),
-            "private": model.private,
-            "parts": dict(model.parts),
-            "bodies": dict(model.bodies),
-            "sites": _sites(model.deltas),
-            "shifts": _shifts(model.shifts),
-            "own": {
-                task: {"sites": _sites(own.deltas), "shifts": _shifts(own.shifts)} for task, own in model.own.items()
-            },
-        }
-    elif isinstance(model, Ensemble):
-        told |= {"router": model.router, "parts": {name: _part(one) for name, one in model.experts.items()}}
-        told |= {"own": {name: {"sites": _adapter_sites(one)} for name, one in model.experts.items()}}
+    told |= {"base": dataclasses.asdict(model.base), **model.described()}
     record = read_record(record_path(path))
     told["recorded"] = [vars(score) for score in record.scores] if record else []
     return told
@@ -86,36 +55,6 @@ def _all_sites(told: Mapping[str, Any]) -> dict[str, Any]:
     """The shared sites and, with the task in the name, those that a task has of its own."""
     own = {f"{task}: {site}": one for task, part in told.get("own", {}).items() for site, one in part["sites"].items()}
     return {**told.get("sites", {}), **own}
-
-
-def _part(adapter: Adapter) -> dict[str, Any]:
-    record = pack(adapter)[1]
-    return {key: record[key] for key in ("type", "config", "task", "basis", "training", "scores", "max_length", "head")}
-
-
-def _adapter_sites(adapter: Adapter) -> dict[str, Any]:
-    """As :func:`_sites`; without norms where the file alone, without its base, does not determine them."""
-    if adapter.needs_base:
-        return {site: {"size": list(size), "rank": None, "norm": None} for site, size in adapter.sites.items()}
-    return _sites(adapter.deltas())
-
-
-def _sites(deltas: Mapping[str, Delta]) -> dict[str, Any]:
-    return {
-        site: {
-            "size": list(delta.shape),
-            "rank": delta.rank,
-            "norm": norm(delta),
-        }
-        for site, delta in deltas.items()
-    }
-
-
-def _shifts(shifts: Tensors) -> dict[str, Any]:
-    return {
-        name: {"size": list(tensor.shape), "norm": float(torch.linalg.vector_norm(tensor.double()))}
-        for name, tensor in shifts.items()
-    }
 
 
 def description_tables(told: Mapping[str, Any]) -> list[Table]:

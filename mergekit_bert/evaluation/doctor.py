@@ -17,15 +17,14 @@ from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta, factors, svd
-from mergekit_bert.adapters.file import check_base
 from mergekit_bert.adapters.ledger import Ledger
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.learning import Answers, expert_answers
-from mergekit_bert.composing.merging import Given, finite_delta, merge
+from mergekit_bert.composing.merging import Given, finite_delta, merge_weights
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.load import check_base
 from mergekit_bert.errors import DataError
 from mergekit_bert.evaluation.pictures import pairs_picture
 from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
@@ -254,8 +253,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
     among_all = dict.fromkeys((one.name for one in ingredients), 0.0)
 
     def answers(task: str, parts: Sequence[Ingredient], weight: float = 1.0) -> Answers:
-        model = merge(parts, Recipe("task_arithmetic", weights={one.name: weight for one in parts}))
-        assert isinstance(model, Merged)
+        model = merge_weights(parts, Recipe("task_arithmetic", weights={one.name: weight for one in parts}))
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
             raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more `rows`")

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_bert.composing.composition import Merged, Model, find_task
+from mergekit_bert.composing.composition import Model, Seen, find_task
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
 from mergekit_bert.evaluation.comparison import Comparison, compare
 from mergekit_bert.evaluation.pictures import heatmap
@@ -74,8 +73,7 @@ def evaluate_model(
     model = predictor.model
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
     rows = {task.name: rows_of(task) for task in chosen}
-    if isinstance(model, Merged | FullModel):
-        refuse_seen(predictor.where, model, rows)
+    refuse_seen(predictor.where, model.seen(), rows)
     results = []
     for task in chosen:
         with progress_bar(f"eval {task.name}", len(rows[task.name]), show) as bar:
@@ -90,9 +88,9 @@ def evaluate_model(
     return Evaluation(tuple(results), compare(model, scores, records, data, spelled))
 
 
-def refuse_seen(where: str, model: Merged | FullModel, rows: Mapping[str, Rows]) -> None:
-    """Raise CompositionError for rows whose labels the model was searched or calibrated on."""
-    for step, task, fingerprint, hashes in model.seen():
+def refuse_seen(where: str, seen: Seen, rows: Mapping[str, Rows]) -> None:
+    """Raise CompositionError for rows among those ``seen``: whose labels a model was searched or calibrated on."""
+    for step, task, fingerprint, hashes in seen:
         if task not in rows:
             continue
         # Old files know the fingerprint of all rows, and nothing of each.

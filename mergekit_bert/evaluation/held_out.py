@@ -45,8 +45,7 @@ def apart_from_training(
     training: Mapping[str, Any] = {}
     for one in models:
         training = one.parts[task.name].get("training", {}) if task.name in one.parts else training
-        model = one.model if isinstance(one, Ingredient) else one
-        for _, name, _, hashes in model.seen() if isinstance(model, Merged) else []:
+        for _, name, _, hashes in one.seen():
             apart.update(hashes if name == task.name else ())
     return held_out(train, min(count, int(share * len(train))), training, apart)
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.delta import norm
-from mergekit_bert.composing.composition import Merged
+from mergekit_bert.composing.composition import Merged, as_merged
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.lazy import LazyMap
-from mergekit_bert.composing.merging import Given, finite_delta, merge, with_statistics
+from mergekit_bert.composing.merging import Given, finite_delta, merge_weights, with_statistics
 from mergekit_bert.composing.method import METHODS, Method
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.spaces import SPACES
@@ -170,10 +170,7 @@ def _weights(ingredients: Sequence[Ingredient]) -> dict[str, float]:
 def _merged(
     ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | None = None, lazy: bool = False
 ) -> Merged:
-    weights = _weights(ingredients)
-    model = merge(ingredients, replace(recipe, weights=weights), given, lazy)
-    assert isinstance(model, Merged)
-    return model
+    return merge_weights(ingredients, replace(recipe, weights=_weights(ingredients)), given, lazy)
 
 
 def _linear(ingredients: Sequence[Ingredient], method: Method) -> Check:
@@ -207,10 +204,9 @@ def _reloaded(model: Merged) -> tuple[float, str]:
         path = Path(folder) / "merged.safetensors"
         try:
             write_model(path, model)
-            again = read_model(path)
+            again = as_merged(read_model(path), str(path), "no merged model", "a merged one", "write it again")
         except MbertError as error:
             return math.inf, str(error)
-    assert isinstance(again, Merged)
     if (again.weights, again.recipe, list(again.parts)) != (model.weights, model.recipe, list(model.parts)):
         return math.inf, "its record"
     one, two = _tensors(model), _tensors(again)

@@ -12,11 +12,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.file import adapter_sha256
-from mergekit_bert.composing.composition import Ensemble, Merged, Model
+from mergekit_bert.composing.composition import Model
 from mergekit_bert.documents import DocumentError, read_mapping
-from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.files import beside, file_fingerprint, write_json
 from mergekit_bert.outputs import held
@@ -54,20 +51,6 @@ class Record:
     adapter: str | None = None
 
 
-def role_of(model: Model) -> str:
-    """What part a model plays in a table."""
-    if isinstance(model, Adapter):
-        return "adapter" if model.family.has_sites else "probe"
-    if isinstance(model, Merged):
-        return model.title
-    return "ensemble" if isinstance(model, Ensemble) else str(model.record.get("kind", "full"))
-
-
-def base_of(model: Model) -> str:
-    """Fingerprint of the encoder's weights that the model was made from."""
-    return model.base["fingerprint"] if isinstance(model, FullModel) else model.base.fingerprint
-
-
 def record_path(model_path: Path) -> Path:
     """Where the figures of the model at ``model_path`` are kept."""
     return beside(model_path, SUFFIX)
@@ -83,13 +66,13 @@ def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> Non
             kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
         told = {
             "format": _FORMAT,
-            "role": role_of(model),
+            "role": model.role(),
             "model": model_path.name,
             "sha256": sha256,
-            "base": base_of(model),
+            "base": model.base.fingerprint,
             "scores": [kept[key] for key in sorted(kept)],
         }
-        if isinstance(model, Adapter) and (today := adapter_sha256(model)) != sha256:
+        if (today := model.sha256()) not in (None, sha256):
             told["adapter"] = today
         write_json(path, told)
 

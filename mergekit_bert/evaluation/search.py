@@ -20,8 +20,8 @@ import numpy as np
 from cmaes import CMA
 
 from mergekit_bert.composing.composition import Merged, Model
-from mergekit_bert.composing.ingredient import Ingredient, check_together, identity
-from mergekit_bert.composing.merging import Given, merge, with_statistics
+from mergekit_bert.composing.ingredient import Ingredient, check_together
+from mergekit_bert.composing.merging import Given, merge_weights, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
@@ -159,9 +159,7 @@ def search(
     ready = with_statistics(METHODS.get(recipe.method), inputs, given)
 
     def made(point: Sequence[float]) -> Merged:
-        model = merge(ready, moved(recipe, inputs, axes, point), given)
-        assert isinstance(model, Merged)
-        return model
+        return merge_weights(ready, moved(recipe, inputs, axes, point), given)
 
     key = fingerprint(
         {
@@ -169,7 +167,7 @@ def search(
             "made_by": made_by(),
             "recipe": settled(recipe, inputs).to_json(),
             "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
-            "inputs": [identity(one) for one in inputs],
+            "inputs": [one.identify() for one in inputs],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
             "unlabelled": _unlabelled(recipe, tasks, given),

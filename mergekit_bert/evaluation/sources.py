@@ -143,8 +143,7 @@ def find_sources(
         scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
     tell_learned("`calibrate=heads`", labelled)
     for one in ingredients:
-        if isinstance(one.model, Merged):
-            refuse_seen(f"input {one.name!r}", one.model, scored)
+        refuse_seen(f"input {one.name!r}", one.seen(), scored)
 
     @functools.cache
     def unlabelled(name: str) -> Rows:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base, Family, Size
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.measuring import collect
@@ -26,7 +27,7 @@ from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import FILES, FullModel, load_folder, read_folder, write_folder
 from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
 from mergekit_bert.encoder.head import HEADS, Classifier
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
 from mergekit_bert.hardware import (

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.adapter import FAMILIES, Size
 from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
 from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.family import FAMILIES, Size
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.head import HEADS, Classifier

@@ -14,13 +14,13 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.file import pack
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.classifier import head_shapes
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.files import canonical_json
 from mergekit_bert.hardware import generator
@@ -93,7 +93,7 @@ def random_adapter(
 
 def same_adapter(one: Adapter, two: Adapter) -> bool:
     """Whether two adapters are equal bit for bit, the factors that no file stores included."""
-    (tensors, record), (others, other) = pack(one), pack(two)
+    (tensors, record), (others, other) = one.pack(), two.pack()
     return (
         record == other
         and same_tensors(tensors, others)

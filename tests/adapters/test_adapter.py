@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Base
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.schema import SchemaError, validate
 
 GOOD = {"name": "minilm", "fingerprint": "0" * 64, "tokenizer_fingerprint": "f" * 64}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import (
     attach,
     cast_frozen,
@@ -19,6 +19,7 @@ from mergekit_bert.adapters.attach import (
     shift_names,
     unfreeze,
 )
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, share
 from mergekit_bert.encoder.head import Classifier

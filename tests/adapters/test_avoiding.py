@@ -14,15 +14,16 @@ from scipy import linalg
 from torch import Tensor
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Adapter, Base
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.avoiding import avoiding, by_identity, quiet
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.file import adapter_sha256, read_adapter, write_adapter
+from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.encoder.sites import find_sites, of_the_head
 from mergekit_bert.errors import BasisError, MbertError, ModelFileError, TrainingError
 from mergekit_bert.evaluation.describe import describe
@@ -145,7 +146,7 @@ def test_every_task_counts_alike_and_the_order_does_not(bert: mb.Encoder, others
     torch.testing.assert_close(avoiding([loud, others[1]], AVOID, sites).matrix(SITE, 32), one)
     names = list(by_identity(others))
     assert names == list(by_identity([*reversed(others), others[0]]))
-    assert names == [f"{other.name} {adapter_sha256(other)}" for other in reversed(others)]
+    assert names == [f"{other.name} {other.sha256()}" for other in reversed(others)]
 
 
 def test_a_rank_may_differ_from_site_to_site(bert: mb.Encoder, others: list[Adapter]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.base import encoder_of
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.schema import SchemaError, validate
 from tests.tiny import write_tiny

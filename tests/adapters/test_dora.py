@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import generator

@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 
 import mergekit_bert as mb
 from mergekit_bert import files
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Base
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.file import adapter_sha256, check_base, check_part, pack, read_adapter, write_adapter
+from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.file import read_adapter, write_adapter
+from mergekit_bert.adapters.patch import check_part
+from mergekit_bert.encoder.load import Base, check_base
 from mergekit_bert.errors import ModelFileError, OutputError
 from mergekit_bert.files import canonical_json
 from mergekit_bert.tensorfile import METADATA_KEY, _container, _values_sha256, read_tensors
@@ -90,7 +93,7 @@ def test_the_same_adapter_gives_the_same_bytes(adapter: Adapter, whole: bytes, t
     assert (tmp_path / "x.safetensors").read_bytes() == whole
     write_adapter(tmp_path / "y.safetensors", read_adapter(tmp_path / "x.safetensors"))
     assert (tmp_path / "y.safetensors").read_bytes() == whole
-    assert adapter_sha256(turned) == files.file_fingerprint(tmp_path / "x.safetensors")
+    assert turned.sha256() == files.file_fingerprint(tmp_path / "x.safetensors")
 
 
 def test_rows_of_the_basis_are_not_stored_and_yet_read(adapter: Adapter, path: Path) -> None:
@@ -354,7 +357,7 @@ def test_a_killed_writer_leaves_one_of_the_adapters(bert: mb.Encoder, tmp_path: 
     for seed in (1, 2):
         one = random_adapter(bert, seed=seed)
         write_adapter(tmp_path / f"{seed}.safetensors", one)
-        known[adapter_sha256(one)] = one
+        known[one.sha256()] = one
     target = folder / "sst.safetensors"
     sources = [str(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
     for _ in range(3):
@@ -370,7 +373,7 @@ def test_a_killed_writer_leaves_one_of_the_adapters(bert: mb.Encoder, tmp_path: 
 
 
 def test_inspection_needs_no_base(path: Path, adapter: Adapter) -> None:
-    found = pack(read_adapter(path))[1]
+    found = read_adapter(path).pack()[1]
     assert found["base"]["fingerprint"] == adapter.base.fingerprint
     assert found["basis"] == BasisRows(0, 0, 3).to_json()
     assert found["sites"][SITE] == [32, 32]

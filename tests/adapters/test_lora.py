@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import dense64, random_adapter

@@ -18,7 +18,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig, matching
 from mergekit_bert.adapters.delta import Dense, LowRank
-from mergekit_bert.adapters.file import adapter_sha256, read_adapter, write_adapter
+from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.composing.composition import Composition, Merged
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.inputs import read_inputs
@@ -230,7 +230,7 @@ def test_without_shifts_the_same_bytes_come_back(bert: Encoder, tmp_path: Path) 
     two = read_peft(tmp_path / "p", bert)
     assert isinstance(two, Adapter)
     assert two.basis == one.basis is not None
-    assert adapter_sha256(two) == adapter_sha256(one)
+    assert two.sha256() == one.sha256()
     write_peft(tmp_path / "q", two, bert)
     for file in ("adapter_config.json", "adapter_model.safetensors", "mbert.json"):
         assert (tmp_path / "p" / file).read_bytes() == (tmp_path / "q" / file).read_bytes()
@@ -570,7 +570,7 @@ def test_patterns_change_nothing_where_there_are_none(tmp_path: Path) -> None:
         pytest.skip("not run from a source tree")
     for path in found:
         adapter = read_adapter(path)
-        assert adapter_sha256(adapter) == mb.describe(path)["sha256"]
+        assert adapter.sha256() == mb.describe(path)["sha256"]
         write_adapter(tmp_path / path.name, adapter)
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 

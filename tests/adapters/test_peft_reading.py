@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import Adapter, Base
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense
-from mergekit_bert.adapters.file import adapter_sha256, read_adapter, write_adapter
+from mergekit_bert.adapters.file import read_adapter, write_adapter
+from mergekit_bert.adapters.patch import Own
 from mergekit_bert.adapters.peft import CONFIG, WEIGHTS, PeftConfig
 from mergekit_bert.adapters.peft_reading import _LARGEST, _check_sizes
-from mergekit_bert.composing.composition import Merged, Own
+from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.classifier import head_shapes
-from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError
 from mergekit_bert.hardware import generator
@@ -348,7 +349,7 @@ def test_originals_and_true_copies_are_no_tensors_of_their_own(foreign: Path, be
     one, two = read_peft(foreign, bert), read_peft(path, bert)
     assert isinstance(one, Adapter)
     assert isinstance(two, Adapter)
-    assert adapter_sha256(one) == adapter_sha256(two)
+    assert one.sha256() == two.sha256()
 
 
 def test_a_pattern_of_a_folder_cannot_hang(foreign: Path, bert: Encoder, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.adapters.file import adapter_sha256, pack, provenance, read_adapter, write_adapter
+from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.statistics import Fisher, Gram
 from mergekit_bert.composing.composition import Ensemble
@@ -211,16 +211,16 @@ def test_they_come_back_from_the_file_bit_for_bit(bert: mb.Encoder, tmp_path: Pa
                 two.statistics[kind][site].count,
                 two.statistics[kind][site].lost,
             )
-    assert adapter_sha256(two) == file_fingerprint(tmp_path / "x.safetensors")
-    assert "statistics" not in provenance(two)
+    assert two.sha256() == file_fingerprint(tmp_path / "x.safetensors")
+    assert "statistics" not in two.provenance()
 
 
 @pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
 def test_a_file_without_them_keeps_its_bytes(path: Path) -> None:
     found = read_adapter(path)
     assert found.statistics == {}
-    assert "statistics" not in pack(found)[1]
-    assert adapter_sha256(found) == file_fingerprint(path)
+    assert "statistics" not in found.pack()[1]
+    assert found.sha256() == file_fingerprint(path)
 
 
 def test_models_that_keep_adapters_keep_them_whole(bert: mb.Encoder, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merging import Given, ingredients_of
 from mergekit_bert.composing.merging import merge as merge_inputs
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.invented import invent
@@ -93,7 +93,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
     merged = mb.merge(adapters, "ties", base=bert)
     assert isinstance(merged, Merged)
     found = mb.calibrate(merged, INVENTED, steps=["scales"], rows=12, inputs=adapters, base=bert)
-    expected = api.calibrate_scales(merged, [api.ingredient(one) for one in adapters], bert, rows_of(bert, 12))
+    expected = api.calibrate_scales(merged, ingredients_of(adapters), bert, rows_of(bert, 12))
     assert found.trace == expected.trace
     with pytest.raises(DataError, match="--data invented: texts that have no labels"):
         mb.calibrate(merged, INVENTED, steps=["heads"], base=bert)
@@ -102,7 +102,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
 def test_the_doctor_takes_them(home: Path, bert: mb.Encoder, adapters: list[mb.Adapter]) -> None:
     given = Given(lambda: bert, rows_of(bert, 8).__getitem__)
     found = mb.doctor(adapters, INVENTED, methods=["fedavg"], rows=8, base=bert, folder=home / "adapters")
-    expected = api.numbers([api.ingredient(one) for one in adapters], given, None)
+    expected = api.numbers(ingredients_of(adapters), given, None)
     answers = found.report.matrices["answers"]
     assert answers.any()
     assert np.array_equal(answers, expected.matrices["answers"])

@@ -33,7 +33,7 @@ def counted(stored: StoredTensors, name: str) -> Any:
 StoredTensors.__getitem__ = counted  # type: ignore[method-assign]
 out, *folders = map(Path, sys.argv[1:])
 inputs = [read_checkpoint(folder) for folder in folders]
-encoder = inputs[0].model.encoder
+encoder = inputs[0].encoder
 assert isinstance(encoder, StoredEncoder)
 model = merge(inputs, Recipe("fedavg"), lazy=True)
 told["before"], told["most"], living[:] = told["reads"], 0, []

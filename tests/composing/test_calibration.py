@@ -12,9 +12,10 @@ import torch
 from scipy import optimize
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Part, Tensors
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.family import Tensors
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.composing.calibration import (
     _head,
     _outputs,
@@ -27,7 +28,8 @@ from mergekit_bert.composing.calibration import (
     refit,
 )
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.ingredient import inputs_of
+from mergekit_bert.composing.merging import ingredients_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
@@ -277,7 +279,7 @@ def test_no_rows_are_refused(bert: Encoder) -> None:
 def test_a_calibrated_model_has_a_name_of_its_own_and_survives_its_file(bert: Encoder, tmp_path: Path) -> None:
     adapters, rows = trio(bert), some_rows()
     found = calibrate_heads(merged(adapters, "ties"), bert, rows, (0.1,))
-    found = calibrate_scales(found, [ingredient(one) for one in adapters], bert, rows)
+    found = calibrate_scales(found, ingredients_of(adapters), bert, rows)
     mb.save(found, tmp_path / "a.safetensors")
     back = mb.load(tmp_path / "a.safetensors")
     assert isinstance(back, Merged)
@@ -296,7 +298,7 @@ def test_one_expert_is_scaled_back_to_itself(encoder: Encoder) -> None:
     adapter = random_adapter(encoder, "sst")
     rows = {"sst": tiny_rows(adapter.task, 6)}
     model = merged([adapter], "task_arithmetic", {"sst": 0.25})
-    found = calibrate_scales(model, [ingredient(adapter)], encoder, rows)
+    found = calibrate_scales(model, inputs_of(adapter), encoder, rows)
     scales = found.trace["calibrated"]["scales"]["sites"]
     assert list(scales.values()) == pytest.approx([4.0] * len(model.deltas))
     for site, delta in adapter.deltas().items():
@@ -308,7 +310,7 @@ def test_scales_make_the_merged_deltas_move_outputs_as_far_as_the_experts(bert: 
     """Measured on the inputs themselves, not by Gram matrices."""
     adapters, rows = trio(bert), some_rows(8)
     model = merged(adapters, "ties")
-    found = calibrate_scales(model, [ingredient(one) for one in adapters], bert, rows)
+    found = calibrate_scales(model, ingredients_of(adapters), bert, rows)
 
     def energy(change: Mapping[str, Delta]) -> float:
         total = 0.0
@@ -340,7 +342,7 @@ def site_inputs(encoder: Encoder, adapter: mb.Adapter, rows: Rows) -> torch.Tens
 def test_a_delta_of_zero_stays(bert: Encoder) -> None:
     adapter = random_adapter(bert, "sst")
     model = merged([adapter], "task_arithmetic", {"sst": 0.0})
-    found = calibrate_scales(model, [ingredient(adapter)], bert, {"sst": tiny_rows(adapter.task, 4)})
+    found = calibrate_scales(model, inputs_of(adapter), bert, {"sst": tiny_rows(adapter.task, 4)})
     assert not any(delta.dense().any() for delta in found.deltas.values())
     assert set(found.trace["calibrated"]["scales"]["sites"].values()) == {1.0}
 
@@ -348,7 +350,7 @@ def test_a_delta_of_zero_stays(bert: Encoder) -> None:
 def test_scales_need_the_inputs_of_the_merge(bert: Encoder) -> None:
     adapters = trio(bert)
     with pytest.raises(CompositionError, match="other inputs than those of the merge"):
-        calibrate_scales(merged(adapters, "ties"), [ingredient(adapters[0])], bert, some_rows(4))
+        calibrate_scales(merged(adapters, "ties"), inputs_of(adapters[0]), bert, some_rows(4))
 
 
 def test_steps_are_read_in_the_order_in_which_they_are_taken() -> None:

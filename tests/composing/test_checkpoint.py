@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.composing.checkpoint import read_checkpoint
@@ -25,6 +24,7 @@ from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.folder import write_folder
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.encoder.stored import StoredEncoder, open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.patch import Part
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe

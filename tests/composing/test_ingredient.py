@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.file import adapter_sha256
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import identity, of_adapter, of_merged
+from mergekit_bert.composing.ingredient import of_adapter, of_merged
 from tests.composing.helpers import merged, trio
 
 
@@ -20,11 +19,11 @@ def one(bert: mb.Encoder) -> Merged:
 
 def test_an_adapter_is_known_by_its_file(bert: mb.Encoder) -> None:
     adapter = trio(bert)[0]
-    assert identity(of_adapter(adapter)) == {"sst": adapter_sha256(adapter)}
+    assert of_adapter(adapter).identify() == {"sst": adapter.sha256()}
 
 
 def test_a_merge_is_known_by_what_it_answers_and_not_by_its_adapters(one: Merged) -> None:
-    known = identity(of_merged(one))
+    known = of_merged(one).identify()
     assert list(known) == ["sst", "sts", "para"]
     site, shift = next(iter(one.deltas)), next(iter(one.shifts))
     own = one.own["sts"]
@@ -34,14 +33,14 @@ def test_a_merge_is_known_by_what_it_answers_and_not_by_its_adapters(one: Merged
         "a Delta elsewhere": dataclasses.replace(one, deltas={f"{name}x": delta for name, delta in one.deltas.items()}),
     }
     for what, other in changed.items():
-        found = identity(of_merged(other))
+        found = of_merged(other).identify()
         assert all(found[task] != known[task] for task in known), what
     other = dataclasses.replace(
         one, own={**one.own, "sts": dataclasses.replace(own, head={k: v + 1 for k, v in own.head.items()})}
     )
-    assert {task for task, value in identity(of_merged(other)).items() if value != known[task]} == {"sts"}
+    assert {task for task, value in of_merged(other).identify().items() if value != known[task]} == {"sts"}
     other = dataclasses.replace(one, own={**one.own, "sts": dataclasses.replace(own, deltas={}, shifts={})})
-    assert {task for task, value in identity(of_merged(other)).items() if value != known[task]} == {"sts"}
+    assert {task for task, value in of_merged(other).identify().items() if value != known[task]} == {"sts"}
 
 
 def test_a_merge_is_known_again_in_its_file(one: Merged, tmp_path: Path) -> None:
@@ -49,9 +48,9 @@ def test_a_merge_is_known_again_in_its_file(one: Merged, tmp_path: Path) -> None
     write_model(path, one)
     found = read_model(path)
     assert isinstance(found, Merged)
-    assert identity(of_merged(found)) == identity(of_merged(one))
+    assert of_merged(found).identify() == of_merged(one).identify()
 
 
 def test_a_merge_of_whole_checkpoints_has_no_files_to_be_known_by(one: Merged) -> None:
     bare = dataclasses.replace(one, parts={task: {**part, "sha256": ""} for task, part in one.parts.items()})
-    assert len(set(identity(of_merged(bare)).values())) == 3
+    assert len(set(of_merged(bare).identify().values())) == 3

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import mergekit_bert as mb
+from mergekit_bert.adapters import patched
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.composing import prediction
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
 from mergekit_bert.data import batches
@@ -73,7 +73,7 @@ def test_deltas_are_folded_once_however_many_threads_ask(
         folded.extend(site for site in args[1] if not site.startswith("pooler"))
         return fold(*args)
 
-    monkeypatch.setattr(prediction, "fold", counting)
+    monkeypatch.setattr(patched, "fold", counting)
     predictor, start = Predictor(merge(three, method), bert), threading.Barrier(8)
 
     def ask(place: int) -> None:

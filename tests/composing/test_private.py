@@ -18,7 +18,8 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.composing import checkpoint, dense
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.ingredient import inputs_of
+from mergekit_bert.composing.merging import ingredients_of
 from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
@@ -288,7 +289,7 @@ def test_distillation_sees_the_remainders_of_a_merge(
 
 def test_learned_weights_see_the_remainders_of_a_merge(bert: Encoder, three: list[Adapter]) -> None:
     first = merged(three[:2], "fedavg", private=2)
-    blend = Blend(bert, [ingredient(first)], lambda site: "", 1.0)
+    blend = Blend(bert, inputs_of(first), lambda site: "", 1.0)
     for task in ("sst", "sts"):
         part = first.part(task)
         found, exact = blend.model(part, first.own[task]), Predictor(first, bert)
@@ -318,7 +319,7 @@ def test_remainders_are_taken_anew_beside_scaled_deltas(bert: Encoder, three: li
     model = merged(three, "fedavg", private=ALL)
     head = {name: value + 1 for name, value in model.own["sst"].head.items()}
     model = dataclasses.replace(model, own={**model.own, "sst": dataclasses.replace(model.own["sst"], head=head)})
-    scaled = calibrate_scales(model, [ingredient(one) for one in three], bert, {task: rows(task) for task in TASKS})
+    scaled = calibrate_scales(model, ingredients_of(three), bert, {task: rows(task) for task in TASKS})
     assert any(abs(scale - 1) > 0.1 for scale in scaled.trace["calibrated"]["scales"]["sites"].values())
     same_answers(scaled, model, bert)
 

@@ -233,7 +233,7 @@ def test_given_weights_are_kept_and_those_of_the_removed_go(three: list[Adapter]
     inputs, recipe = mb.changed_inputs([path], [], ["sst"])
     assert [one.name for one in inputs] == ["sts", "para"]
     assert (recipe.weights, recipe.layers) == ({"sts": 0.75}, {".*query": {"sts": 0.25}})
-    assert all(same_adapter(one.model, other) for one, other in zip(inputs, three[1:], strict=True))
+    assert all(same_adapter(one.adapter, other) for one, other in zip(inputs, three[1:], strict=True))
 
 
 def test_a_merged_file_keeps_its_inputs_only_when_asked(three: list[Adapter], tmp_path: Path) -> None:

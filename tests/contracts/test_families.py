@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter, Family, Size
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.file import check_part, read_adapter, write_adapter
+from mergekit_bert.adapters.family import FAMILIES, Family, Size
+from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
+from mergekit_bert.adapters.patch import check_part
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
-from mergekit_bert.adapters.file import check_part
+from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.patch import check_part
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.ingredient import of_adapter
 from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_options

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import FAMILIES
 from mergekit_bert.adapters.attach import attach, cast_frozen, unfreeze
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.batches import Batch, Tokens, tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder import packing

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.folder import load_folder, read_folder, scale_head, write_folder
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import EncoderError, ModelFileError
 from mergekit_bert.hardware import generator
 

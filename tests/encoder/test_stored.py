@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mergekit_bert as mb
-from mergekit_bert.adapters.adapter import Base
 from mergekit_bert.encoder.classifier import head_shapes
-from mergekit_bert.encoder.load import load_encoder
+from mergekit_bert.encoder.load import Base, load_encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.encoder.stored import StoredEncoder, open_encoder
 from mergekit_bert.errors import EncoderError

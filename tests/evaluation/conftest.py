@@ -1,5 +1,6 @@
 """Fixtures of several files: adapters, rows of their tasks, and the merges that were made of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,19 @@ def three(bert: Encoder) -> list[Adapter]:
 @pytest.fixture
 def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods of the merges that were made, in their order; a KeyboardInterrupt comes where "stop" is in it."""
-    made, really = list[str](), cells.merge
+    made = list[str]()
 
-    def count(ingredients: Any, recipe: Any, given: Any) -> Any:
-        made.append(recipe.method)
-        if "stop" in made and len(made) == 4:
-            raise KeyboardInterrupt
-        return really(ingredients, recipe, given)
+    def counted(really: Callable[..., Any]) -> Callable[..., Any]:
+        def count(ingredients: Any, recipe: Any, given: Any = None) -> Any:
+            made.append(recipe.method)
+            if "stop" in made and len(made) == 4:
+                raise KeyboardInterrupt
+            return really(ingredients, recipe, given)
 
-    monkeypatch.setattr(cells, "merge", count)
+        return count
+
+    for name in ("merge", "merge_weights"):
+        monkeypatch.setattr(cells, name, counted(getattr(cells, name)))
     return made
 
 

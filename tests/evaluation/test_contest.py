@@ -16,6 +16,7 @@ from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import CompositionError, MbertError, OutputError, UnknownNameError
 from mergekit_bert.evaluation import contest
 from mergekit_bert.evaluation.cells import Cell
@@ -52,7 +53,7 @@ def record_full(name: str, folder: Path, bert: mb.Encoder, data: Path) -> None:
     (folder / name).mkdir(parents=True)
     rows = load_rows(task, "dev", data)
     score = Score(name, task.metric, value, value, value, len(rows), rows.fingerprint())
-    full = mb.FullModel(folder / name, task, 40, {"fingerprint": bert.fingerprint}, {"kind": "full"})
+    full = mb.FullModel(folder / name, task, 40, Base.of(bert), {"kind": "full"})
     write_record(folder / name, full, [score])
 
 

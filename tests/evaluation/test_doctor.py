@@ -25,8 +25,7 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.composing import spaces, weighting
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient, of_adapter
-from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.ingredient import Ingredient, inputs_of, of_adapter
 from mergekit_bert.composing.method import METHODS, Learned, Lesson, Site
 from mergekit_bert.composing.methods import distill, orthoada, ties
 from mergekit_bert.data.kind import KINDS, kind_of
@@ -279,7 +278,7 @@ def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: l
 
 def test_rows_of_a_merged_input_count_for_all_its_tasks(bert: mb.Encoder, three: list[Adapter]) -> None:
     both = merged(three[:2], "task_arithmetic", {"sst": 1.0, "sts": 1.0})
-    report = numbers([ingredient(both), of_adapter(three[2])], some_rows(bert))
+    report = numbers([inputs_of(both)[0], of_adapter(three[2])], some_rows(bert))
     assert report.names == ["sst+sts", "para"]
     of_both = [answers_moved(bert, three[:2], three[2:], task) for task in ("sst", "sts")]
     assert report.matrices["answers"][0, 1] == pytest.approx(sum(of_both) / 2, rel=1e-3)

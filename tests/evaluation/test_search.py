@@ -16,8 +16,8 @@ from mergekit_bert.adapters.delta import LowRank
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing import merging
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.merging import ingredient
+from mergekit_bert.composing.ingredient import Ingredient, inputs_of
+from mergekit_bert.composing.merging import ingredients_of
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.methods import ties
 from mergekit_bert.composing.prediction import Predictor
@@ -42,7 +42,7 @@ NAMES = ("sst", "sts", "para")
 
 @pytest.fixture(scope="module")
 def inputs(bert: Encoder) -> list[Ingredient]:
-    return [ingredient(one) for one in trio(bert)]
+    return ingredients_of(trio(bert))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def test_the_best_is_no_worse_than_the_start_and_is_what_the_trace_says(
     found = search(inputs, Recipe("ties"), tasks, bert, 5, over)
     told = found.trace["search"]
     assert len(told["evaluations"]) == 5
-    assert scores(found)[0] == overall(merged([one.model for one in inputs], "ties"), bert, tasks)
+    assert scores(found)[0] == overall(merged([one.adapter for one in inputs], "ties"), bert, tasks)
     assert scores(found)[told["best"]] == max(scores(found)) == overall(found, bert, tasks)
     assert len(set(scores(found))) > 1
     assert all(set(one) == {*over, "score"} for one in told["evaluations"])
-    again = mb.merge([one.model for one in inputs], Recipe.from_json(found.recipe))
+    again = mb.merge([one.adapter for one in inputs], Recipe.from_json(found.recipe))
     assert isinstance(again, Merged)
     assert overall(again, bert, tasks) == max(scores(found))
     assert {name: (one["fingerprint"], one["count"]) for name, one in told["rows"].items()} == {
@@ -82,7 +82,7 @@ def test_the_best_is_no_worse_than_the_start_and_is_what_the_trace_says(
 def test_a_search_finds_the_better_weights(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A score with a known maximum: far from the start in one weight, and 0.7 off in the other."""
     pair = [
-        ingredient(random_adapter(bert, name, start=4 * place, targets="qv"))
+        inputs_of(random_adapter(bert, name, start=4 * place, targets="qv"))[0]
         for place, name in enumerate(("sst", "para"))
     ]
 
@@ -98,9 +98,9 @@ def test_a_search_finds_the_better_weights(bert: Encoder, monkeypatch: pytest.Mo
 def test_a_single_axis_and_a_single_evaluation_will_do(bert: Encoder, tasks: dict[str, tuple[Task, Rows]]) -> None:
     adapter = random_adapter(bert, "sst")
     one = {"sst": tasks["sst"]}
-    found = search([ingredient(adapter)], Recipe("task_arithmetic"), one, bert, 6)
+    found = search(inputs_of(adapter), Recipe("task_arithmetic"), one, bert, 6)
     assert len(scores(found)) == 6
-    only = search([ingredient(adapter)], Recipe("task_arithmetic"), one, bert, 1)
+    only = search(inputs_of(adapter), Recipe("task_arithmetic"), one, bert, 1)
     assert scores(only) == scores(found)[:1]
     assert only.weights == {"sst": 1.0}
 
@@ -228,7 +228,7 @@ def test_statistics_are_measured_once(
 def test_the_overall_score_is_that_of_an_evaluation(
     bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]]
 ) -> None:
-    model = merged([one.model for one in inputs], "fedavg")
+    model = merged([one.adapter for one in inputs], "fedavg")
     figures = {}
     for name, (task, rows) in tasks.items():
         figures[name] = score_task(mb.predictor(model, base=bert), task, rows).scores[0].value
@@ -244,7 +244,7 @@ def test_outputs_that_are_not_finite_score_nothing(bert: Encoder, tasks: dict[st
 
 
 def test_the_layers_of_every_architecture_are_found(encoder: Encoder) -> None:
-    one = ingredient(random_adapter(encoder, "sst"))
+    one = inputs_of(random_adapter(encoder, "sst"))[0]
     groups = layer_groups([one])
     assert len(groups) == 2
     for site in one.deltas:

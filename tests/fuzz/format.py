@@ -24,7 +24,6 @@ from mergekit_bert.composing.composition import Model
 from mergekit_bert.composing.prediction import Prediction, Predictor, mixed_table
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
-from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from tests.composing.helpers import trio
 from tests.fuzz.source import Kind
@@ -160,10 +159,8 @@ def finite(value: float) -> float:
 
 def answered(shop: Workshop, model: Model, path: Path) -> list[Any]:
     """The answers of ``model`` to a row or two of each task, alone and mixed, and the table of them."""
-    if isinstance(model, FullModel):
-        predictor = Predictor(model, where=str(path))
-    else:
-        predictor = Predictor(model, encoder_of(str(path), model.base, load=shop.load), str(path))
+    encoder = None if model.stands_alone else encoder_of(str(path), model.base, load=shop.load)
+    predictor = Predictor(model, encoder, str(path))
     found: list[Any] = []
     for task in model.tasks[:4]:
         found.append(sound(predictor.predict(task.name, [(text,) * len(task.text) for text in TEXTS])))

@@ -15,9 +15,10 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.cli.report import after_training
 from mergekit_bert.composing import learning
-from mergekit_bert.composing.merging import Given, ingredient, merge
+from mergekit_bert.composing.merging import Given, ingredients_of, merge
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.encoder.load import Base
 from mergekit_bert.evaluation import contest, search
 from mergekit_bert.evaluation.cells import run_cells
 from mergekit_bert.evaluation.comparison import compare
@@ -89,9 +90,7 @@ def _scores(shop: Workshop, folder: Path) -> None:
     mb.save(shop.trio[0], folder / "sst.safetensors")
     write_record(folder / "sst.safetensors", shop.trio[0], [_figures(shop, "sst"), _figures(shop, "sts")])
     (folder / "models/sst").mkdir(parents=True)
-    full = mb.FullModel(
-        folder / "models/sst", get_task("sst"), 40, {"fingerprint": shop.encoder.fingerprint}, {"kind": "full"}
-    )
+    full = mb.FullModel(folder / "models/sst", get_task("sst"), 40, Base.of(shop.encoder), {"kind": "full"})
     write_record(full.path, full, [_figures(shop, "sst")])
     (folder / "models/sst/mbert.json").write_text("{}")
 
@@ -163,7 +162,7 @@ def use_run(shop: Workshop, folder: Path) -> Stages:
     yield "inspect", inspected(folder / _OUT)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        after_training(get_task("sst"), folder / _OUT, str(folder))
+        after_training(get_task("sst"), folder / _OUT, str(folder), adapter=model)
     yield "report", shown(said.getvalue()) and None
     yield "predict", answered(shop, model, folder / _OUT)
 
@@ -190,7 +189,7 @@ def _scored(shop: Workshop, count: int = 12) -> Mapping[str, tuple[Task, Rows]]:
 
 def use_search(shop: Workshop, folder: Path) -> Stages:
     """Go on with a search of two evaluations that were both finished."""
-    inputs = [ingredient(one) for one in shop.trio[:2]]
+    inputs = ingredients_of(shop.trio[:2])
     path = folder / "merged.search.json"
     model = search.search(inputs, mb.Recipe("fedavg"), _scored(shop), shop.encoder, 2, path=path)
     told = model.trace["search"]
@@ -213,7 +212,7 @@ def _given(shop: Workshop, folder: Path | None = None) -> Given:
 
 def use_comparison(shop: Workshop, folder: Path) -> Stages:
     """Add a method to a comparison whose others are read from their files, and show the table."""
-    tasks, inputs = _scored(shop), [ingredient(one) for one in shop.trio[:2]]
+    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
     comparison = comparison_of(inputs, shop.encoder, tasks)
     refuse_other(folder, comparison, False)
     yield "same", None
@@ -236,7 +235,7 @@ _MERGES = (
 
 def _comparison(shop: Workshop, folder: Path) -> None:
     """Three merges and their table, on a clock that always shows the same."""
-    tasks, inputs = _scored(shop), [ingredient(one) for one in shop.trio[:2]]
+    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
     for recipe in _MERGES:
         run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
     for path in folder.glob("*.safetensors"):
@@ -251,7 +250,7 @@ def _comparison(shop: Workshop, folder: Path) -> None:
 
 def use_cells(shop: Workshop, folder: Path) -> Stages:
     """Take up finished merges, those that are broken anew, and show them."""
-    tasks, inputs = _scored(shop), [ingredient(one) for one in shop.trio[:2]]
+    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
     cells = [one for recipe in _MERGES for one in run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)]
     yield "cells", [[one.name, one.refused, one.outputs, one.learned] for one in cells]
     with patch.object(contest, "RESAMPLES", 5):

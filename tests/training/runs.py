@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mergekit_bert.adapters.adapter import FAMILIES, Adapter
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder

@@ -73,7 +73,7 @@ def test_the_manifest_of_a_fine_tuned_folder_counts_everything(bert: Encoder, tm
     told = manifest(tmp_path / "full")
     assert told["parameters"] == {"trainable": count, "total": count, "reduction_percent": 0.0}
     assert model.record["kind"] == "full"
-    assert model.base["fingerprint"] == bert.fingerprint
+    assert model.base.fingerprint == bert.fingerprint
     assert model.record["training"] == told["training"]
 
 
@@ -84,7 +84,7 @@ def read_plain(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_recommended_rates_are_used_where_none_is_given_and_recorded(bert: Encoder, tmp_path: Path) -> None:
-    from mergekit_bert.adapters.adapter import FAMILIES
+    from mergekit_bert.adapters.family import FAMILIES
 
     rates = set()
     for kind in ("lora", "probe"):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import FAMILIES
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data import batches
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import hold_out

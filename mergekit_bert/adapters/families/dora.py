@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import Family, Peft, Size, Tensors, Weight
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.families import lora
+from mergekit_bert.adapters.family import Family, Peft, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
 from mergekit_bert.errors import TrainingError
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import Family, Peft, Size, Tensors, Weight
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import LowRank
+from mergekit_bert.adapters.family import Family, Peft, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
 
 

@@ -1,8 +1,8 @@
 """Linear probe: a head on the encoder as it is; the baseline that says what the adapter itself is worth."""
 
-from mergekit_bert.adapters.adapter import Family, Tensors, Weight
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.family import Family, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear
 
 

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.adapter import Part
 from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, delta_of, svd
-from mergekit_bert.composing.ingredient import Ingredient, identity
+from mergekit_bert.adapters.patch import Part
+from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.learning import Answers, MergeObjective, Reader, descend
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merging import merged_shifts
@@ -155,7 +155,7 @@ def _learn(lesson: Lesson) -> Learned:
     factors = {site: _balanced(site, delta, lesson.rank) for site, delta in deltas.items()}
     if options.steps == 0 or not any(delta.rank for delta in factors.values()):
         return Learned(deltas=factors)
-    parts = {task: one.model.part(task) for one in lesson.ingredients for task in one.parts}
+    parts = {task: one.part(task) for one in lesson.ingredients for task in one.parts}
     tokens = {task: _tokens(lesson, part) for task, part in parts.items()}
     dtype = pick_precision(options.precision, default_device())
     known = copies(lesson.encoder.model, dtype)
@@ -265,7 +265,7 @@ def _key(lesson: Lesson, dtype: str) -> dict[str, object]:
         "seed": lesson.seed,
         "dtype": dtype,
         "base": lesson.encoder.fingerprint,
-        "inputs": [identity(one) for one in lesson.ingredients],
+        "inputs": [one.identify() for one in lesson.ingredients],
         "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
     }
 

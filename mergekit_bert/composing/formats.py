@@ -1,0 +1,107 @@
+"""Formats: what a model may lie in, each with its way in and its way out. Paths are told apart here alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_bert.adapters.base import Loader
+from mergekit_bert.adapters.peft import is_peft
+from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
+from mergekit_bert.composing.composition import Composition, Stored
+from mergekit_bert.composing.dense import write_dense
+from mergekit_bert.composing.file import read_file, read_model, write_model
+from mergekit_bert.composing.ingredient import Ingredient, inputs_of
+from mergekit_bert.composing.peft import read_peft, read_peft_input, write_peft
+from mergekit_bert.data.task import Task
+from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.errors import CompositionError
+from mergekit_bert.outputs import Output, written
+
+Base = str | Encoder | None
+Opened = Callable[[], Encoder]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way in which models lie on a disk.
+
+    ``holds`` tells whether a path is of it. ``read`` gives the model there, ``inputs`` what it gives to a merge: a base
+    and a task are for what does not say its own. ``write`` writes a composition, with its encoder where it must be
+    opened, and returns the paths; ``is_file``: that is the one file that was named.
+    """
+
+    name: str
+    holds: Callable[[Path], bool]
+    read: Callable[[Path, Base, Task | None, Loader], Stored]
+    inputs: Callable[[Path, Base, Loader], list[Ingredient]]
+    write: Callable[[Path, Composition, Opened, bool], list[Path]]
+    is_file: bool = False
+
+
+def format_of(path: Path) -> Format:
+    """The format of what lies at ``path``; of nothing, that of files."""
+    return next(one for one in FORMATS.values() if one.holds(path))
+
+
+def _read(path: Path, base: Base, task: Task | None, load: Loader) -> Stored:
+    if task is not None:
+        raise CompositionError("`task`", f"a task for {path}", "none: the file says its own", "drop it")
+    return read_model(path)
+
+
+def _file_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+    return inputs_of(read_file(path), str(path), base, load)
+
+
+def _write_file(path: Path, model: Composition, encoder: Opened, force: bool) -> list[Path]:
+    with written(Output(path, force)) as (part,):
+        write_model(part, model)
+    return [path]
+
+
+def _peft_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+    return [read_peft_input(path, base, load)]
+
+
+def _write_peft(path: Path, model: Composition, encoder: Opened, force: bool) -> list[Path]:
+    return write_peft(path, model, encoder(), force)
+
+
+def _folder_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+    if is_checkpoint(path):
+        return [read_checkpoint(path, base)]
+    raise CompositionError(
+        str(path),
+        "it is a folder with neither adapter_config.json nor config.json",
+        "an adapter file, a PEFT folder or a fine-tuned model",
+        "name the files in it",
+    )
+
+
+def _write_folder(path: Path, model: Composition, encoder: Opened, force: bool) -> list[Path]:
+    return write_dense(path, model, encoder(), force)
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        Format("peft", is_peft, read_peft, _peft_inputs, _write_peft),
+        Format("mbert", lambda path: not path.is_dir(), _read, _file_inputs, _write_file, is_file=True),
+        Format("hf", Path.is_dir, _read, _folder_inputs, _write_folder),
+    )
+}
+"""By name, in the order in which a path is tried."""
+
+
+@inputs_of.register
+def _(model: FullModel, where: str = "the inputs", base: Base = None, load: Loader = load_encoder) -> list[Ingredient]:
+    return format_of(model.path).inputs(model.path, base, load)
+
+
+def open_model(path: Path, base: Base = None, task: Task | None = None, load: Loader = load_encoder) -> Stored:
+    """The model at ``path``, of any format: a file, a PEFT folder, or the folder of a whole model.
+
+    ``base`` and ``task`` are for a PEFT folder that does not say them. Raises ModelFileError or CompositionError.
+    """
+    return format_of(path).read(path, base, task, load)
