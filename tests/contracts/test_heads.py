@@ -109,7 +109,10 @@ def test_a_merge_keeps_each_tasks_head_and_every_export_answers_alike(
     expected = Predictor(merged, bert)
     read = mb.predictor(tmp_path / "m.safetensors", base=bert)
     mb.export(merged, tmp_path / "dense", base=bert)
+    again = mb.merge([tmp_path / "dense" / one.name for one in adapters], "fedavg", base=bert)
+    assert isinstance(again, mb.Merged)
     for one in adapters:
+        assert all(torch.allclose(again.own[one.name].head[name], value) for name, value in one.head.items())
         answers = expected.outputs(one.name, Rows(tuple(TEXTS), None, "texts"))
         whole = mb.predictor(tmp_path / "dense" / one.name)
         for predictor, allowed in ((read, 1e-5), (whole, 1e-4)):
