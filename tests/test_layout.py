@@ -274,3 +274,15 @@ def test_every_public_name_is_there() -> None:
         assert getattr(mergekit_bert, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         mergekit_bert.nonsense  # noqa: B018
+
+
+def test_no_module_asks_which_model_it_has() -> None:
+    models = {"Adapter", "Merged", "Ensemble", "FullModel", "Ingredient", "Composition", "Patched"}
+    asking = {
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and dotted(node.func) in ("isinstance", "issubclass")
+        if models & {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+    }
+    assert asking == {f"{PACKAGE}.composing.composition"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Adapter(Patched, AdapterMethods):
     them: they are in no file, see :meth:`on`.
     """
 
-    kind: ClassVar[str] = "adapter"
+    kind = "adapter"
 
     type: str
     config: AdapterConfig

@@ -2,7 +2,7 @@
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.patch import Part, Patch, check_part
@@ -33,7 +33,7 @@ class _Model(Protocol):
 class Patched(CompositionMethods):
     """A model that changes one encoder: ``shared`` for all its tasks, and ``own_part`` for each."""
 
-    stands_alone: ClassVar[bool] = False
+    stands_alone = False
     """It answers on its base alone."""
 
     @property

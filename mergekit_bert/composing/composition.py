@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
@@ -55,7 +55,9 @@ class Answering(Protocol):
 class Model(Protocol):
     """What every model says of itself, whatever it is made of."""
 
-    stands_alone: ClassVar[bool]
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it answers without its base."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -101,7 +103,7 @@ class Merged(Patched):
     that had no head: they count in ``weights``, and no task is theirs.
     """
 
-    kind: ClassVar[str] = "merged"
+    kind = "merged"
 
     method: str
     weights: Mapping[str, float]
@@ -247,10 +249,7 @@ def seen_in(trace: Mapping[str, Any]) -> Seen:
 class Ensemble(Patched):
     """All adapters as they are; ``router`` names how a row finds its expert (``task``: by the task's name)."""
 
-    kind: ClassVar[str] = "ensemble"
-    trace: ClassVar[Mapping[str, Any]] = {}
-    recipe: ClassVar[Mapping[str, Any]] = {}
-    private: ClassVar[Mapping[str, int]] = {}
+    kind = "ensemble"
 
     experts: Mapping[str, Adapter]
     router: str = "task"
@@ -258,6 +257,21 @@ class Ensemble(Patched):
     def __repr__(self) -> str:
         """One line."""
         return summary("Ensemble", self.tasks, f"router {self.router!r}", f"base {self.base.name!r}")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Empty: nothing was merged."""
+        return {}
+
+    @property
+    def trace(self) -> dict[str, Any]:
+        """Empty: nothing was learned or lost."""
+        return {}
+
+    @property
+    def private(self) -> dict[str, int]:
+        """Empty: no task keeps anything beside what is shared."""
+        return {}
 
     @property
     def base(self) -> Base:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -78,9 +78,9 @@ class _Record(Schema):
 class FullModel(ModelMethods):
     """A model folder as read: ``record`` is its ``mbert.json``."""
 
-    stands_alone: ClassVar[bool] = True
+    stands_alone = True
     """It answers without its base."""
-    needs_base: ClassVar[bool] = False
+    needs_base = False
 
     path: Path
     task: Task

@@ -1,1 +1,1 @@
-"""The families of adapters: one file per family, each a :class:`~mergekit_bert.adapters.adapter.Family`."""
+"""The families of adapters: one file per family, each a :class:`~mergekit_bert.adapters.family.Family`."""
