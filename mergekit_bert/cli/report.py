@@ -1,4 +1,4 @@
-"""What a training command says when it is done."""
+"""What a training command prints at the end."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from mergekit_bert.training.manifest import read_manifest
 
 
 def check_dev(task: Task, data: str | None) -> None:
-    """Read the dev rows, where there are any, so that a bad line is told before training and not after."""
+    """Read the dev rows, if there are any, so that a bad line is reported before training and not after."""
     if has_rows(task, "dev", data):
         load_rows(task, "dev", data)
 
 
 def after_training(task: Task, path: Path, data: str | None, encoder: Encoder | None = None) -> None:
-    """Tell how the run went, and score the model on the dev rows where there are any."""
+    """Print a summary of the run, and score the model on the dev rows if there are any."""
     manifest, held = read_manifest(path, task.metric)
     parameters, training = manifest.parameters, manifest.training
     say(
