@@ -180,8 +180,8 @@ def train_adapter(
 
     ``data`` are the labelled rows: a table, a folder that holds ``<task>/train.tsv``, or ``"sample"``. ``options`` are
     fields of ``AdapterConfig`` and ``TrainConfig`` by name (``rank=8, epochs=2``), which may also be given whole as
-    ``adapter`` and ``train``. ``type`` is the adapter's family. ``with_stats`` names
-    statistics (``gram``, ``fisher``) to put into the adapter, for merges that then need no rows. ``avoid`` are other tasks' adapters or their files, for
+    ``adapter`` and ``train``. ``type`` is the adapter's family. ``with_stats`` names statistics (``gram``, ``fisher``)
+    to put into the adapter, for merges that then need no rows. ``avoid`` are other tasks' adapters or their files, for
     ``basis="avoid"``. Adapters that are trained without ``out`` share the orthogonal basis of this process; those with
     it, that of their folder. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """

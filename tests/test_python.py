@@ -57,11 +57,15 @@ def _sts(count: int) -> tuple[tuple[tuple[str, ...], ...], tuple[Any, ...]]:
 
 
 def test_the_contract(pair: list[mb.Adapter], bert: mb.Encoder, here: Path) -> None:
-    merged = mb.merge(pair, "ties", density=0.5)
+    rows = [(*texts, value) for texts, value in zip(*_sts(40), strict=True)]
+    other = mb.Adapter.train(rows, task="sts", base=bert, type="dora", head="matching", **QUICK)
+    merged = mb.merge([pair[0], other], "ties", density=0.5)
     assert isinstance(merged, mb.Merged)
     assert merged.recipe["options"] == {"density": 0.5}
     (answer,) = merged.predict(["a fine film"], task="tone")  # type: ignore[misc]
     assert answer.label in TONE.labels
+    assert answer.probability == answer.value
+    assert repr(answer) == f"Prediction(label={answer.label!r}, probability={answer.value:.4f})"
     assert merged.predict("a fine film", task="tone") == answer
     assert isinstance(merged.predict(("a cat", "the cat"), task="sts"), mb.Prediction)
     found = merged.evaluate({"tone": frame(12)})

@@ -60,6 +60,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 ARCHITECTURES = tuple(CONFIGS)
+DISTINCT = tuple(name for name in ARCHITECTURES if name not in ("minilm", "xlm-roberta", "camembert"))
+"""Those whose code in transformers is their own: MiniLM's is BERT's, XLM-RoBERTa's and CamemBERT's is RoBERTa's."""
 _WITH_TOKEN_TYPES = ("bert", "minilm", "electra")
 
 

@@ -17,11 +17,14 @@ from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.classifier import bare_head, head_shapes
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
+from mergekit_bert.encoder.head import head_of
 from mergekit_bert.encoder.load import Encoder, tokenizer_fingerprint
+from mergekit_bert.encoder.pooled import HEAD
 from mergekit_bert.encoder.pretrained import Pretrained, open_pretrained, told_as
 from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.encoder.stored import StoredWeights, is_buffer, open_encoder, stored_weights
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.tensorfile import read_plain_tensors
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
 """Keys of a configuration that do not change what the encoder computes."""
@@ -77,7 +80,7 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient
     if record is None:
         _check_tokenizer(found, encoder)
     _check_labels(where, found.config, task)
-    head = _head(where, weights, task, encoder)
+    head = _head(path, weights, task, encoder)
     return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
 
 
@@ -181,10 +184,12 @@ def _task_of(where: str, path: Path) -> Task:
     return TASKS.get(name)
 
 
-def _head(where: str, weights: StoredWeights, task: Task, encoder: Encoder) -> dict[str, Tensor]:
-    """The head's tensors, of a regression one that gives 0…1."""
-    expected = head_shapes(encoder.config, task)
+def _head(path: Path, weights: StoredWeights, task: Task, encoder: Encoder) -> dict[str, Tensor]:
+    """The head's tensors, of a regression one that gives 0…1; they lie among the weights, or beside them."""
+    where, beside = str(path), read_plain_tensors(path / HEAD) if (path / HEAD).exists() else {}
+    expected = head_shapes(encoder.config, task, head_of(beside))
     found = {name: weights.tensors.shapes[name] for name in weights.rest if not is_buffer(name)}
+    found |= {name: tuple(tensor.shape) for name, tensor in beside.items()}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise CompositionError(
@@ -193,7 +198,8 @@ def _head(where: str, weights: StoredWeights, task: Task, encoder: Encoder) -> d
                 f"{expected[name]} for task {task.name!r}" if name in expected else f"heads of {', '.join(expected)}",
                 "give a checkpoint for sequence classification of this task",
             )
-    model = bare_head(encoder.config, task, {name: weights.tensors[name].float() for name in expected}, nn.Identity())
+    values = {name: beside[name] if name in beside else weights.tensors[name].float() for name in expected}
+    model = bare_head(encoder.config, task, values, nn.Identity())
     unscale_head(model, task)
     return {name: tensor.detach().cpu() for name, tensor in model.head().items()}
 

@@ -31,19 +31,26 @@ class LabelError(ValueError):
         self.expected = expected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The answer for one row.
 
     ``label`` is the label as it stands in the data (a regression's value as text, several labels joined by ``|``),
     ``name`` how a person reads it. ``value`` is the label's probability, or the regression's value inside the task's
-    range. ``outputs`` is what the head gave: logits, or the value before it was kept in range.
+    range. ``outputs`` is what the head gave: logits, or the value before it was kept in range. ``probability`` is
+    that of the label, None where a kind has none.
     """
 
     label: str
     name: str
     value: float
     outputs: tuple[float, ...]
+    probability: float | None = None
+
+    def __repr__(self) -> str:
+        """The label and its probability."""
+        more = "" if self.probability is None else f", probability={self.probability:.4f}"
+        return f"Prediction(label={self.label!r}{more})"
 
 
 @runtime_checkable

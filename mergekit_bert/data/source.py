@@ -15,7 +15,7 @@ from mergekit_bert.data import sample
 from mergekit_bert.data.given import Data, Tables, given_data, rows_of
 from mergekit_bert.data.readers import missing_column, tsv_text
 from mergekit_bert.data.rows import Rows, columns_of, find_file, parse_rows, read_rows, read_texts
-from mergekit_bert.data.task import Task
+from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.errors import DataError, MissingExtraError
 from mergekit_bert.registry import unknown
 
@@ -28,7 +28,7 @@ _THREE_WAYS = "give `data=DIR`, use `data=sample`, or install mbert[hub] on a ma
 
 
 @checked
-def load_rows(task: InstanceOf[Task], split: str, data: Any = None, labelled: bool = True) -> Rows:
+def load_rows(task: str | Path | InstanceOf[Task], split: str, data: Any = None, labelled: bool = True) -> Rows:
     """The rows of ``task`` for ``split`` (``train`` or ``dev``); raises DataError or MissingExtraError.
 
     ``data`` is a folder, ``"sample"``, or rows in any form that :func:`~mergekit_bert.data.given.rows_of` takes. Unless
@@ -36,6 +36,7 @@ def load_rows(task: InstanceOf[Task], split: str, data: Any = None, labelled: bo
     """
     if split not in SPLITS:
         raise unknown("split", split, list(SPLITS))
+    task = get_task(task)
     data = given_data("data", data, [task], split)
     if isinstance(data, Tables):
         return data.rows(task, split, labelled)

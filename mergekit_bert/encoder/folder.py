@@ -138,7 +138,7 @@ def folder_in_parts(
             put(name, weight)
         yield lambda name, weight: put(f"{prefix}{name}", weight)
         with quiet_transformers():
-            kind.write_config(part, model, encoder.model)
+            kind.write_config(part, model, encoder.model, task)
             _write_beside(part, encoder, task, record)
 
 

@@ -5,6 +5,7 @@ Everything that differs between heads is said here, once for each head, in one f
 0…1; the task's range scales it.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import reset
 from mergekit_bert.encoder.sites import of_the_head
@@ -98,13 +100,23 @@ class Head(ABC):
         """How the names of the encoder's weights begin in a Hugging Face folder."""
 
     @abstractmethod
-    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module) -> None:
+    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module, task: Task) -> None:
         """Write what a Hugging Face folder has beside the encoder's weights and the tokenizer."""
 
     def start(self, model: Classifier, task: Task, config: Any, source: torch.Generator) -> None:
         """Set the values of a fresh head."""
         for name, parameter in model.head().items():
             reset(name, parameter, config, source)
+
+
+def head_config(config: Any, task: Task) -> Any:
+    """An encoder's transformers configuration with the labels of ``task``."""
+    config = copy.deepcopy(config)
+    config.num_labels = task.outputs
+    fields = kind_of(task).hub(task)
+    config.id2label, config.problem_type = dict(fields.id2label), fields.problem_type
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    return config
 
 
 HEADS: Registry[Head] = Registry(

@@ -1,14 +1,13 @@
 """Heads on pooled tokens: the mean of a sequence's last states, and whatever makes outputs of the means of a row."""
 
-import copy
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.head import Classifier, Head
+from mergekit_bert.encoder.head import Classifier, Head, head_config
 from mergekit_bert.files import write_json
 from mergekit_bert.hardware import default_device
 from mergekit_bert.tensorfile import write_plain_tensors
@@ -73,9 +72,9 @@ class PooledHead(Head):
         """The encoder stands by itself."""
         return ""
 
-    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module) -> None:
+    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module, task: Task) -> None:
         """The encoder's configuration, the list of modules, the pooling, and the head."""
-        config: Any = copy.deepcopy(encoder.config)
+        config = head_config(encoder.config, task)
         config.architectures, config.dtype = [type(encoder).__name__], "float32"
         config.save_pretrained(folder)
         kinds = (("", "Transformer"), (POOLING, "Pooling"))

@@ -36,7 +36,7 @@ from mergekit_bert.hardware import generator
 from mergekit_bert.training import run
 from mergekit_bert.training.manifest import Control, run_folder
 from tests.adapters.helpers import edit_metadata, edit_tensors, quick, random_adapter, same_adapter, try_odd_values
-from tests.tiny import ARCHITECTURES, tiny_rows
+from tests.tiny import DISTINCT, tiny_rows
 
 EMBEDDED = sorted((Path(mb.__file__).parents[1] / "adapters").glob("*.safetensors"))
 SITE = "encoder.layer.0.attention.self.query"
@@ -110,7 +110,7 @@ def test_fishers_are_squared_gradients_over_the_models_own_labels(bert: mb.Encod
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DISTINCT)
 def test_rows_together_are_the_mean_of_rows_alone(
     encoders: dict[str, mb.Encoder], architecture: str, kind: str
 ) -> None:

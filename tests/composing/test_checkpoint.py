@@ -31,7 +31,7 @@ from mergekit_bert.errors import CompositionError, ModelFileError
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import dense64, one_line, random_adapter
 from tests.cli.command import mbert
-from tests.tiny import ARCHITECTURES, tiny_rows, write_tiny
+from tests.tiny import DISTINCT, tiny_rows, write_tiny
 
 HEADS = ("classifier", "pre_classifier", "pooler", "head", "score")
 
@@ -84,7 +84,7 @@ def summed(encoder: mb.Encoder, folders: Mapping[str, Path], weights: Mapping[st
     return total
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DISTINCT)
 def test_a_streamed_merge_is_the_weighted_sum_of_all_tensors(
     encoders: dict[str, mb.Encoder], architecture: str, tmp_path: Path
 ) -> None:

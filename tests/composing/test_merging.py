@@ -20,7 +20,7 @@ from mergekit_bert.composing.merging import parse_weights
 from mergekit_bert.errors import BasisError, CompositionError, MbertError, ModelFileError, UnknownNameError
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed, same_adapter, same_tensors
 from tests.composing.helpers import LINEAR, ONE, brute_force, merge, merged, trio, zeroed
-from tests.tiny import ARCHITECTURES
+from tests.tiny import DISTINCT
 
 NAMES = ("sst", "sts", "para")
 WEIGHTS = st.fixed_dictionaries({name: st.floats(-2, 2) for name in NAMES})
@@ -42,7 +42,7 @@ def test_a_linear_merge_is_the_dense_sum(three: list[Adapter], method: str, weig
 
 
 @pytest.mark.parametrize("method", LINEAR)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DISTINCT)
 def test_so_it_is_in_every_architecture(encoders: dict[str, mb.Encoder], architecture: str, method: str) -> None:
     adapters = trio(encoders[architecture])
     model = merged(adapters, method)

@@ -25,7 +25,7 @@ from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import merge, trio
-from tests.tiny import ARCHITECTURES, WORDS, tiny_rows
+from tests.tiny import DISTINCT, WORDS, tiny_rows
 
 TASKS = ("sst", "sts", "para")
 
@@ -40,7 +40,7 @@ def rows(task: str, count: int = 40) -> Rows:
 
 
 @pytest.mark.parametrize("method", ["ensemble", "orthoada"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DISTINCT)
 def test_a_row_does_not_depend_on_its_company(encoders: dict[str, mb.Encoder], architecture: str, method: str) -> None:
     encoder = encoders[architecture]
     predictor = Predictor(merge(trio(encoder), method), encoder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
+from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.calibration import _head, _outputs
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, head_shapes
 from mergekit_bert.encoder.head import HEADS, Head, head_of
+from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError, TrainingError
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
@@ -109,7 +112,10 @@ def test_a_merge_keeps_each_tasks_head_and_every_export_answers_alike(
     expected = Predictor(merged, bert)
     read = mb.predictor(tmp_path / "m.safetensors", base=bert)
     mb.export(merged, tmp_path / "dense", base=bert)
+    again = mb.merge([tmp_path / "dense" / one.name for one in adapters], "fedavg", base=bert)
+    assert isinstance(again, mb.Merged)
     for one in adapters:
+        assert all(torch.allclose(again.own[one.name].head[name], value) for name, value in one.head.items())
         answers = expected.outputs(one.name, Rows(tuple(TEXTS), None, "texts"))
         whole = mb.predictor(tmp_path / "dense" / one.name)
         for predictor, allowed in ((read, 1e-5), (whole, 1e-4)):
@@ -185,3 +191,46 @@ def test_full_fine_tuning_under_every_head_scores_as_it_was_trained(
     assert held.labels is not None
     found = np.corrcoef([one.outputs[0] for one in outputs], held.labels)[0, 1]
     assert found == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
+def test_statistics_are_those_of_every_text_alone(encoders: dict[str, mb.Encoder], architecture: str) -> None:
+    """Packed or padded: texts read apart count as sequences, and padding counts for nothing."""
+    encoder, rows = encoders[architecture], tiny_rows(mb.get_task("para"), 6)
+    part = with_head(encoder, "para", "matching").part("para")
+    model = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    weights = {
+        name: module.weight.requires_grad_()
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.in_features <= 32
+        if not of_the_head(name) and "pos_" not in name  # DeBERTa's positions are no tokens
+    }
+    grams = {
+        name: torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64) for name, weight in weights.items()
+    }
+    fishers = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
+    tokens, seen = 0, dict[str, torch.Tensor]()
+    for name in weights:
+        hook = partial(lambda site, module, given: seen.setdefault(site, given[0].detach()), name)
+        model.encoder.get_submodule(name).register_forward_pre_hook(lambda *given, hook=hook: (hook(*given), None)[1])
+    for texts in rows.texts:
+        means = []
+        for text in texts:
+            seen.clear()
+            states = model.encoder(**encoder.tokenizer(text, return_tensors="pt"))[0]
+            means.append(states.mean(1))
+            tokens += states.shape[1]
+            for name, x in seen.items():
+                grams[name] += (x[0].T @ x[0]).double()
+        outputs = model.get_submodule("matching")(torch.stack(means, 1))[0]
+        for chance, score in zip(outputs.softmax(0).tolist(), outputs.log_softmax(0), strict=True):
+            found = torch.autograd.grad(score, list(weights.values()), retain_graph=True)
+            for name, gradient in zip(weights, found, strict=True):
+                fishers[name] += chance * gradient.double().square() / len(rows)
+    gram, fisher = (collect(kind, encoder, [part], [rows]) for kind in ("gram", "fisher"))
+    for name in weights:
+        exact = grams[name] / tokens
+        assert gram[name].count == tokens
+        np.testing.assert_allclose(gram[name].dense(), exact, atol=1e-4 * float(exact.abs().max()))
+        scale = float(fishers[name].mean())
+        np.testing.assert_allclose(fisher[name].left, fishers[name].mean(1), rtol=1e-2, atol=1e-3 * scale)

@@ -89,7 +89,7 @@ def test_balancing_changes_what_is_learned(name: str, bert: mb.Encoder, tmp_path
 
 def test_values_cannot_be_balanced(bert: mb.Encoder, tmp_path: Path) -> None:
     train, out = TrainConfig(epochs=1, balance=True, **QUICK), tmp_path / "r.safetensors"
-    with pytest.raises(TrainingError, match=r"`balance`: 'r', which has no labels to balance"):
+    with pytest.raises(TrainingError, match=r"`balance`: 'regress', which has no labels to balance"):
         train_adapter(bert, EXAMPLES["regress"], rows_of("regress", 60), out, "probe", train=train, control=SILENT)
 
 

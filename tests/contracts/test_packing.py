@@ -21,10 +21,16 @@ from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.hardware import autocast, generator
 from tests.adapters.helpers import random_adapter
-from tests.tiny import WORDS
+from tests.tiny import ARCHITECTURES, WORDS
 
 TRAINED = (*FAMILIES.names(), "full")
 PADDED_ONLY = ("deberta-v2",)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def encoder(request: pytest.FixtureRequest, encoders: dict[str, mb.Encoder]) -> mb.Encoder:
+    """Every architecture in turn."""
+    return encoders[request.param]
 
 
 def rows_of(lengths: list[int]) -> Rows:

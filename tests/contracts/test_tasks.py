@@ -11,7 +11,7 @@ from mergekit_bert.data.metrics import metric
 from mergekit_bert.data.rows import parse_rows
 from mergekit_bert.data.task import TASKS
 from mergekit_bert.encoder.classifier import fresh_classifier, head_shapes
-from mergekit_bert.encoder.heads.native import head_config
+from mergekit_bert.encoder.head import head_config
 from mergekit_bert.errors import DataError
 from mergekit_bert.hardware import generator
 from tests.tiny import tiny_rows

@@ -8,7 +8,7 @@ from torch import nn
 
 import mergekit_bert as mb
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, head_shapes, last_linear, share
-from mergekit_bert.encoder.heads.native import head_config
+from mergekit_bert.encoder.head import head_config
 from mergekit_bert.errors import EncoderError
 from mergekit_bert.hardware import generator
 

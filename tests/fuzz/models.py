@@ -1,5 +1,6 @@
 """Model files and folders: adapters, merged models, ensembles, PEFT folders, Hugging Face folders, and bases."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,11 +22,14 @@ from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merging import Input
 from mergekit_bert.composing.peft import read_peft
 from mergekit_bert.composing.prediction import Predictor
+from mergekit_bert.data.task import get_task
+from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.load import load_encoder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.evaluation.evaluate import refuse_seen
 from mergekit_bert.evaluation.tables import as_text
+from mergekit_bert.hardware import generator
 from mergekit_bert.tensorfile import read_tensors
 from tests.adapters.helpers import random_adapter
 from tests.corpus import write_corpus
@@ -269,9 +273,17 @@ def _sharded(shop: Workshop, folder: Path) -> None:
     whole.unlink()
 
 
+def _pooled(shop: Workshop, folder: Path) -> None:
+    """One whose head lies beside the weights."""
+    head = fresh_classifier(shop.encoder, get_task("sst"), generator(0), "mean").head()
+    values = {name: parameter.detach().clone() for name, parameter in head.items()}
+    adapter = dataclasses.replace(random_adapter(shop.encoder, "sst", targets="qv"), head=values)
+    write_dense(folder, api.merge([adapter], "fedavg"), shop.encoder)
+
+
 FOLDER = Format(
     name="folder",
-    specimens={"whole": _folder, "sharded": _sharded},
+    specimens={"whole": _folder, "sharded": _sharded, "mean": _pooled},
     targets={"*mbert.json": JSON, "*config.json": JSON, "*.index.json": JSON, "*.json": JSON, "*.safetensors": WEIGHTS},
     use=use_folder,
     share=2,

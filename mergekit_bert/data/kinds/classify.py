@@ -106,8 +106,9 @@ class _Classify(Kind):
     def decode(self, task: TaskFields, outputs: Float[np.ndarray, "rows outputs"]) -> list[Prediction]:
         names, chances = task.label_names or task.labels, softmax64(outputs)
         return [
-            Prediction(task.labels[best], names[best], float(chances[row, best]), tuple(map(float, outputs[row])))
+            Prediction(task.labels[best], names[best], chance, tuple(map(float, outputs[row])), chance)
             for row, best in enumerate(outputs.argmax(1).tolist())
+            for chance in [float(chances[row, best])]
         ]
 
     def hub(self, task: TaskFields) -> HubFields:

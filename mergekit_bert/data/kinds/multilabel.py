@@ -121,7 +121,7 @@ class _Multilabel(Kind):
                 SEPARATOR.join(text for text, mark in zip(texts, marks, strict=True) if mark)
                 for texts in (task.labels, names)
             )
-            found.append(Prediction(label, name, whole, tuple(map(float, outputs[row]))))
+            found.append(Prediction(label, name, whole, tuple(map(float, outputs[row])), whole))
         return found
 
     def hub(self, task: TaskFields) -> HubFields:

@@ -3,16 +3,14 @@
 A model with it is a plain Hugging Face folder once it is written whole.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.head import NATIVE, Classifier, Head
+from mergekit_bert.encoder.head import NATIVE, Classifier, Head, head_config
 from mergekit_bert.encoder.pretrained import skeleton
 from mergekit_bert.hardware import default_device
 
@@ -46,16 +44,6 @@ class NativeClassifier(Classifier):
         return logits
 
 
-def head_config(config: Any, task: Task) -> Any:
-    """An encoder's transformers configuration with a head for ``task``."""
-    config = copy.deepcopy(config)
-    config.num_labels = task.outputs
-    fields = kind_of(task).hub(task)
-    config.id2label, config.problem_type = dict(fields.id2label), fields.problem_type
-    config.label2id = {name: index for index, name in config.id2label.items()}
-    return config
-
-
 def native_prefix(config: Any, task: Task) -> str:
     """How the names of the encoder's weights begin in transformers' model for sequence classification."""
     return RECORD.prefix(RECORD.over(config, task, nn.Identity()))
@@ -79,7 +67,7 @@ class _Native(Head):
     def prefix(self, model: Classifier) -> str:
         return model.encoder_prefix.removeprefix(model.head_prefix)
 
-    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module) -> None:
+    def write_config(self, folder: Path, model: Classifier, encoder: nn.Module, task: Task) -> None:
         assert isinstance(model, NativeClassifier)
         config = model.shell.config
         config.architectures, config.dtype = [type(model.shell).__name__], "float32"
