@@ -180,7 +180,7 @@ def command(
             if steps and rows is not None and calibrate_rows is None:
                 raise CompositionError(
                     "--rows",
-                    f"with --calibrate, it is unclear whether {asked.method} or the calibration should read them",
+                    f"with --calibrate it could mean those that {asked.method} reads, or those to calibrate on",
                     "--rows together with --calibrate-rows",
                     "add --calibrate-rows N",
                 )

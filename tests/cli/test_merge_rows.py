@@ -154,12 +154,12 @@ DISTILL = ("--method", "distill", *METHODS["distill"])
 UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
     "folder": (
         ("--method", "ties", "--data", "data"),
-        "--data data: ties takes .*; .*, or for --search or --calibrate",
+        "--data data: ties reads no rows .*; .* and by --search or --calibrate",
     ),
     "no such folder": (("--method", "ties", "--data", "nowhere"), "--data nowhere: ties reads no rows here"),
     "invented": (
         ("--method", "ties", "--data", "invented"),
-        "--data invented: ties takes .*, or for --calibrate scales",
+        "--data invented: ties reads no rows .* and by --calibrate scales",
     ),
     "an ensemble": (("--method", "ensemble", "--data", "data"), "--data data: ensemble reads no rows here"),
     "a recipe": (("--recipe", "pico.yml", "--data", "data"), "--data data: pico reads no rows here, "),
