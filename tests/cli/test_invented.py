@@ -95,7 +95,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
     found = mb.calibrate(merged, INVENTED, steps=["scales"], rows=12, inputs=adapters, base=bert)
     expected = api.calibrate_scales(merged, [api.ingredient(one) for one in adapters], bert, rows_of(bert, 12))
     assert found.trace == expected.trace
-    with pytest.raises(DataError, match="--data invented: texts that have no labels"):
+    with pytest.raises(DataError, match="`data=invented`: texts that have no labels"):
         mb.calibrate(merged, INVENTED, steps=["heads"], base=bert)
 
 

@@ -1,5 +1,7 @@
 """A budget of bytes: what is merged at the rank that it allows fits, and a larger rank would not."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,15 +25,22 @@ def size_at(path: Path, encoder: mb.Encoder, method: str, rank: int) -> int:
     return path.stat().st_size
 
 
+@pytest.fixture(scope="module")
+def ties_at(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], int]:
+    """The size of a merge by ties at a rank."""
+    path = tmp_path_factory.mktemp("ties") / "m"
+    return functools.cache(lambda rank: size_at(path, bert, "ties", rank))
+
+
 @pytest.mark.parametrize("method", METHODS.names())
-def test_the_file_fits_and_a_larger_rank_tells_by_how_much(bert: mb.Encoder, tmp_path: Path, method: str) -> None:
-    adapters = [of_adapter(one) for one in trio(bert)]
-    each = size_at(tmp_path / "3", bert, "ties", 3) - size_at(tmp_path / "2", bert, "ties", 2)
-    least = size_at(tmp_path / "1", bert, "ties", 1)
-    for budget in (least + 2**17, least + 2**17 + each, least + 2**17 + 4 * each):
+def test_the_file_fits_and_a_larger_rank_tells_by_how_much(
+    bert: mb.Encoder, tmp_path: Path, method: str, ties_at: Callable[[int], int]
+) -> None:
+    adapters, each, least = [of_adapter(one) for one in trio(bert)], ties_at(3) - ties_at(2), ties_at(1)
+    for budget in (least + 2**17, least + 2**17 + 4 * each):
         rank = rank_within(adapters, budget / MIB)
         assert size_at(tmp_path / "budget", bert, method, rank) <= budget
-        assert budget - size_at(tmp_path / "ties", bert, "ties", rank) < each + 2**17
+        assert budget - ties_at(rank) < each + 2**17
 
 
 def test_more_than_enough_is_no_more_than_the_narrowest_site_takes(bert: mb.Encoder) -> None:

@@ -88,7 +88,7 @@ def test_a_basis_is_one_of_its_options_only_where_it_has_a_tensor_for_it(kind: F
         if kind.basis_tensor or not kind.has_sites:
             assert kind.options(basis=basis).basis == basis
         else:
-            with pytest.raises(TrainingError, match=f"--basis: {basis} for {kind.name}"):
+            with pytest.raises(TrainingError, match=f"`basis`: {basis} for {kind.name}"):
                 kind.options(basis=basis)
 
 

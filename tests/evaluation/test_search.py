@@ -284,7 +284,7 @@ def test_what_cannot_be_searched_is_refused(
 
 
 def test_unknown_kinds_and_no_evaluations_are_refused(bert: Encoder, inputs: list[Ingredient]) -> None:
-    with pytest.raises(UnknownNameError, match="search-over"):
+    with pytest.raises(UnknownNameError, match="`over`: 'wheights'"):
         search(inputs, Recipe("fedavg"), {}, bert, 4, ("wheights",))
     with pytest.raises(CompositionError, match="0 evaluations; expected at least 1"):
         search(inputs, Recipe("fedavg"), {}, bert, 0)
