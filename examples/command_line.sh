@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From text to a composed model on the command line: train two adapters, merge them, score, predict.
+# The whole workflow on the command line: train two adapters, merge them, score the result, predict.
 # Usage: examples/command_line.sh [BASE]      (BASE: minilm, a folder, or a name on the Hub)
 set -euo pipefail
 base="${1:-minilm}"

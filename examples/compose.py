@@ -1,4 +1,4 @@
-"""Train two adapters, compose them in three ways, and compare: the main job in Python.
+"""Train two adapters, combine them in three ways, and compare the results: the main workflow in Python.
 
 Usage: python examples/compose.py [BASE] [FOLDER]
 """

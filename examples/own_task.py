@@ -1,4 +1,4 @@
-"""A task of your own from a short YAML file and two TSV files, with no code but this: train, score, predict.
+"""Train, score and predict for a task of your own, defined by a short YAML file and two TSV files.
 
 Usage: python examples/own_task.py [BASE] [FOLDER]
 """
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def write_rows(folder: Path) -> None:
-    """Write weather/train.tsv and weather/dev.tsv, as any program of yours would."""
+    """Write weather/train.tsv and weather/dev.tsv; your own data would come from elsewhere."""
     subjects = ("the rain", "the wind", "the fog", "the snow", "the sun", "the storm", "the frost", "the heat")
     places = ("in the north", "on the coast", "over the hills", "in town", "near the river")
     rows = []

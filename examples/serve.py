@@ -1,4 +1,4 @@
-"""Answer texts of several tasks with one file, from several threads: merge the shipped adapters and predict.
+"""Answer requests for several tasks from several threads: an ensemble of the shipped adapters.
 
 Usage: python examples/serve.py [FOLDER WITH ADAPTERS]
 """

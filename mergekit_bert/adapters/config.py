@@ -1,4 +1,4 @@
-"""What an adapter is asked to be. Imports nothing heavy: the command line reads its defaults from here."""
+"""The options of an adapter. Imports nothing heavy: the command line reads its defaults from here."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _PATTERNS = ("rank_pattern", "alpha_pattern")
 LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e6
 _LONGEST_TARGETS = 2**16
-"""Characters: older files name every site of a merge."""
+"""In characters; older files list every site of a merge."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class AdapterConfig:
     alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
     rank_stabilized: bool = option(False, "Scale by alpha / √rank (rsLoRA).")
     dropout: float = option(0.0, "Dropout before the adapter.")
-    targets: str = option("all-linear", "Sites: qv, qkv, attention, all-linear, or a pattern of whole layer names.")
+    targets: str = option(
+        "all-linear", "Layers to adapt: qv, qkv, attention, all-linear, or a pattern for full layer names."
+    )
     basis: str = option(
         "orthogonal",
         "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see `avoid`).",
-        shown="orthogonal; random where `type` knows no other",
+        shown="orthogonal, or random for families without a basis",
     )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")

@@ -34,12 +34,12 @@ from mergekit_bert.terminal import say
 from mergekit_bert.text import one_line, printable
 
 _CUT_OFF = 141
-"""The exit code where the reader of standard output has gone, as shells tell of SIGPIPE."""
+"""The exit code if the reader of standard output has gone, as shells report SIGPIPE."""
 
 
 @contextlib.contextmanager
 def _escaped() -> Iterator[None]:
-    """Escape what a usage error repeats of the command line."""
+    """Escape the parts of the command line that a usage error repeats."""
     try:
         yield
     except Exception as error:
@@ -130,15 +130,15 @@ def _run() -> int:
 
 
 def _end(out: Stream) -> int:
-    """The exit code of a command that has done its work: has it been able to print it?"""
+    """The exit code of a finished command: it depends on whether its output could be printed."""
     out.flush()
     if out.lost is None:
         return 0
     if out.lost.errno == errno.EPIPE:
         return _CUT_OFF
     return _fail(
-        f"standard output: {_reason(out.lost)}, so what was printed is lost; expected a place that can be written; "
-        "give another (files that the command writes are there)"
+        f"standard output: {_reason(out.lost)}, so what was printed is lost; expected a writable one; "
+        "redirect it elsewhere (the files that the command writes are complete)"
     )
 
 

@@ -1,4 +1,4 @@
-"""``mbert bench``: how fast this machine is, and how long a training will take."""
+"""``mbert bench``: how fast this machine trains, and how long a run will take."""
 
 from typing import Annotated
 
@@ -19,10 +19,10 @@ def command(
     data: Annotated[str, typer.Option(help="Folder that holds <task>/train.tsv, or 'sample'.")] = "sample",
     base: options.Base = "minilm",
 ) -> None:
-    """Measure training speed by precision and batch size, and tell what suits this machine and how long a run takes.
+    """Measure training speed by precision and batch size, report the fastest setting, and estimate the time of a run.
 
-    It trains an adapter for a few steps in every setting and keeps nothing. The other options are those of
-    train-adapter: the estimate is for a run with them.
+    It trains an adapter for a few steps with every setting and keeps nothing. The other options are those of
+    train-adapter; the estimate is for a run with these options.
     """
     import torch
     from rich.box import SIMPLE_HEAD

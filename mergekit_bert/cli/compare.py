@@ -1,4 +1,4 @@
-"""``mbert compare``: every method in every space on one's own adapters, in one table."""
+"""``mbert compare``: every method in every space on the user's adapters, in one table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,48 +14,48 @@ EXAMPLE = "Example: mbert compare adapters/sst.safetensors adapters/sts.safetens
 def command(
     files: options.Inputs = None,
     methods: options.Methods = "all",
-    spaces: Annotated[str, typer.Option(help="Spaces, separated by commas, or 'all'.")] = "all",
+    spaces: Annotated[str, typer.Option(help="Comma-separated spaces, or 'all'.")] = "all",
     data: options.Data = None,
     texts: options.Texts = None,
     rows: options.Rows = None,
     on: Annotated[
         str,
         typer.Option(
-            help="Rows to score on: dev, or held-out: those of train that the adapters' training held out, to choose "
-            "a merge by."
+            help="Rows to score on: dev, or held-out (the rows of train that the adapters' training held out; choose a "
+            "merge on these)."
         ),
     ] = "dev",
     limit: Annotated[
         int | None,
-        typer.Option(help="Score on at most so many rows of each task.", show_default="all", min=2, max=options.MOST),
+        typer.Option(help="Score on at most this many rows per task.", show_default="all", min=2, max=options.MOST),
     ] = None,
     rank: options.Rank = None,
     private: options.Private = None,
     calibrate: Annotated[
         str,
         typer.Option(
-            help="A second line for every merge, calibrated as by `mbert merge`: heads, scales, or scales,heads.",
+            help="Add a calibrated version of every merge, as in `mbert merge`: heads, scales, or scales,heads.",
             show_default="not",
         ),
     ] = "",
     calibrate_rows: options.CalibrateRows = None,
     keep: options.Keep = None,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder for finished cells, table.md, table.json and picture.png.")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for finished results, table.md, table.json and picture.png.")
+    ] = Path("comparison"),
     base: options.ModelBase = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the table of other inputs or rows.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a table for other inputs or rows.")] = False,
     threads: options.Threads = None,
 ) -> None:
     """Merge by every method in every space, score each merge on rows of all tasks, and print one sorted table.
 
-    All methods run with their defaults, on texts whose labels are not read but for --calibrate heads. Who then picks a
-    line has chosen on the rows scored: choose on --on held-out, and report on dev. Per cents are of the ensemble of the
-    same adapters (none of merged files) and of full fine-tuning where it is recorded. A finished cell is kept in the
-    folder and never computed twice: a run that was killed goes on where it was, and a later one with other methods adds
-    its lines. The last columns say how far a merge is behind the best one (paired bootstrap over rows), what it needed,
-    and what it cost.
+    All methods run with their defaults. Merging reads no labels, except for --calibrate heads. If you choose a merge
+    by its score here, choose with --on held-out and report scores on dev. Percentages are relative to the ensemble of
+    the same adapters (not available for merged files) and to full fine-tuning if that is recorded. Finished results are
+    kept in the folder and not computed again: an interrupted run continues, and a later run with other methods adds
+    rows to the table. The last columns show how far a merge is behind the best one (paired bootstrap over rows), what
+    it needed, and what it cost.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs

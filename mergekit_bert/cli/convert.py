@@ -1,4 +1,4 @@
-"""``mbert convert``: adapters from and for PEFT, and plain Hugging Face folders."""
+"""``mbert convert``: to and from PEFT folders, and to plain Hugging Face folders."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            help="peft (a folder that PEFT loads), mbert (a file), or hf (a whole Hugging Face model for each task).",
+            help="peft (a folder that PEFT loads), mbert (a file), or hf (a Hugging Face model for each task).",
             show_default=False,
         ),
     ],
@@ -28,18 +28,18 @@ def command(
     task: Annotated[
         str | None,
         typer.Option(
-            help="The task of a PEFT folder: a built-in one, or a task's YAML file.",
-            show_default="what the folder says, or its name",
+            help="The task of a PEFT folder: a built-in task or a YAML file.",
+            show_default="the one in the folder, or a task named after it",
         ),
     ] = None,
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
-    """Convert a model file: LoRA, rsLoRA and DoRA folders of PEFT become adapters, these and low-rank models folders.
+    """Convert an mbert file or a PEFT folder (LoRA, rsLoRA, DoRA) to a PEFT folder, mbert file or Hugging Face folders.
 
-    What is written is read back and must give the same outputs. PEFT holds adapters of its own kinds and low-rank
-    changes: merge with --rank where a method makes them dense. A PEFT folder of a regression gives values in the
-    task's range.
+    The output is read back and must give the same outputs. PEFT can store its own adapter families and low-rank
+    changes; if a merge method makes dense changes, merge with --rank. In a PEFT folder that mbert writes, a regression
+    gives values in the task's range.
     """
     from mergekit_bert import api
     from mergekit_bert.terminal import say

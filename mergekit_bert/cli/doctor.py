@@ -1,4 +1,4 @@
-"""``mbert doctor``: whether the merge methods keep their promises on one's own adapters, and how these get along."""
+"""``mbert doctor``: the invariants of the merge methods on the user's adapters, and how well these will merge."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from mergekit_bert.cli.spelling import in_flags
 EXAMPLE = "Example: mbert doctor adapters/sst.safetensors adapters/sts.safetensors --data DIR --picture doctor.png"
 
 ROWS = 64
-"""What holds where nothing is given; None as the default tells whether something was."""
+"""Default value; the parameter is None so that we know whether the user set it."""
 
 
 def command(
@@ -20,8 +20,8 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder that holds <task>/train.tsv, for what only rows tell (labels are never read), or 'sample'; "
-            "'invented': texts that mbert makes up.",
+            help="Folder with <task>/train.tsv, for the numbers that need rows (labels are never read); or 'sample'; "
+            "or 'invented': synthetic texts.",
             show_default="none",
         ),
     ] = None,
@@ -29,10 +29,10 @@ def command(
     keep: options.Keep = None,
     rows: Annotated[
         int | None,
-        typer.Option(help="Rows of each task, of --data or --texts.", min=2, max=options.MOST, show_default=str(ROWS)),
+        typer.Option(help="Rows per task, from --data or --texts.", min=2, max=options.MOST, show_default=str(ROWS)),
     ] = None,
     every_site: Annotated[
-        bool, typer.Option("--every-site", help="Try the merges at every site, not at one of each kind.")
+        bool, typer.Option("--every-site", help="Check invariants at every site, not at one of each kind.")
     ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="Also write the matrices as heatmaps, a PNG.", show_default="not")
@@ -42,12 +42,13 @@ def command(
     base: options.ModelBase = None,
     threads: options.Threads = None,
 ) -> None:
-    """Try the promises of every merge method on these adapters, and tell before any merge how they will get along.
+    """Check the invariants of the merge methods on these adapters, and predict how well the adapters will merge.
 
-    Exit code 1 if a promise is broken. A verdict needs real rows, --data or --texts, whose labels are not read: it
-    rests on the share of its score that each task is expected to lose in the plain sum of all at 0.5 each, by the
-    account of its own adapter (up to 5 % gets along, up to 20 % is disturbed, beyond is moved far). Of all the numbers
-    this one goes best with what a merge then loses; a better method loses less.
+    The first table lists the invariants (promises); the exit code is 1 if one is violated. The second compares every
+    ordered pair of inputs; its columns are explained below it and in docs/merging.md. The verdict needs real rows
+    (--data or --texts), but no labels. It is the predicted loss: the share of its score that each task would lose in
+    the plain sum of all inputs at 0.5 each, as estimated by its own adapter (up to 5 %: gets along; up to 20 %: is
+    disturbed; more: is moved far). A better method loses less.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs

@@ -1,4 +1,4 @@
-"""``mbert eval``: what a model keeps of its adapters and of full fine-tuning."""
+"""``mbert eval``: a model's scores, compared with its adapters and full fine-tuning."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def command(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this task, by name, or by its YAML file where that tells where the rows are; may be repeated.",
+            help="Only this task, by name, or by its YAML file if that says where the rows are; may be repeated.",
             show_default="all in the file",
         ),
     ] = None,
@@ -26,15 +26,16 @@ def command(
     json: options.Json = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.", show_default="not")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Folder for the predictions, <task>.tsv.", show_default="<file>.predictions/")
+        Path | None,
+        typer.Option(help="Folder for the predictions, one <task>.tsv each.", show_default="<file>.predictions/"),
     ] = None,
     threads: options.Threads = None,
     force: options.Force = False,
 ) -> None:
-    """Score every task in the file on its dev rows, beside its single adapters, the linear probe and full fine-tuning.
+    """Score every task in the file on its dev rows, next to its single adapters, a linear probe and full fine-tuning.
 
-    The references are figures recorded beside the models by train-adapter, finetune and eval itself; a missing one is
-    shown as – with the command that makes it. Intervals are 95 %, by bootstrap over the rows.
+    The reference scores are those recorded by train-adapter, finetune and eval. A missing one is shown as –, and the
+    command that produces it is printed. Intervals are 95 %, by bootstrap over the rows.
     """
     from mergekit_bert import api
     from mergekit_bert.evaluation.tables import as_markdown, as_text, comparison_table

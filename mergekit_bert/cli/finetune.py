@@ -24,7 +24,7 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
 ) -> None:
-    """Fine-tune the whole encoder for one task: what adapters and merges are measured against."""
+    """Fine-tune the whole encoder for one task, as the reference for adapters and merges."""
     from mergekit_bert import api
     from mergekit_bert.cli.report import after_training, check_dev
     from mergekit_bert.data.task import get_task

@@ -1,4 +1,4 @@
-"""``mbert inspect``: everything about a model file at a glance, without its base model."""
+"""``mbert inspect``: the contents of a model file, without loading its base model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ def command(
     file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what a model file is: tasks and labels, base, sites and ranks, norms, training, weights, recorded scores."""
+    """Show the contents of a model file: tasks, labels, base, sites, ranks, norms, training, weights and scores."""
     from mergekit_bert.evaluation.describe import describe, description_tables
     from mergekit_bert.terminal import say_json, show
 

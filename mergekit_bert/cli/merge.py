@@ -26,34 +26,42 @@ METHODS = ", ".join([*names_in("mergekit_bert.composing.methods", "mbert.methods
 
 OUT = Path("merged.safetensors")
 SEARCH_OVER, SEARCH_ROWS = "weights", 300
-"""What holds where nothing is given; None as the default tells whether something was."""
+"""Default value; the parameter is None so that we know whether the user set it."""
 
 
 def command(
     files: options.Inputs = None,
     method: Annotated[
-        str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="the recommended one")
+        str, typer.Option(help=f"One of {METHODS}. See `mbert methods`.", show_default="the recommended method")
     ] = "",
-    space: Annotated[str, typer.Option(help="Where to merge: full, core or knots.", show_default="full")] = "",
+    space: Annotated[
+        str, typer.Option(help="The coordinates to merge in: full, core or knots.", show_default="full")
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="An option of the method, NAME=VALUE (see `mbert methods`).", show_default="none"),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights by task, e.g. sst=1,para=-0.5.", show_default="the method's own")
+        str | None,
+        typer.Option(
+            help="Weights by task, e.g. sst=1,para=-0.5. Inputs that are not listed get the method's default weight.",
+            show_default="the method's own",
+        ),
     ] = None,
     rank: options.Rank = None,
     size: Annotated[
         float | None,
-        typer.Option(help="The most MiB of the file: as --rank, with the largest that fits.", show_default="none"),
+        typer.Option(help="Maximum file size in MiB: compress to the largest rank that fits.", show_default="none"),
     ] = None,
     private: options.Private = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of methods that draw.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for methods that use random numbers.", show_default="0")
+    ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML recipe; the options given besides come first.", show_default="none")
+        Path | None, typer.Option(help="YAML recipe; options on the command line take precedence.", show_default="none")
     ] = None,
     save_recipe: Annotated[
-        Path | None, typer.Option(help="Write what was asked as a YAML recipe.", show_default="not")
+        Path | None, typer.Option(help="Write all settings as a YAML recipe.", show_default="not")
     ] = None,
     data: options.MergeData = None,
     texts: options.Texts = None,
@@ -61,7 +69,7 @@ def command(
     search: Annotated[
         int | None,
         typer.Option(
-            help="Search for the best merge, by so many evaluations at most.",
+            help="Search for the best merge with at most this many evaluations.",
             min=1,
             max=options.MOST,
             show_default="not",
@@ -76,7 +84,7 @@ def command(
     search_rows: Annotated[
         int | None,
         typer.Option(
-            help="Labelled rows of each task to search on; of train, what training held out first.",
+            help="Labelled rows per task to search on, from train; rows that training held out are taken first.",
             min=1,
             max=options.MOST,
             show_default=str(SEARCH_ROWS),
@@ -85,39 +93,39 @@ def command(
     calibrate: Annotated[
         str,
         typer.Option(
-            help="After the merge: heads (refit every task's head), scales (scale each site), or both: scales,heads.",
+            help="After the merge: heads (refit each task's head), scales (rescale each site), or scales,heads.",
             show_default="not",
         ),
     ] = "",
     calibrate_rows: options.CalibrateRows = None,
     keep: options.Keep = None,
     keep_inputs: Annotated[
-        bool, typer.Option("--keep-inputs", help="Keep the adapters in the file, for --add and --remove.")
+        bool, typer.Option("--keep-inputs", help="Also store the adapters in the file, for --add and --remove.")
     ] = False,
     add: Annotated[
-        list[Path] | None, typer.Option(help="Add this input to the merged file FILES.", show_default="none")
+        list[Path] | None, typer.Option(help="Add this input to the given merged file.", show_default="none")
     ] = None,
     remove: Annotated[
-        list[str] | None, typer.Option(help="Remove this task from the merged file FILES.", show_default="none")
+        list[str] | None, typer.Option(help="Remove this task from the given merged file.", show_default="none")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write.", show_default=f"{OUT}; of whole checkpoints with --dense, no file"),
+        typer.Option(help="File to write.", show_default=f"{OUT}; no file for checkpoints with --dense"),
     ] = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="Write a plain Hugging Face folder per task, DIR/<task>/.", show_default="not"),
+        typer.Option(help="Write one plain Hugging Face folder per task, DIR/<task>/.", show_default="not"),
     ] = None,
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
     """Merge adapters into one Delta per site, or keep them all as an ensemble that routes by task.
 
-    Every task keeps its own head. Inputs may differ in kind, rank, targets and label count; they must share their
-    base. Methods that need rows take them from the train split of --data, or from --texts; labels are never read and
-    need not be there, but for --search and --calibrate heads. --data invented makes up texts where there are none.
-    Whole checkpoints merged with --dense and without --out, --data or --texts pass through memory a few tensors at a
-    time.
+    Every task keeps its own head. Inputs may differ in family, rank, targets and number of labels, but must share
+    their base. Methods that need rows read the train split of --data, or --texts. Labels are not needed, except for
+    --search and --calibrate heads. If there are no rows, --data invented generates synthetic texts. Without --method,
+    the recommended method for the inputs is used. Checkpoints merged with --dense, and without --out, --data or
+    --texts, are streamed through memory a few tensors at a time.
     """
     from mergekit_bert import api
     from mergekit_bert.adapters.base import encoder_of
@@ -225,7 +233,7 @@ def _are_checkpoints(files: Sequence[Path]) -> bool:
 
 
 def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base: str | None) -> "list[Ingredient]":
-    """The inputs in ``files``, none of which is to be written over."""
+    """The inputs in ``files``, none of which may be the output."""
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
 
@@ -236,21 +244,21 @@ def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base:
 
 
 def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], search: bool) -> None:
-    """Raise CompositionError for a number of rows, or plain texts, that a method which reads none would ignore."""
+    """Raise CompositionError for a number of rows, or plain texts, that the method would ignore."""
     idle = "--rows" if rows else "--texts" if texts else ""
     if idle:
         remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
-        raise CompositionError(idle, f"{method} takes nothing from rows here", "a method that does", remedy)
+        raise CompositionError(idle, f"{method} reads no rows here", "a method that does", remedy)
 
 
 def _note_idle(method: str, data: str) -> None:
-    """Tell that ``data`` is not read: no error, since one script may give the same --data to every method."""
+    """Warn that ``data`` is not read. It is no error, since a script may pass the same --data to every method."""
     from mergekit_bert.data.source import INVENTED
 
     others = "--calibrate scales" if data == INVENTED else "--search or --calibrate"
     warnings.warn(
-        f"--data {data}: {method} takes nothing from rows here, so none are read; "
-        f"they would be by a method that needs them (see `mbert methods`), or for {others}",
+        f"--data {data}: {method} reads no rows here, so they are ignored; rows are used by methods that need them "
+        f"(see `mbert methods`) and by {others}",
         MbertWarning,
         stacklevel=2,
     )
@@ -266,11 +274,11 @@ def _made(
     calibrating: dict[str, Any],
     sources: dict[str, Any],
 ) -> "Merged | Ensemble":
-    """The inputs as one model, by the steps that are told of: a merge or a search for one, and a calibration."""
+    """The inputs as one model: a merge or a search for one, and perhaps a calibration."""
     from mergekit_bert import api
     from mergekit_bert.files import beside
 
-    if calibrating:  # rows that are missing, or lack labels, are told before any long work
+    if calibrating:  # missing rows or labels are reported before any long work
         api.rows_to_calibrate(inputs, **calibrating, **sources)
     model: Merged | Ensemble
     if searching:
@@ -281,7 +289,7 @@ def _made(
 
 
 def _save_recipe(output: "Output", model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:
-    """Write what was asked, with what a search found."""
+    """Write the settings, including weights found by a search."""
     from mergekit_bert.composing.recipe import Recipe, changed, write_recipe
     from mergekit_bert.outputs import written
     from mergekit_bert.terminal import say

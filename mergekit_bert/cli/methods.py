@@ -1,4 +1,4 @@
-"""``mbert methods``: how adapters can be merged."""
+"""``mbert methods``: the available merge methods."""
 
 from typing import Annotated
 
@@ -8,10 +8,12 @@ EXAMPLE = "Example: mbert methods ties"
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A method to show in full.", show_default="a table of all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method to describe in full.", show_default="a table of all")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="All methods in full, as Markdown.")] = False,
 ) -> None:
-    """List the merge methods, or show one: formula, source, what it needs, spaces, options and their ranges."""
+    """List the merge methods, or describe one: formula, source, requirements, spaces, options and their ranges."""
     from rich.table import Table
 
     from mergekit_bert.composing.method import METHODS

@@ -1,4 +1,4 @@
-"""Options that several commands share, each told once, and flags made from config records. Imports nothing heavy."""
+"""Options that several commands share, and flags made from config records. Imports nothing heavy."""
 
 import dataclasses
 import functools
@@ -14,9 +14,9 @@ from mergekit_bert.cli.spelling import in_flags
 from mergekit_bert.errors import CompositionError, DataError
 
 MOST = 10**9
-"""Of anything that is counted."""
+"""The largest number accepted for anything that is counted."""
 CALIBRATE_ROWS = 256
-"""What holds where nothing is given; None as the default tells whether something was."""
+"""Default value; the parameter is None so that we know whether the user set it."""
 
 Task = Annotated[
     str, typer.Option(help="A built-in task (see `mbert tasks`) or a task's YAML file.", show_default=False)
@@ -24,7 +24,7 @@ Task = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Folder that holds <task>/{train,dev}.tsv (.csv, .jsonl, .parquet), or 'sample' for the generated corpus.",
+        help="Folder with <task>/{train,dev}.tsv (.csv, .jsonl, .parquet), or 'sample' for the generated corpus.",
         show_default="the folder data/, then the Hub",
     ),
 ]
@@ -32,71 +32,73 @@ MergeData = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder that holds <task>/train.tsv, for methods that need rows, --search and --calibrate, or 'sample'. "
-        "'invented': no data, but texts that mbert makes up, for what reads no labels.",
+        help="Folder with <task>/train.tsv, for methods that need rows, --search and --calibrate; or 'sample'; or "
+        "'invented': synthetic texts, for steps that read no labels.",
         show_default="none",
     ),
 ]
 Texts = Annotated[
     list[str] | None,
     typer.Option(
-        help="TASK=FILE: a task's rows for methods that need some, as plain text: one row a line, a tab between two "
-        "texts, no header, no labels. Comes before --data.",
+        help="TASK=FILE: a task's rows as plain text, for methods that need rows: one row per line, a tab between two "
+        "texts, no header, no labels. Takes precedence over --data.",
         show_default="none",
     ),
 ]
 Inputs = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Adapter files, merged files, PEFT folders, fine-tuned checkpoints of the same base, in any mixture.",
+        help="Adapter files, merged files, PEFT folders and fine-tuned checkpoints of one base, in any combination.",
         show_default="all adapters in adapters/",
     ),
 ]
 Keep = Annotated[
-    list[Path] | None, typer.Option(help="Of several adapters of one task, the file to keep.", show_default="none")
+    list[Path] | None,
+    typer.Option(help="If several adapters have the same task, the file to use.", show_default="none"),
 ]
-Methods = Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'.")]
+Methods = Annotated[str, typer.Option(help="Comma-separated methods, or 'all'.")]
 Rank = Annotated[
-    int | None, typer.Option(help="Compress to this rank at every site.", show_default="exact, all directions")
+    int | None,
+    typer.Option(help="Compress the result to this rank at every site.", show_default="exact, no compression"),
 ]
 Private = Annotated[
-    int | None, typer.Option(help="Rank of a remainder that each task keeps for itself.", show_default="none")
+    int | None, typer.Option(help="Rank of a residual that each task keeps in addition.", show_default="none")
 ]
 Rows = Annotated[
     int | None,
     typer.Option(
-        help="Rows of each task for methods that need some.", show_default="the method's own number", min=1, max=MOST
+        help="Rows per task, for methods that need rows.", show_default="the method's own number", min=1, max=MOST
     ),
 ]
 CalibrateRows = Annotated[
     int | None,
     typer.Option(
-        help="Rows of each task to calibrate on (labels are read for heads).",
+        help="Rows per task to calibrate on (heads reads their labels).",
         min=1,
         max=MOST,
         show_default=str(CALIBRATE_ROWS),
     ),
 ]
-Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (embedded), a local folder, or a name on the Hub.")]
+Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (built in), a local folder, or a name on the Hub.")]
 ModelBase = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="The encoder. A file may itself name only minilm, a local folder with its fingerprint, and the names in "
-        "the environment variable MBERT_ALLOWED_BASES (a,b,c).",
+        help="The encoder. Needed if the file names one other than minilm, a local folder with the recorded "
+        "fingerprint, or a name listed in the environment variable MBERT_ALLOWED_BASES (a,b,c).",
         show_default="the one in the file",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")]
-Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files into the run's folder.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files into the run folder.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="not")]
 
 
 def read_texts(given: list[str]) -> dict[str, Path]:
-    """``["sst=reviews.txt"]`` as files by task; raises DataError."""
+    """Parse ``["sst=reviews.txt"]`` into files by task; raises DataError."""
     found: dict[str, Path] = {}
     for text in given:
         name, _, path = text.partition("=")
@@ -112,19 +114,19 @@ def read_names(text: str) -> list[str] | None:
 
 
 def refuse_alone(these: Mapping[str, object], needed: str, given: object) -> None:
-    """Raise CompositionError for one of ``these`` options that has no effect without the option ``needed``."""
+    """Raise CompositionError if one of ``these`` options is given without ``needed``, the option it depends on."""
     for option, value in these.items():
         if value is not None and not given:
-            raise CompositionError(option, f"no {needed}, which alone reads it", needed, "add it, or drop this")
+            raise CompositionError(option, f"no {needed}, and only that uses it", needed, "add it, or drop this")
 
 
 def flags(
     chosen: Mapping[str, Callable[[Mapping[str, Any]], type[Any]]] | None = None, **configs: type[Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per option of each config record; the command gets the records whole, by keyword.
+    """Give a command one flag per option of each config record; the command receives the records by keyword.
 
-    ``chosen`` may say which record it gets instead, by its other arguments: one with other defaults, for a flag that is
-    not on the command line.
+    ``chosen`` may replace a record type, depending on the other arguments, by one with other defaults for flags that
+    are not on the command line.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
@@ -154,7 +156,7 @@ def flags(
 
 
 def _told(config: type[Any]) -> list[Any]:
-    """The fields that are options, told by a help text."""
+    """The fields that are options: those with a help text."""
     return [one for one in dataclasses.fields(config) if "help" in one.metadata]
 
 

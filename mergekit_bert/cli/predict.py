@@ -1,4 +1,4 @@
-"""``mbert predict``: answers for texts."""
+"""``mbert predict``: predictions for texts."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ EXAMPLE = 'Example: mbert predict merged.safetensors --task sts "A cat sleeps." 
 def command(
     file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
     text: Annotated[
-        list[str] | None, typer.Argument(help="One row: a text, or two for a pair task.", show_default="none")
+        list[str] | None, typer.Argument(help="One row: a text, or two texts for a pair task.", show_default="none")
     ] = None,
     task: Annotated[
         str | None,
@@ -32,9 +32,9 @@ def command(
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
-    """Predict with any model file: a TSV of the texts, the label, its name, and its probability (or the value).
+    """Predict with any model file. Prints a TSV: texts, label, name of the label, and its probability (or the value).
 
-    Rows of several tasks may come together: without --task, each row of the input names its own in the column task.
+    The input may mix rows of several tasks: without --task, each row names its task in the column task.
     """
     from mergekit_bert.errors import DataError
     from mergekit_bert.files import write_atomic

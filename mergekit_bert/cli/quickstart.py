@@ -1,4 +1,4 @@
-"""``mbert quickstart``: the main job whole, on the generated corpus or on real text."""
+"""``mbert quickstart``: the whole workflow, on the generated corpus or on real text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +21,10 @@ def command(
     threads: options.Threads = None,
     force: options.Force = False,
 ) -> None:
-    """Train adapters, linear probes and full fine-tuning for sst, para and sts; merge; compare in one table.
+    """Train adapters, linear probes and fully fine-tuned models for sst, para and sts; merge; compare in one table.
 
-    Finished parts are reused, and a run that was cut short goes on. On the generated corpus training is shortened so
-    that all is done in a few minutes; on real text every command's defaults apply.
+    Finished parts are reused, so an interrupted run continues. On the generated corpus training is shortened to take a
+    few minutes in total; on real text the defaults of each command apply.
     """
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import held

@@ -1,4 +1,4 @@
-"""What a training command says when it is done."""
+"""What a training command prints at the end."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mergekit_bert.training.manifest import read_manifest
 
 
 def check_dev(task: Task, data: str | None) -> None:
-    """Read the dev rows, where there are any, so that a bad line is told before training and not after."""
+    """Read the dev rows, if there are any, so that a bad line is reported before training and not after."""
     if has_rows(task, "dev", data):
         load_rows(task, "dev", data)
 
@@ -21,7 +21,7 @@ def check_dev(task: Task, data: str | None) -> None:
 def after_training(
     task: Task, path: Path, data: str | None, encoder: Encoder | None = None, adapter: Adapter | None = None
 ) -> None:
-    """Tell how the run went, which rows of a basis ``adapter`` has, and the scores on the dev rows if there are any."""
+    """Print a summary of the run and the basis rows of ``adapter``, and score the model on any dev rows."""
     manifest, held = read_manifest(path, task.metric)
     parameters, training = manifest.parameters, manifest.training
     say(

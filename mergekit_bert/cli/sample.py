@@ -9,7 +9,7 @@ EXAMPLE = "Example: mbert sample corpus/ && mbert train-adapter --task sts --dat
 
 
 def command(out: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
-    """Write the generated corpus (what --data sample uses) as <task>/{train,dev}.tsv."""
+    """Write the generated corpus (the one behind --data sample) as <task>/{train,dev}.tsv."""
     from mergekit_bert.data.source import write_sample
     from mergekit_bert.terminal import say
 

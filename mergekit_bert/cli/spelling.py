@@ -9,7 +9,7 @@ _FLAGS = {
     "over": "--search-over",
     "steps": "--calibrate",
 }
-"""Flags that are not called like the parameter."""
+"""Flags whose name differs from the parameter."""
 _PARAMETER = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 

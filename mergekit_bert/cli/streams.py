@@ -1,6 +1,6 @@
-"""Standard streams as a shell may hand them over: closed, full, cut off by their reader, or unable to encode.
+"""Standard streams in any state: closed, full, cut off by their reader, or unable to encode.
 
-None of that stops a command: what it makes is written, and what cannot be printed is dropped and told of at the end.
+None of this stops a command: its files are written. Output that cannot be printed is dropped, and reported at the end.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 
 class Stream:
-    """A text stream that never fails to write; ``lost`` is why something was dropped, if anything was."""
+    """A text stream that never fails to write; ``lost`` is the reason if something was dropped."""
 
     def __init__(self, stream: Any) -> None:
         """Over ``stream``; None: it was closed before the program began."""
@@ -23,7 +23,7 @@ class Stream:
             self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the stream's own."""
+        """Everything else comes from the stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -37,14 +37,14 @@ class Stream:
             return len(text)
 
     def flush(self) -> None:
-        """Write what waits to be written, or drop it."""
+        """Flush the buffer, or drop it."""
         try:
             self._stream.flush()
         except OSError as error:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Remember ``error``, and have what still waits go nowhere: the interpreter tries again when it ends."""
+        """Remember ``error``, and discard what is still buffered: the interpreter would try again when it ends."""
         self.lost = self.lost or error
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -54,7 +54,7 @@ class Stream:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Stream]:
-    """Have ``sys.stdin``, ``stdout`` and ``stderr`` be there and never fail to write; yields standard output."""
+    """Make ``sys.stdin``, ``stdout`` and ``stderr`` exist and never fail to write; yields standard output."""
     for number in range(3):  # else the next file that is opened would get the number of a closed stream
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""``mbert tasks``: what tasks there are."""
+"""``mbert tasks``: the available tasks."""
 
 from typing import Annotated
 
@@ -8,12 +8,12 @@ EXAMPLE = "Example: mbert tasks — or mbert tasks trec.yml to check a task of y
 
 
 def command(
-    task: Annotated[str | None, typer.Argument(help="One task, by name or YAML file, in full.")] = None,
+    task: Annotated[str | None, typer.Argument(help="Show this task in full, by name or YAML file.")] = None,
 ) -> None:
     """List the built-in tasks, or show one in full.
 
-    A task of your own is a YAML file with the keys name, kind (classify or regress), text (one or two columns), label,
-    labels or range, and metric; it is given wherever a task is named.
+    A task of your own is a YAML file with the keys name, kind (classify, regress or multilabel), text (one or two
+    columns), label, labels or range, and metric. Use its path wherever a task name is expected.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -16,7 +16,7 @@ NAMES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
 
 
 def _family_options(given: Mapping[str, Any]) -> type[AdapterConfig]:
-    """The record of the options of the family that ``--type`` names."""
+    """The options record of the family that ``--type`` names."""
     from mergekit_bert.adapters.family import FAMILIES
 
     return FAMILIES.get(given["kind"]).options
@@ -29,25 +29,26 @@ def command(
     task: Annotated[
         list[str],
         typer.Option(
-            help="A built-in task (see `mbert tasks`) or a task's YAML file; several train one after the other.",
+            help="A built-in task (see `mbert tasks`) or a task's YAML file. Repeat it to train several in turn.",
             show_default=False,
         ),
     ],
     data: options.Data = None,
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
-    kind: Annotated[str, typer.Option("--type", help=f"Adapter type: {NAMES}.")] = "lora",
+    kind: Annotated[str, typer.Option("--type", help=f"Adapter family: {NAMES}.")] = "lora",
     with_stats: Annotated[
         str,
         typer.Option(
-            help="Statistics to put into the file, for merges that then need no rows: gram, fisher, or gram,fisher.",
+            help="Statistics to store in the file, so that merges need no rows: gram, fisher, or gram,fisher.",
             show_default="none",
         ),
     ] = "",
     avoid: Annotated[
         list[Path] | None,
         typer.Option(
-            help="With --basis avoid: the adapter of another task that is not to be disturbed, with gram statistics.",
+            help="With --basis avoid: an adapter of another task that should not be disturbed; it must contain gram "
+            "statistics. May be repeated.",
             show_default="none",
         ),
     ] = None,
@@ -55,10 +56,10 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
 ) -> None:
-    """Train an adapter (or, with --type probe, a head alone) on a frozen encoder, and score it on the dev rows.
+    """Train an adapter (or, with --type probe, only a head) on a frozen encoder, and score it on the dev rows.
 
-    The best epoch is chosen by rows held out from train; dev is only reported. The file is whole in itself; the log and
-    the manifest lie beside it in <out>.run/.
+    The best epoch is chosen on rows held out from train; dev rows are used for the final score only. The adapter file
+    is self-contained; the log and the manifest are written beside it, to <out>.run/.
     """
     from mergekit_bert import api
     from mergekit_bert.adapters.statistics import check_kinds

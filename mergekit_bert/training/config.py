@@ -1,4 +1,4 @@
-"""How to train. Imports nothing heavy: the command line reads its defaults from here."""
+"""The options of training. Imports nothing heavy: the command line reads its defaults from here."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mergekit_bert.option import option
 from mergekit_bert.registry import names_in
 
 ADAPTER_RATES = (1e-3, 1e-3)
-"""Peak learning rates of an adapter and its head, unless its type needs others."""
+"""Peak learning rates of an adapter and its head, unless its family has its own."""
 FULL_RATES = (5e-5, 5e-4)
 """Peak learning rates of full fine-tuning: the encoder, and the head."""
 _MOST, _LARGEST = 10**9, 1e9
@@ -16,7 +16,8 @@ _WHOLE = {"max_length": (8, 2**20), "seed": (0, 2**63 - 1), "threads": (1, 1024)
 
 
 def _shown(place: int) -> str:
-    return f"{ADAPTER_RATES[place]:g} for adapters unless the type needs another, {FULL_RATES[place]:g} for all weights"
+    adapters, full = ADAPTER_RATES[place], FULL_RATES[place]
+    return f"{adapters:g} for adapters unless the family has its own, {full:g} for full fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,24 @@ class TrainConfig:
     epochs without a better one. ``checkpoint_seconds`` is how much work a kill may cost.
     """
 
-    epochs: int = option(3, "Passes over the training rows at most; the best one is kept.")
-    batch_size: int = option(32, "Rows a step.")
+    epochs: int = option(3, "Most passes over the training rows; the best one is kept.")
+    batch_size: int = option(32, "Rows per step.")
     lr: float | None = option(None, "Peak learning rate.", _shown(0))
     head_lr: float | None = option(None, "Peak learning rate of the head.", _shown(1))
-    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
+    warmup: float = option(0.1, "Share of the steps during which the learning rate rises.")
     weight_decay: float = option(0.01, "AdamW's weight decay; biases and norms are not decayed.")
-    clip: float = option(1.0, "Largest norm of the gradient.")
-    balance: bool = option(False, "Weigh labels so that rare ones count as much as common ones.")
-    head: str = option("native", f"Head: {', '.join(names_in('mergekit_bert.encoder.heads', 'mbert.heads'))}.")
+    clip: float = option(1.0, "Maximum norm of the gradient.")
+    balance: bool = option(False, "Weight the loss so that rare labels count as much as frequent ones.")
+    head: str = option("native", f"Task head: {', '.join(names_in('mergekit_bert.encoder.heads', 'mbert.heads'))}.")
     head_dropout: float = option(0.1, "Dropout before the head.")
-    max_length: int = option(256, "Longest text in tokens; longer ones are cut and counted.")
-    hold_out: float = option(0.1, "Share of the training rows that only choose the best epoch.")
-    hold_out_limit: int = option(1000, "Most rows to hold out.")
-    patience: int = option(2, "Stop after so many epochs without a better one.")
-    seed: int = option(0, "Seed of everything random.")
-    precision: str = option("auto", "auto (bf16 where a quick probe shows it is faster), fp32 or bf16.")
+    max_length: int = option(256, "Maximum tokens per sequence; longer ones are truncated and counted.")
+    hold_out: float = option(0.1, "Share of the training rows held out to choose the best epoch.")
+    hold_out_limit: int = option(1000, "Maximum number of rows to hold out.")
+    patience: int = option(2, "Stop after this many epochs without improvement.")
+    seed: int = option(0, "Random seed.")
+    precision: str = option("auto", "auto (bf16 if a quick measurement shows that it is faster), fp32 or bf16.")
     threads: int | None = option(None, "CPU threads.", "torch's choice")
-    checkpoint_seconds: float = option(30.0, "Seconds of work that a kill may cost.")
+    checkpoint_seconds: float = option(30.0, "Seconds between checkpoints: the most work that a kill can lose.")
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""

@@ -154,15 +154,15 @@ DISTILL = ("--method", "distill", *METHODS["distill"])
 UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
     "folder": (
         ("--method", "ties", "--data", "data"),
-        "--data data: ties takes .*; .*, or for --search or --calibrate",
+        "--data data: ties reads no rows .*; .* and by --search or --calibrate",
     ),
-    "no such folder": (("--method", "ties", "--data", "nowhere"), "--data nowhere: ties takes nothing from rows here"),
+    "no such folder": (("--method", "ties", "--data", "nowhere"), "--data nowhere: ties reads no rows here"),
     "invented": (
         ("--method", "ties", "--data", "invented"),
-        "--data invented: ties takes .*, or for --calibrate scales",
+        "--data invented: ties reads no rows .* and by --calibrate scales",
     ),
-    "an ensemble": (("--method", "ensemble", "--data", "data"), "--data data: ensemble takes nothing from rows here"),
-    "a recipe": (("--recipe", "pico.yml", "--data", "data"), "--data data: pico takes nothing from rows here, "),
+    "an ensemble": (("--method", "ensemble", "--data", "data"), "--data data: ensemble reads no rows here"),
+    "a recipe": (("--recipe", "pico.yml", "--data", "data"), "--data data: pico reads no rows here, "),
 }
 
 
@@ -192,7 +192,7 @@ def test_data_that_nothing_reads_is_noted_and_changes_nothing(home: Path, case: 
 def test_data_that_something_reads_is_not_noted(home: Path, words: tuple[str, ...]) -> None:
     done = merge(home, *words, "--data", "data")
     assert done.code == 0, done.err
-    assert "takes nothing" not in done.err
+    assert "reads no rows" not in done.err
 
 
 @pytest.mark.parametrize("words", [(), ("--data", "data", "--set", "steps=1", "--set", "precision=fp32")])
@@ -200,7 +200,7 @@ def test_no_evidence_is_cited_for_a_single_input(home: Path, words: tuple[str, .
     done = merge(home, "adapters/sst.safetensors", *words)
     assert done.code == 0, done.err
     method = "distill" if words else "pico"
-    assert f"chosen: {method}, though there is nothing to merge a single input with\n" in done.out
+    assert f"chosen: {method}, but a single input has nothing to be merged with\n" in done.out
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -240,16 +240,16 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("--search", "2", "--calibrate-rows", "9", "--data", "data"),
         r"--calibrate-rows: no --calibrate, .*; expected --calibrate; ",
     ),
-    "texts for nobody": (("--method", "ties", *TEXTS), r"--texts: ties takes nothing from rows here; "),
-    "texts for an ensemble": (("--method", "ensemble", *TEXTS), r"--texts: ensemble takes nothing from rows here; "),
+    "texts for nobody": (("--method", "ties", *TEXTS), r"--texts: ties reads no rows here; "),
+    "texts for an ensemble": (("--method", "ensemble", *TEXTS), r"--texts: ensemble reads no rows here; "),
     "rows for nobody": (
         ("--method", "ties", "--data", "data", "--rows", "9"),
-        r"--rows: ties takes nothing from rows ",
+        r"--rows: ties reads no rows ",
     ),
-    "rows for the recommended": (("--rows", "9"), r"--rows: pico takes nothing from rows here; "),
+    "rows for the recommended": (("--rows", "9"), r"--rows: pico reads no rows here; "),
     "rows twice for a calibration": (
         ("--method", "ties", "--calibrate", "scales", "--data", "data", "--rows", "9", "--calibrate-rows", "9"),
-        r"--rows: ties takes nothing from rows here; ",
+        r"--rows: ties reads no rows here; ",
     ),
     "rows for a method or a calibration": (
         (*DISTILL, "--calibrate", "heads", "--data", "data", "--rows", "9"),
@@ -262,11 +262,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "rows for a search": (
         ("--method", "ties", "--search", "2", "--data", "data", "--rows", "9"),
-        r"--rows: ties takes nothing from rows here; .*; give --search-rows ",
+        r"--rows: ties reads no rows here; .*; give --search-rows ",
     ),
     "texts for heads": (
         ("--method", "ties", "--calibrate", "heads", "--data", "data", *TEXTS),
-        r"--texts: ties takes nothing from rows here; ",
+        r"--texts: ties reads no rows here; ",
     ),
     "an unknown method": (("--method", "distil", *TEXTS), r"merge method: 'distil'; .*did you mean 'distill'\?"),
 }
@@ -300,5 +300,5 @@ def test_files_that_hold_what_a_method_needs_need_no_rows(home: Path, words: Seq
         mb.save(made, home / f"grams/{task}.safetensors", force=True)
     files = [f"grams/{task}.safetensors" for task in TASKS]
     done = merge(home, *files, "--method", "regmean", *words)
-    assert (done.code, "regmean takes nothing from rows here" in done.err) == (1, True)
+    assert (done.code, "regmean reads no rows here" in done.err) == (1, True)
     assert merge(home, *files[:1], "adapters/sts.safetensors", "--method", "regmean", *TEXTS, "--rows", "9").code == 0

@@ -301,7 +301,8 @@ def test_the_command_searches_calibrates_and_tells(home: Path, tiny_folders: dic
     assert model.title == "ties + search + scales + heads"
     assert (
         f"search: overall {scores(model)[0]:.4f} at the start, {max(scores(model)):.4f} at best, of 5 merges "
-        "(on the rows searched, where the best is too good; eval tells what it is worth elsewhere)\n" in done.out
+        "(on the rows used for the search, where the best score is too optimistic; run eval on other rows)\n"
+        in done.out
     )
     assert done.out.count(", cross-validated on 20 rows in 5 folds") == 2
     assert "nothing tells whether the training of its adapter held out the 10 rows of sst; " in done.err
