@@ -240,7 +240,7 @@ WRONG: dict[str, tuple[Callable[[list[mb.Adapter]], object], str]] = {
     "load_encoder": (lambda two: mb.load_encoder(3), "`name` of load_encoder: 3 .int."),
     "load_rows": (lambda two: mb.load_rows(TONE, "train", 3), "`data`, tone: 3 .int.; expected a list of rows"),
     "load_rows(split)": (lambda two: mb.load_rows(TONE, "test", "sample"), "split: 'test'; expected one of train, dev"),
-    "load_rows(task)": (lambda two: mb.load_rows("tone", "train"), "`task` of load_rows: 'tone'"),
+    "load_rows(task)": (lambda two: mb.load_rows(3, "train"), "`task` of load_rows: 3 .int."),
     "describe": (lambda two: mb.describe(3), "`path` of describe: 3 .int."),
     "write_sample": (lambda two: mb.write_sample(3), "`folder` of write_sample: 3 .int."),
     "set_threads": (lambda two: mb.set_threads(2.5), "`count` of set_threads: 2.5 .float."),
