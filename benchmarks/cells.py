@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from benchmarks.derived import rows_of, task_of
 from mergekit_bert.adapters.file import read_adapter
-from mergekit_bert.composing.ingredient import Ingredient, of_adapter
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merge_input import MergeInput, of_adapter
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.data.invented import invent
 from mergekit_bert.data.kind import kind_of
@@ -111,7 +111,7 @@ class Set:
         return self.name.rsplit("_", 1)[0]
 
     @cached_property
-    def inputs(self) -> dict[str, Ingredient]:
+    def inputs(self) -> dict[str, MergeInput]:
         """By task."""
         return {name: of_adapter(read_adapter(self.folder / f"{name}.safetensors")) for name in self.dev}
 
@@ -120,12 +120,12 @@ class Set:
         """The ensemble of all: what any merge of some of them is compared with."""
         return self.cell(tuple(self.dev), {"method": ENSEMBLE})
 
-    def given(self, rows: int, invented: bool = False) -> Given:
+    def given(self, rows: int, invented: bool = False) -> MergeContext:
         """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
         if invented:
             words = whole_words(self.encoder.tokenizer)
-            return Given(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
-        return Given(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
+            return MergeContext(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
+        return MergeContext(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
 
     def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from benchmarks.cells import RESAMPLES, Set, markdown
-from mergekit_bert.composing.ingredient import identity
+from mergekit_bert.composing.merge_input import identity
 from mergekit_bert.evaluation.doctor import numbers
 from mergekit_bert.files import fingerprint, write_json
 

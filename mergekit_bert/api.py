@@ -27,10 +27,10 @@ from mergekit_bert.composing.composition import Ensemble, Merged, Stored, as_com
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.formats import FORMATS, open_model
-from mergekit_bert.composing.ingredient import Ingredient, check_together, inputs_of
 from mergekit_bert.composing.inputs import read_inputs
-from mergekit_bert.composing.merging import Given, change, ingredients_of, kept_inputs, reads_rows
-from mergekit_bert.composing.merging import merge as merge_inputs
+from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
+from mergekit_bert.composing.merging import MergeContext, change, kept_inputs, merge_inputs_of, reads_rows
+from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor, the_task
 from mergekit_bert.composing.recipe import Recipe, changed, rows_for
@@ -60,8 +60,8 @@ from mergekit_bert.evaluation.contest import (
 from mergekit_bert.evaluation.doctor import Diagnosis, numbers
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
 from mergekit_bert.evaluation.held_out import DEV, Chosen, apart_from_training, tell_learned
+from mergekit_bert.evaluation.invariants import try_invariants
 from mergekit_bert.evaluation.pictures import write_picture
-from mergekit_bert.evaluation.promises import try_promises
 from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search as search_merge
@@ -81,7 +81,7 @@ AnyTask = Location | InstanceOf[Task]
 AnyComposition = InstanceOf[Adapter] | InstanceOf[Merged] | InstanceOf[Ensemble]
 AnyModel = Location | AnyComposition | InstanceOf[FullModel]
 """A model, or its file or folder."""
-AnyInput = AnyModel | InstanceOf[Ingredient]
+AnyInput = AnyModel | InstanceOf[MergeInput]
 """An input of a merge, or its file or folder."""
 Answering = AnyModel | InstanceOf[Predictor]
 """A model, its file, or a predictor for it."""
@@ -92,7 +92,7 @@ def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
 
 
-def _later(base: Base | None, models: Sequence[Merged | Ingredient]) -> Callable[[], Encoder]:
+def _later(base: Base | None, models: Sequence[Merged | MergeInput]) -> Callable[[], Encoder]:
     """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
     return functools.cache(lambda: encoder_of("the first input", models[0].base, base))
 
@@ -320,20 +320,20 @@ def merge(
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
     _check_count("rows", rows)
-    ingredients = _read_all(inputs, base)
+    merge_inputs = _read_all(inputs, base)
     named = Recipe(method) if isinstance(method, str) else method
     told = {"options": {**(options or {}), **more}, "weights": weights, "layers": layers}
     recipe = changed(named, space=space, rank=rank, private=private, seed=seed, **told)
-    check_together(ingredients)
-    source = given_data("data", data, list(tasks_of(ingredients).values()), "train")
+    check_together(merge_inputs)
+    source = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
     refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
     made_up = str(source) == INVENTED and not texts
-    recipe, _ = with_method(recipe, ingredients, bool(source or texts), invented=made_up, size=size)
-    given = _given(ingredients, source, texts, rows or rows_for(recipe), base, progress)
+    recipe, _ = with_method(recipe, merge_inputs, bool(source or texts), invented=made_up, size=size)
+    given = _given(merge_inputs, source, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
-    model = merge_inputs(ingredients, recipe, given, lazy)
-    return model.keeping(kept_inputs(ingredients)) if keep_inputs else model
+    model = compose(merge_inputs, recipe, given, lazy)
+    return model.keeping(kept_inputs(merge_inputs)) if keep_inputs else model
 
 
 def _check_count(name: str, count: int | None) -> None:
@@ -342,9 +342,9 @@ def _check_count(name: str, count: int | None) -> None:
         raise ArgumentError(f"`{name}`", f"{count}", "a whole number of at least 1", f"correct `{name}`")
 
 
-def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[Ingredient]:
+def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[MergeInput]:
     """What models, and those at paths, give to a merge, adapters on the base that they need."""
-    found: list[Ingredient] = []
+    found: list[MergeInput] = []
     load = functools.cache(load_encoder)
     for one in inputs:
         if isinstance(one, str | Path):
@@ -357,7 +357,7 @@ def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[Ingredient]
 @checked
 def changed_inputs(
     files: Sequence[Location], add: Sequence[AnyInput], remove: Sequence[str], base: Base | None = None
-) -> tuple[list[Ingredient], Recipe]:
+) -> tuple[list[MergeInput], Recipe]:
     """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
     if len(files) != 1:
         raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
@@ -375,15 +375,15 @@ def changed_inputs(
 
 
 def _given(
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     data: Data,
     texts: Mapping[str, Any] | None,
     rows: int,
     base: Base | None,
     show: bool,
-) -> Given | None:
+) -> MergeContext | None:
     """What methods that need rows get, where the caller says from where."""
-    return given_rows(ingredients, data, texts, rows, _later(base, ingredients), show) if data or texts else None
+    return given_rows(merge_inputs, data, texts, rows, _later(base, merge_inputs), show) if data or texts else None
 
 
 @checked
@@ -410,24 +410,24 @@ def search(
     methods that need unlabelled rows. With ``out``, the name of the file to come, finished evaluations are kept beside
     it.
     """
-    ingredients = _read_all(inputs, base)
-    check_together(ingredients)
+    merge_inputs = _read_all(inputs, base)
+    check_together(merge_inputs)
     _check_count("held_out", held_out)
     _check_count("rows", rows)
-    known = tasks_of(ingredients)
+    known = tasks_of(merge_inputs)
     data = given_data("data", data, list(known.values()), "train")
-    chosen = {name: apart_from_training(task, ingredients, data, held_out, 0.5) for name, task in known.items()}
+    chosen = {name: apart_from_training(task, merge_inputs, data, held_out, 0.5) for name, task in known.items()}
     tell_learned("`evaluations`", chosen)
     tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
-    encoder = _later(base, ingredients)()
+    encoder = _later(base, merge_inputs)()
     recipe = method if isinstance(method, Recipe) else Recipe(method)
-    recipe, _ = with_method(recipe, ingredients, bool(data or texts), searched=True)
-    given = _given(ingredients, data, texts, rows or rows_for(recipe), encoder, progress)
+    recipe, _ = with_method(recipe, merge_inputs, bool(data or texts), searched=True)
+    given = _given(merge_inputs, data, texts, rows or rows_for(recipe), encoder, progress)
     path = beside(_file(out), SEARCHED) if out is not None else None
     told = {name: one.held_out for name, one in chosen.items()}
     with held(Path(out)) if out is not None else contextlib.nullcontext():
-        model = search_merge(ingredients, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
-    return model.keeping(kept_inputs(ingredients)) if keep_inputs else model
+        model = search_merge(merge_inputs, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
+    return model.keeping(kept_inputs(merge_inputs)) if keep_inputs else model
 
 
 @checked
@@ -456,7 +456,7 @@ def calibrate(
     encoder = encoder_of("model", found.base, base)
     chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
     if "scales" in taken:
-        experts = _read_all(inputs, base) or ingredients_of(list(found.on(encoder).kept.values()))
+        experts = _read_all(inputs, base) or merge_inputs_of(list(found.on(encoder).kept.values()))
         found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
     if "heads" in taken:
         tell_learned("`steps=heads`", chosen["heads"])
@@ -467,7 +467,7 @@ def calibrate(
 
 
 def rows_to_calibrate(
-    models: Sequence[Merged | Ingredient],
+    models: Sequence[Merged | MergeInput],
     data: Data = None,
     texts: Mapping[str, Any] | None = None,
     *,
@@ -576,18 +576,18 @@ def compare(
     """
     for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
         _check_count(name, count)
-    ingredients, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
-    check_together(ingredients)
+    merge_inputs, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
+    check_together(merge_inputs)
     recipes = recipes_for(methods or METHODS.names(), spaces, seed, rank, private)
-    data = given_data("data", data, list(tasks_of(ingredients).values()), "dev" if on == DEV else "train")
-    sources = find_sources(ingredients, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
-    if "scales" in steps or any(reads_rows(one, ingredients) for one in recipes):
+    data = given_data("data", data, list(tasks_of(merge_inputs).values()), "dev" if on == DEV else "train")
+    sources = find_sources(merge_inputs, data, texts, on, limit, calibrate_rows if "heads" in steps else 0)
+    if "scales" in steps or any(reads_rows(one, merge_inputs) for one in recipes):
         for name in sources.tasks:
             sources.unlabelled(name)
     elif texts:
         raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
-    encoder = _later(base, ingredients)()
-    comparison = comparison_of(ingredients, encoder, sources.tasks)
+    encoder = _later(base, merge_inputs)()
+    comparison = comparison_of(merge_inputs, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)
     cells = []
     with _kept(out) as folder:
@@ -596,13 +596,13 @@ def compare(
             for number, recipe in enumerate(recipes):
                 bar(number, recipe.method)
                 given = sources.given(rows or rows_for(recipe), encoder, progress)
-                cells += run_cells(recipe, ingredients, encoder, sources.tasks, given, folder, calibration)
+                cells += run_cells(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
         placed = standings(with_earlier(cells, folder, comparison, sources.tasks), sources.tasks)
         records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
         figures = full_figures(records, encoder.fingerprint, sources.tasks)
         full = figures if "overall" in figures else None
         absent = [name for name in sources.tasks if name not in figures and sources.whole]
-        missing = [command_for("full", name, ingredients[0].base.name, data) for name in absent]
+        missing = [command_for("full", name, merge_inputs[0].base.name, data) for name in absent]
         refused = {cell.name: cell.refused for cell in cells if cell.refused}
         counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
         contest = Contest(placed, full, refused, on, counts, missing)
@@ -652,7 +652,7 @@ def doctor(
     folder: Location | None = None,
     progress: bool = False,
 ) -> Diagnosis:
-    """Whether every merge method (or ``methods``) keeps its promises on ``inputs``, and how well these get along.
+    """Whether every merge method (or ``methods``) keeps its invariants on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
     read; ``"invented"`` ones do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site`` tries
@@ -660,11 +660,11 @@ def doctor(
     the first file, unless given.
     """
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
-    ingredients = _read_all(inputs, base)
+    merge_inputs = _read_all(inputs, base)
     _check_count("rows", rows)
-    data = given_data("data", data, list(tasks_of(ingredients).values()), "train")
-    given = _given(ingredients, data, texts, rows, base, progress)
+    data = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
+    given = _given(merge_inputs, data, texts, rows, base, progress)
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
-    report = numbers(ingredients, given, ledger, str(data) == INVENTED)
-    return Diagnosis(try_promises(ingredients, names, every_site, progress, given), report)
+    report = numbers(merge_inputs, given, ledger, str(data) == INVENTED)
+    return Diagnosis(try_invariants(merge_inputs, names, every_site, progress, given), report)

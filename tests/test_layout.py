@@ -277,7 +277,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_no_module_asks_which_model_it_has() -> None:
-    models = {"Adapter", "Merged", "Ensemble", "FullModel", "Ingredient", "Composition", "Patched"}
+    models = {"Adapter", "Merged", "Ensemble", "FullModel", "MergeInput", "Composition", "Patched"}
     asking = {
         module
         for module, tree in TREES.items()

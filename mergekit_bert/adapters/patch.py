@@ -42,7 +42,7 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Own:
+class TaskSpecific:
     """What a task keeps for itself in a merge: its head, and Deltas and shifts that are added to what all share.
 
     They are those between the layers and the head, and, where asked for, the task's remainders inside the layers.
@@ -52,9 +52,9 @@ class Own:
     deltas: Mapping[str, Delta]
     shifts: Tensors
 
-    def read(self) -> "Own":
+    def read(self) -> "TaskSpecific":
         """The same with all of it in memory, in float32."""
-        return Own(
+        return TaskSpecific(
             self.head,
             {site: delta.to(torch.float32) for site, delta in self.deltas.items()},
             {name: shift.float() for name, shift in self.shifts.items()},

@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Check the invariants of the merge methods on these adapters, and predict how well the adapters will merge.
 
-    The first table lists the invariants (promises); the exit code is 1 if one is violated. The second compares every
+    The first table lists the invariants (invariants); the exit code is 1 if one is violated. The second compares every
     ordered pair of inputs; its columns are explained below it and in docs/merging.md. The verdict needs real rows
     (--data or --texts), but no labels. It is the predicted loss: the share of its score that each task would lose in
     the plain sum of all inputs at 0.5 each, as estimated by its own adapter (up to 5 %: gets along; up to 20 %: is
@@ -55,7 +55,7 @@ def command(
     from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.doctor import hints, to_json, verdicts
     from mergekit_bert.evaluation.pictures import write_picture
-    from mergekit_bert.evaluation.tables import as_text, matrix_legend, pair_table, promise_table, verdict_table
+    from mergekit_bert.evaluation.tables import as_text, invariant_table, matrix_legend, pair_table, verdict_table
     from mergekit_bert.files import write_json
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import Output, claimed, written
@@ -79,8 +79,8 @@ def command(
             folder=folder,
             progress=True,
         )
-        say_lines(as_text(promise_table(found.promises)))
-        for name, reason in found.promises.left_out.items():
+        say_lines(as_text(invariant_table(found.invariants)))
+        for name, reason in found.invariants.left_out.items():
             say(f"left out {name}: {in_flags(reason)}")
         if len(found.report.names) > 1:
             say_lines("\n" + as_text(pair_table(found.report)))
@@ -100,5 +100,5 @@ def command(
             with written(Output(picture, force)) as (part,):
                 write_picture(found.plot(), part)
             say(f"wrote {picture}")
-        if found.promises.broken:
+        if found.invariants.broken:
             raise typer.Exit(1)

@@ -14,7 +14,7 @@ from mergekit_bert.registry import names_in
 
 if TYPE_CHECKING:
     from mergekit_bert.composing.composition import Ensemble, Merged
-    from mergekit_bert.composing.ingredient import Ingredient
+    from mergekit_bert.composing.merge_input import MergeInput
     from mergekit_bert.composing.recipe import Recipe
     from mergekit_bert.outputs import Output
 
@@ -232,7 +232,7 @@ def _are_checkpoints(files: Sequence[Path]) -> bool:
     return bool(files) and all(map(is_checkpoint, files))
 
 
-def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base: str | None) -> "list[Ingredient]":
+def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base: str | None) -> "list[MergeInput]":
     """The inputs in ``files``, none of which may be the output."""
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
@@ -265,7 +265,7 @@ def _note_idle(method: str, data: str) -> None:
 
 
 def _made(
-    inputs: "Sequence[Ingredient]",
+    inputs: "Sequence[MergeInput]",
     recipe: "Recipe",
     out: Path,
     *,

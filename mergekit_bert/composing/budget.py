@@ -7,22 +7,22 @@ from pathlib import Path
 
 from mergekit_bert.composing.composition import Ensemble
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.errors import CompositionError
 
 _RECORD, _RECORD_OF_A_SITE = 2**16, 2**8
 """Bytes left for what a file says beside its tensors."""
 
 
-def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
+def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
     """The largest rank of all merged Deltas at which their file, in float32, takes at most ``size`` MiB.
 
     Heads and shifts, which no rank makes smaller, come first. Raises CompositionError where not even rank 1 fits.
     """
-    shapes = {site: delta.shape for one in ingredients for site, delta in one.deltas.items()}
-    shifts = {name: shift.numel() for one in ingredients for name, shift in one.shifts.items()}
+    shapes = {site: delta.shape for one in merge_inputs for site, delta in one.deltas.items()}
+    shifts = {name: shift.numel() for one in merge_inputs for name, shift in one.shifts.items()}
     fixed = 4 * sum(shifts.values()) + _RECORD + _RECORD_OF_A_SITE * len(shapes)
-    for own in (own.read() for one in ingredients for own in one.own.values()):
+    for own in (own.read() for one in merge_inputs for own in one.own.values()):
         fixed += sum(one.nbytes for one in (*own.head.values(), *own.deltas.values(), *own.shifts.values()))
     each = 4 * sum(out + in_ for out, in_ in shapes.values())
     rank = int((size * 2**20 - fixed) // each) if each else 0
@@ -34,10 +34,10 @@ def rank_within(ingredients: Sequence[Ingredient], size: float) -> int:
     return min(rank, *(min(shape) for shape in shapes.values()))
 
 
-def ensemble_size(ingredients: Sequence[Ingredient]) -> float:
+def ensemble_size(merge_inputs: Sequence[MergeInput]) -> float:
     """MiB of all inputs side by side in one file; infinite where some are no adapters, which an ensemble needs."""
-    adapters = {one.name: one.adapter for one in ingredients if one.adapter is not None}
-    if len(adapters) < len(ingredients):
+    adapters = {one.name: one.adapter for one in merge_inputs if one.adapter is not None}
+    if len(adapters) < len(merge_inputs):
         return math.inf
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ensemble.safetensors"

@@ -23,7 +23,7 @@ from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.private import remainders
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
@@ -261,7 +261,7 @@ def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
 
 
 def calibrate_scales(
-    model: Merged, experts: Sequence[Ingredient], encoder: Encoder, rows: Mapping[str, Rows]
+    model: Merged, experts: Sequence[MergeInput], encoder: Encoder, rows: Mapping[str, Rows]
 ) -> Merged:
     """``model`` with the merged Delta of each site times ``√(Σ E‖Δi xi‖² / Σ E‖Δ xi‖²)``, ``xi`` the experts' inputs.
 
@@ -292,7 +292,7 @@ def calibrate_scales(
     return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=own)
 
 
-def _grams(one: Ingredient, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
+def _grams(one: MergeInput, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
     """The Gram matrix of what the expert sees at every site."""
     parts = [one.part(task) for task in one.parts]
     known: Mapping[str, Any] | None = one.statistics.get("gram")

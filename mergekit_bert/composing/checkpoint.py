@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.delta import Delta, Dense
 from mergekit_bert.adapters.family import Tensors
-from mergekit_bert.adapters.patch import Own
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.composing.lazy import LazyMap
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.classifier import bare_head, head_shapes
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
@@ -53,7 +53,7 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
 
 
-def read_checkpoint(path: Path, base: str | Encoder | None = None) -> Ingredient:
+def read_checkpoint(path: Path, base: str | Encoder | None = None) -> MergeInput:
     """A folder with ``config.json`` and the weights of a classifier in safetensors, as an input of a merge.
 
     ``base`` is the encoder it was made from; a folder of mbert's names its own. The task is the one in mbert's record,
@@ -95,10 +95,10 @@ def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Del
     return LazyMap(sites, delta), LazyMap(others, shift)
 
 
-def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
+def _ingredient(one: Checkpoint, record: FullModel | None) -> MergeInput:
     training: Mapping[str, Any] = dict(record.record.get("training", {})) if record is not None else {}
     examples = training.get("examples")
-    own = Own(one.head, _apart(one.deltas, head=True), _apart(one.shifts, head=True))
+    own = TaskSpecific(one.head, _apart(one.deltas, head=True), _apart(one.shifts, head=True))
     part = {
         "type": "full",
         "config": {},
@@ -108,9 +108,9 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> Ingredient:
         "basis": None,
         "training": training,
         "scores": dict(record.record.get("scores", {})) if record is not None else {},
-        "sha256": "",  # hashing all of it takes longer than merging it: see Ingredient.identify
+        "sha256": "",  # hashing all of it takes longer than merging it: see MergeInput.identify
     }
-    return Ingredient(
+    return MergeInput(
         name=one.task.name,
         base=Base.of(one.encoder),
         deltas=_apart(one.deltas, head=False),

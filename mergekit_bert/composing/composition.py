@@ -13,7 +13,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, factors
 from mergekit_bert.adapters.family import Tensors
-from mergekit_bert.adapters.patch import Own, Part, Patch
+from mergekit_bert.adapters.patch import Part, Patch, TaskSpecific
 from mergekit_bert.adapters.patched import Patched
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
@@ -110,7 +110,7 @@ class Merged(Patched):
     base: Base
     deltas: Mapping[str, Delta]
     shifts: Tensors
-    own: Mapping[str, Own]
+    own: Mapping[str, TaskSpecific]
     parts: Mapping[str, Mapping[str, Any]]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     trace: Mapping[str, Any] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from mergekit_bert.adapters.file import (
     strict,
     unpack,
 )
-from mergekit_bert.adapters.patch import Own
+from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Stored
 from mergekit_bert.composing.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
@@ -171,7 +171,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
         deltas=deltas,
         shifts=shifts,
         own={
-            task: Own(
+            task: TaskSpecific(
                 {name: tensors[f"own.{task}.head.{name}"] for name in record.parts[task].head},
                 *_unpack_deltas(f"own.{task}.", tensors, record.own[task]),
             )

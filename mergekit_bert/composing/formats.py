@@ -10,7 +10,7 @@ from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
 from mergekit_bert.composing.composition import Composition, Stored
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_file, read_model, write_model
-from mergekit_bert.composing.ingredient import Ingredient, inputs_of
+from mergekit_bert.composing.merge_input import MergeInput, inputs_of
 from mergekit_bert.composing.peft import read_peft, read_peft_input, write_peft
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
@@ -34,7 +34,7 @@ class Format:
     name: str
     holds: Callable[[Path], bool]
     read: Callable[[Path, Base, Task | None, Loader], Stored]
-    inputs: Callable[[Path, Base, Loader], list[Ingredient]]
+    inputs: Callable[[Path, Base, Loader], list[MergeInput]]
     write: Callable[[Path, Composition, Opened, bool], list[Path]]
     is_file: bool = False
 
@@ -50,7 +50,7 @@ def _read(path: Path, base: Base, task: Task | None, load: Loader) -> Stored:
     return read_model(path)
 
 
-def _file_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+def _file_inputs(path: Path, base: Base, load: Loader) -> list[MergeInput]:
     return inputs_of(read_file(path), str(path), base, load)
 
 
@@ -60,7 +60,7 @@ def _write_file(path: Path, model: Composition, encoder: Opened, force: bool) ->
     return [path]
 
 
-def _peft_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+def _peft_inputs(path: Path, base: Base, load: Loader) -> list[MergeInput]:
     return [read_peft_input(path, base, load)]
 
 
@@ -68,7 +68,7 @@ def _write_peft(path: Path, model: Composition, encoder: Opened, force: bool) ->
     return write_peft(path, model, encoder(), force)
 
 
-def _folder_inputs(path: Path, base: Base, load: Loader) -> list[Ingredient]:
+def _folder_inputs(path: Path, base: Base, load: Loader) -> list[MergeInput]:
     if is_checkpoint(path):
         return [read_checkpoint(path, base)]
     raise CompositionError(
@@ -95,7 +95,7 @@ FORMATS = {
 
 
 @inputs_of.register
-def _(model: FullModel, where: str = "the inputs", base: Base = None, load: Loader = load_encoder) -> list[Ingredient]:
+def _(model: FullModel, where: str = "the inputs", base: Base = None, load: Loader = load_encoder) -> list[MergeInput]:
     return format_of(model.path).inputs(model.path, base, load)
 
 

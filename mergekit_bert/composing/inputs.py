@@ -7,12 +7,12 @@ from pathlib import Path
 from mergekit_bert.adapters.base import Loader
 from mergekit_bert.adapters.peft import is_peft
 from mergekit_bert.composing.formats import format_of
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
 
 
-def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[Ingredient]:
+def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[MergeInput]:
     """What ``path`` holds: an adapter (a file, or a PEFT folder, perhaps without a head), a merged model, all adapters
     of an ensemble, or the folder of a fine-tuned model.
 
@@ -24,7 +24,7 @@ def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = lo
 
 def choose_inputs(
     files: Sequence[Path], keep: Sequence[Path], folder: Path, base: str | None = None
-) -> list[Ingredient]:
+) -> list[MergeInput]:
     """The inputs in ``files`` (if none: all adapters but probes in ``folder``); of two of one task that in ``keep``.
 
     A merged file goes in whole, so it is dropped only where others are kept for all its tasks. Raises CompositionError
@@ -41,11 +41,11 @@ def choose_inputs(
     for path in keep:
         if path.resolve() not in {one.resolve() for one in named}:
             raise CompositionError("`keep`", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
-    by_task: dict[str, list[tuple[Path, Ingredient]]] = {}
+    by_task: dict[str, list[tuple[Path, MergeInput]]] = {}
     for path, one in found:
         for task in one.parts:
             by_task.setdefault(task, []).append((path, one))
-    chosen: dict[int, Ingredient] = {}
+    chosen: dict[int, MergeInput] = {}
     for all_of_it in by_task.values():
         rest = [one for path, one in all_of_it if path.resolve() in kept] or [one for _, one in all_of_it]
         chosen |= {id(one): one for one in rest}
@@ -57,7 +57,7 @@ def choose_inputs(
     return list(chosen.values())
 
 
-def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingredient]) -> CompositionError:
+def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, MergeInput]) -> CompositionError:
     """Two inputs of one task, and what can be done: one can be kept where the other has no task besides."""
     keep = [f"`keep={path}`" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
     ways = [f"say which with {' or '.join(keep)}"] if keep else []
@@ -71,5 +71,5 @@ def _two_of(task: str, first: tuple[Path, Ingredient], second: tuple[Path, Ingre
     )
 
 
-def _is_probe(one: Ingredient) -> bool:
+def _is_probe(one: MergeInput) -> bool:
     return one.adapter is not None and not one.adapter.family.has_sites

@@ -40,7 +40,7 @@ class Answers:
     hidden: Sequence[Float[Tensor, "tokens width"]] = ()
 
 
-class Reader:
+class FeatureExtractor:
     """A classifier whose features, and with ``hidden`` the states between its layers, can be read beside its outputs.
 
     ``local``: no gradient passes from a layer to those below it.
@@ -90,11 +90,11 @@ def _tokens(states: Float[Tensor, "..."], lengths: Sequence[int]) -> Float[Tenso
 
 def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
     """The expert's answers for all rows, in float32."""
-    reader = Reader(classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head))
+    extractor = FeatureExtractor(classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head))
     features, outputs = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
         for batch in tokens.in_order():
-            found = reader(batch)
+            found = extractor(batch)
             features.update(zip(batch.index, found.features, strict=True))
             outputs.update(zip(batch.index, found.outputs, strict=True))
     rows = range(len(tokens))

@@ -15,9 +15,9 @@ from mergekit_bert.adapters.delta import Delta, compress, narrow, norm, zero
 from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Ensemble, Merged
-from mergekit_bert.composing.ingredient import Ingredient, check_together, inputs_of
 from mergekit_bert.composing.lazy import LazyList, LazyMap
-from mergekit_bert.composing.method import METHODS, NEEDS, Lesson, Method, Site, chosen_weights, make_options
+from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
+from mergekit_bert.composing.method import METHODS, NEEDS, LearningContext, Method, Site, chosen_weights, make_options
 from mergekit_bert.composing.private import remainders
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.recommendation import with_method
@@ -27,12 +27,12 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.tensorfile import NOT_FINITE, finite
 
-Input = Adapter | Merged | Ensemble | Ingredient
+Input = Adapter | Merged | Ensemble | MergeInput
 _MEASURED = ("gram", "fisher")
 
 
 @dataclass(frozen=True)
-class Given:
+class MergeContext:
     """What a method that learns may use: the encoder, and rows of each task, whose labels nobody reads.
 
     ``folder`` is where unfinished work is kept, ``show`` a progress bar.
@@ -45,7 +45,7 @@ class Given:
 
 
 def merge(
-    inputs: Sequence[Input], recipe: Recipe | None = None, given: Given | None = None, lazy: bool = False
+    inputs: Sequence[Input], recipe: Recipe | None = None, given: MergeContext | None = None, lazy: bool = False
 ) -> Merged | Ensemble:
     """Compose ``inputs`` by ``recipe``: merged, or as an ensemble.
 
@@ -53,36 +53,38 @@ def merge(
     float32 or wider. ``lazy``: a site is merged when it is asked for and not kept, so that a model larger than the
     memory can be written. Raises CompositionError or BasisError before any work.
     """
-    ingredients, recipe = _checked(inputs, recipe or Recipe(), given)
-    return _ensemble(ingredients) if recipe.method == ENSEMBLE else _merged(ingredients, recipe, given, lazy)
+    merge_inputs, recipe = _checked(inputs, recipe or Recipe(), given)
+    return _ensemble(merge_inputs) if recipe.method == ENSEMBLE else _merged(merge_inputs, recipe, given, lazy)
 
 
-def merge_weights(inputs: Sequence[Input], recipe: Recipe, given: Given | None = None, lazy: bool = False) -> Merged:
+def merge_weights(
+    inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None = None, lazy: bool = False
+) -> Merged:
     """As :func:`merge`, by a recipe that names a merge method; raises UnknownNameError for the ensemble too."""
     return _merged(*_checked(inputs, recipe, given), given, lazy)
 
 
-def _checked(inputs: Sequence[Input], recipe: Recipe, given: Given | None) -> tuple[list[Ingredient], Recipe]:
+def _checked(inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None) -> tuple[list[MergeInput], Recipe]:
     """The inputs, which fit together and the recipe, and the recipe with its method."""
-    ingredients = ingredients_of(inputs)
-    check_together(ingredients)
-    recipe, _ = with_method(recipe, ingredients, given is not None)
-    recipe.check(ingredients)
-    for one in ingredients:
+    merge_inputs = merge_inputs_of(inputs)
+    check_together(merge_inputs)
+    recipe, _ = with_method(recipe, merge_inputs, given is not None)
+    recipe.check(merge_inputs)
+    for one in merge_inputs:
         if isinstance(one.deltas, dict):  # others are read, and checked, one by one
             for site in one.deltas:
                 finite_delta(one, site)
-    return ingredients, recipe
+    return merge_inputs, recipe
 
 
-def _merged(ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | None, lazy: bool) -> Merged:
+def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeContext | None, lazy: bool) -> Merged:
     method = METHODS.get(recipe.method)
-    check_needs(method, ingredients, given)
-    weights = chosen_weights(method, ingredients, recipe.weights)
+    check_needs(method, merge_inputs, given)
+    weights = chosen_weights(method, merge_inputs, recipe.weights)
     trace: dict[str, Any] = {}
     if method.learn is not None:
         assert given is not None
-        learned = method.learn(_lesson(method, ingredients, weights, recipe, given))
+        learned = method.learn(_learning_context(method, merge_inputs, weights, recipe, given))
         trace["learned"] = dict(learned.trace)
         weights = dict(learned.weights or weights)
         recipe_used = replace(recipe, layers={**recipe.layers, **_exact(learned.layers)})
@@ -92,41 +94,41 @@ def _merged(ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | No
     sites = (
         dict(sorted(deltas.items()))
         if deltas is not None
-        else merged_sites(ingredients, recipe_used, weights, measured(method, ingredients, given))
+        else merged_sites(merge_inputs, recipe_used, weights, measured(method, merge_inputs, given))
     )
-    shifts, own = merged_shifts(ingredients, weights), {task: o for one in ingredients for task, o in one.own.items()}
+    shifts, own = merged_shifts(merge_inputs, weights), {task: o for one in merge_inputs for task, o in one.own.items()}
     if not lazy:
         shifts = dict(shifts)
     merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
     if recipe.private:
         if lazy:
             merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # every task asks for it again
-        own = remainders(ingredients, merged, shifts, recipe.private)
+        own = remainders(merge_inputs, merged, shifts, recipe.private)
     if not lazy:
         own = {task: one.read() for task, one in own.items()}
     if lost:
         trace["lost"] = lost
-    if traces := {one.name: dict(one.trace) for one in ingredients if one.trace}:
+    if traces := {one.name: dict(one.trace) for one in merge_inputs if one.trace}:
         trace["inputs"] = traces
     if learned_layers := {k: dict(v) for k, v in recipe_used.layers.items() if k not in recipe.layers}:
         trace["layers"] = learned_layers
     return Merged(
         method=recipe.method,
         weights=weights,
-        base=ingredients[0].base,
+        base=merge_inputs[0].base,
         deltas=merged,
         shifts=shifts,
         own=own,
-        parts={task: part for one in ingredients for task, part in one.parts.items()},
-        bodies={name: part for one in ingredients for name, part in one.bodies.items()},
+        parts={task: part for one in merge_inputs for task, part in one.parts.items()},
+        bodies={name: part for one in merge_inputs for name, part in one.bodies.items()},
         recipe=replace(recipe, inputs=()).to_json(),  # what they were is in the parts, wherever they lay
         trace=trace,
     )
 
 
-def ingredients_of(inputs: Sequence[Input]) -> list[Ingredient]:
+def merge_inputs_of(inputs: Sequence[Input]) -> list[MergeInput]:
     """All that models, and inputs that were read, give to a merge."""
-    return [ingredient for one in inputs for ingredient in inputs_of(one)]
+    return [merge_input for one in inputs for merge_input in inputs_of(one)]
 
 
 def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
@@ -134,9 +136,9 @@ def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, 
     return {site.replace(".", r"\."): weights for site, weights in layers.items()}
 
 
-def _ensemble(ingredients: Sequence[Ingredient]) -> Ensemble:
+def _ensemble(merge_inputs: Sequence[MergeInput]) -> Ensemble:
     experts = {}
-    for one in ingredients:
+    for one in merge_inputs:
         if one.adapter is None:
             raise CompositionError(
                 f"input {one.name!r}", "not a single adapter", "adapters, for an ensemble", "name the adapters' files"
@@ -145,14 +147,14 @@ def _ensemble(ingredients: Sequence[Ingredient]) -> Ensemble:
     return Ensemble(experts)
 
 
-def check_needs(method: Method, ingredients: Sequence[Ingredient], given: Given | None) -> None:
+def check_needs(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> None:
     """Raise CompositionError unless the method's needs are met, saying which and how to meet them."""
-    for need, names in _lacking(method, ingredients).items():
+    for need, names in _lacking(method, merge_inputs).items():
         if given is None:
             raise CompositionError(
                 f"method {method.name}", f"{need} of {', '.join(names)} missing", NEEDS[need], "add what is missing"
             )
-        if bodies := [one.name for one in ingredients if one.name in names and need in _MEASURED and not one.parts]:
+        if bodies := [one.name for one in merge_inputs if one.name in names and need in _MEASURED and not one.parts]:
             raise CompositionError(
                 f"method {method.name}",
                 f"{need} of {', '.join(bodies)} missing, which has no task to measure it on",
@@ -161,23 +163,23 @@ def check_needs(method: Method, ingredients: Sequence[Ingredient], given: Given 
             )
 
 
-def reads_rows(recipe: Recipe, ingredients: Sequence[Ingredient]) -> bool:
-    """Whether a merge of ``ingredients`` by ``recipe``, which names its method, takes anything from rows."""
-    return recipe.method != ENSEMBLE and bool(_lacking(METHODS.get(recipe.method), ingredients))
+def reads_rows(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> bool:
+    """Whether a merge of ``merge_inputs`` by ``recipe``, which names its method, takes anything from rows."""
+    return recipe.method != ENSEMBLE and bool(_lacking(METHODS.get(recipe.method), merge_inputs))
 
 
-def _lacking(method: Method, ingredients: Sequence[Ingredient]) -> dict[str, list[str]]:
+def _lacking(method: Method, merge_inputs: Sequence[MergeInput]) -> dict[str, list[str]]:
     """What the method has to get from rows, and the inputs whose files do not hold it."""
-    found = {need: [one.name for one in ingredients if need not in one.statistics] for need in method.needs}
+    found = {need: [one.name for one in merge_inputs if need not in one.statistics] for need in method.needs}
     return {need: names for need, names in found.items() if names and need != "basis"}
 
 
 def measured(
-    method: Method, ingredients: Sequence[Ingredient], given: Given | None
+    method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """The statistics that the method needs, by input, kind and site: from the files, or collected on rows."""
     found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    for one in ingredients:
+    for one in merge_inputs:
         own = {kind: sites for kind, sites in one.statistics.items() if kind in method.needs}
         for kind in (need for need in method.needs if need in _MEASURED and need not in own):
             assert given is not None
@@ -187,25 +189,29 @@ def measured(
     return found
 
 
-def with_statistics(method: Method, ingredients: Sequence[Ingredient], given: Given | None) -> list[Ingredient]:
+def with_statistics(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> list[MergeInput]:
     """The inputs holding what the method measures on rows, so that merges of them do not measure it again."""
-    check_needs(method, ingredients, given)
-    found = measured(method, ingredients, given)
-    return [replace(one, statistics={**one.statistics, **found[one.name]}) for one in ingredients]
+    check_needs(method, merge_inputs, given)
+    found = measured(method, merge_inputs, given)
+    return [replace(one, statistics={**one.statistics, **found[one.name]}) for one in merge_inputs]
 
 
-def _lesson(
-    method: Method, ingredients: Sequence[Ingredient], weights: Mapping[str, float], recipe: Recipe, given: Given
-) -> Lesson:
+def _learning_context(
+    method: Method,
+    merge_inputs: Sequence[MergeInput],
+    weights: Mapping[str, float],
+    recipe: Recipe,
+    given: MergeContext,
+) -> LearningContext:
     def start(name: str, **changes: Any) -> dict[str, Delta]:
         inner = replace(recipe, **({"method": name, "options": {}, "rank": None, "layers": {}} | changes))
         record = METHODS.get(name)
-        check_needs(record, ingredients, given)
-        return dict(merged_sites(ingredients, inner, weights, measured(record, ingredients, given)))
+        check_needs(record, merge_inputs, given)
+        return dict(merged_sites(merge_inputs, inner, weights, measured(record, merge_inputs, given)))
 
-    tasks = [task for one in ingredients for task in one.parts]
-    return Lesson(
-        ingredients=ingredients,
+    tasks = [task for one in merge_inputs for task in one.parts]
+    return LearningContext(
+        merge_inputs=merge_inputs,
         weights=weights,
         options=make_options(method, recipe.options),
         encoder=given.encoder(),
@@ -219,15 +225,15 @@ def _lesson(
 
 
 def merged_sites(
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     recipe: Recipe,
     weights: Mapping[str, float],
     statistics: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Mapping[str, Delta]:
     """The merged Delta of every site in float32, merged anew when it is asked for."""
     method = METHODS.get(recipe.method)
-    see = partial(_see, method, make_options(method, recipe.options), recipe, ingredients, weights, statistics or {})
-    names = sorted({site for one in ingredients for site in one.deltas})
+    see = partial(_see, method, make_options(method, recipe.options), recipe, merge_inputs, weights, statistics or {})
+    names = sorted({site for one in merge_inputs for site in one.deltas})
     survey = method.survey(LazyList(names, lambda name: see(name)[0])) if method.survey is not None else None
 
     def merge_one(name: str) -> Delta:
@@ -241,17 +247,17 @@ def _see(
     method: Method,
     options: Any,
     recipe: Recipe,
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     weights: Mapping[str, float],
     statistics: Mapping[str, Mapping[str, Mapping[str, Any]]],
     name: str,
 ) -> tuple[Site, Leave]:
     """A site in the recipe's space, and the way back."""
     here = recipe.at(name, weights)
-    counted = [one for one in ingredients if name in one.deltas]
+    counted = [one for one in merge_inputs if name in one.deltas]
     shapes: set[tuple[int, int]] = set()
 
-    def read(one: Ingredient) -> Delta:
+    def read(one: MergeInput) -> Delta:
         delta = finite_delta(one, name)
         if shapes - {delta.shape}:
             raise CompositionError(
@@ -268,7 +274,7 @@ def _see(
         known = {one.name: read(one) for one in counted}
         counted = [
             one
-            for one in ingredients
+            for one in merge_inputs
             if one.name in known or any(name in sites for sites in statistics.get(one.name, {}).values())
         ]
         inner, leave = SPACES[recipe.space].enter([known.get(one.name, zero(min(shapes))) for one in counted])
@@ -291,7 +297,7 @@ def _same(delta: Delta) -> Delta:
     return delta
 
 
-def finite_delta(one: Ingredient, site: str) -> Delta:
+def finite_delta(one: MergeInput, site: str) -> Delta:
     """The Delta of ``one`` at ``site``; CompositionError where it is not finite."""
     delta = _wide(one.deltas[site])
     for tensor in delta.tensors().values():
@@ -332,25 +338,25 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
     return kept, {"rank": rank, "in_all": gone / whole if whole else 0.0, "sites": lost}
 
 
-def merged_shifts(ingredients: Sequence[Ingredient], weights: Mapping[str, float]) -> Tensors:
+def merged_shifts(merge_inputs: Sequence[MergeInput], weights: Mapping[str, float]) -> Tensors:
     """Changes of biases and norms add up linearly, with the weights of their adapters."""
 
     def add_one(name: str) -> Tensor:
         total: Tensor | None = None
-        for one in ingredients:
+        for one in merge_inputs:
             if name in one.shifts:
                 shift, weight = one.shifts[name].to(torch.float32), weights[one.name]
                 total = weight * shift if total is None else total.add_(shift, alpha=weight)
         assert total is not None
         return total
 
-    return LazyMap([name for one in ingredients for name in one.shifts], add_one)
+    return LazyMap([name for one in merge_inputs for name in one.shifts], add_one)
 
 
 def kept_inputs(inputs: Sequence[Input]) -> dict[str, Adapter]:
     """The inputs by name, to be kept in a merge: they must be adapters."""
     kept = {}
-    for one in ingredients_of(inputs):
+    for one in merge_inputs_of(inputs):
         if one.adapter is None:
             raise CompositionError(
                 "`keep_inputs`", f"{one.name!r} is not a single adapter", "adapters alone", "merge their files"
@@ -359,7 +365,7 @@ def kept_inputs(inputs: Sequence[Input]) -> dict[str, Adapter]:
     return kept
 
 
-def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[Ingredient]:
+def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[MergeInput]:
     """The inputs of a merge that kept them, with some added and some removed; raises CompositionError."""
     if not merged.kept:
         raise CompositionError(
@@ -371,7 +377,7 @@ def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[
                 "`remove`", f"{task!r}", f"one of {', '.join(merged.kept)}", "name a task that is in the file"
             )
     left = [one for task, one in merged.kept.items() if task not in remove]
-    return ingredients_of([*left, *add])
+    return merge_inputs_of([*left, *add])
 
 
 def parse_weights(text: str) -> dict[str, float]:

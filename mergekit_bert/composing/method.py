@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
@@ -60,14 +60,14 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LearningContext:
     """What a method that learns gets: the inputs, the encoder, rows of every task without labels, its options.
 
     ``merge(method, **changes)`` gives the Deltas of another merge of the same inputs and weights, to start from.
     ``folder`` is where unfinished work may be kept (None: nowhere).
     """
 
-    ingredients: Sequence[Ingredient]
+    merge_inputs: Sequence[MergeInput]
     weights: Mapping[str, float]
     options: Any
     encoder: Encoder
@@ -97,12 +97,12 @@ class NoOptions:
     """Of a method that has none."""
 
 
-def ones(ingredients: Sequence[Ingredient]) -> list[float]:
+def ones(merge_inputs: Sequence[MergeInput]) -> list[float]:
     """1 each."""
-    return [1.0] * len(ingredients)
+    return [1.0] * len(merge_inputs)
 
 
-def _no_check(ingredients: Sequence[Ingredient]) -> None:
+def _no_check(merge_inputs: Sequence[MergeInput]) -> None:
     """Any adapters will do."""
 
 
@@ -125,15 +125,15 @@ class Method:
     formula: str
     source: str
     merge: Callable[[Site], Delta]
-    weights: Callable[[Sequence[Ingredient]], list[float]] = ones
+    weights: Callable[[Sequence[MergeInput]], list[float]] = ones
     default_weights: str = "1 each"
     options: type[Any] = NoOptions
     needs: tuple[str, ...] = ()
     rows: int = 256
     spaces: tuple[str, ...] = ALL_SPACES
-    check: Callable[[Sequence[Ingredient]], None] = _no_check
+    check: Callable[[Sequence[MergeInput]], None] = _no_check
     survey: Callable[[Sequence[Site]], Any] | None = None
-    learn: Callable[[Lesson], Learned] | None = None
+    learn: Callable[[LearningContext], Learned] | None = None
     linear: bool = False
     random: bool = False
     order_matters: bool = False
@@ -209,9 +209,9 @@ def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
     return number
 
 
-def chosen_weights(method: Method, ingredients: Sequence[Ingredient], given: Mapping[str, float]) -> dict[str, float]:
+def chosen_weights(method: Method, merge_inputs: Sequence[MergeInput], given: Mapping[str, float]) -> dict[str, float]:
     """The weight of every input by name: given ones first, the method's own for the rest."""
-    if all(one.name in given for one in ingredients):
-        return {one.name: given[one.name] for one in ingredients}
-    own = method.weights(ingredients)
-    return {one.name: given.get(one.name, weight) for one, weight in zip(ingredients, own, strict=True)}
+    if all(one.name in given for one in merge_inputs):
+        return {one.name: given[one.name] for one in merge_inputs}
+    own = method.weights(merge_inputs)
+    return {one.name: given.get(one.name, weight) for one, weight in zip(merge_inputs, own, strict=True)}

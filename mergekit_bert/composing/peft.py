@@ -6,13 +6,13 @@ from pathlib import Path
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import Loader, encoder_of
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.patch import Own
+from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
 from mergekit_bert.adapters.peft_reading import adapter_of
 from mergekit_bert.adapters.peft_task import folder_name, stand_in, task_of
 from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
 from mergekit_bert.composing.composition import Composition, Merged
-from mergekit_bert.composing.ingredient import Ingredient, inputs_of
+from mergekit_bert.composing.merge_input import MergeInput, inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -38,7 +38,7 @@ def read_peft(
     return _model(folder, encoder, task or folder.task or task_of(folder, encoder) or stand_in(folder_name(path)))
 
 
-def read_peft_input(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> Ingredient:
+def read_peft_input(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> MergeInput:
     """The same as an input of a merge, which need not have a head: then it is a body, named like the folder.
 
     What only a head would read of it (BERT's pooler) is left out.
@@ -59,12 +59,12 @@ def _model(folder: PeftFolder, encoder: Encoder, task: Task) -> Adapter | Merged
     return _merged(folder.path, adapter, dense) if dense else adapter
 
 
-def _body(folder: PeftFolder, encoder: Encoder) -> Ingredient:
+def _body(folder: PeftFolder, encoder: Encoder) -> MergeInput:
     adapter, dense = adapter_of(folder, encoder, stand_in(folder_name(folder.path)), body=True)
     deltas = {**adapter.deltas(), **dense}
     record = {key: value for key, value in adapter.provenance().items() if key in ("type", "config", "training")}
     sha256 = file_fingerprint(folder.path / WEIGHTS)
-    return Ingredient(
+    return MergeInput(
         name=adapter.name,
         base=adapter.base,
         deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
@@ -93,7 +93,7 @@ def _base(folder: PeftFolder) -> Base | str:
 
 def _merged(path: Path, adapter: Adapter, dense: Mapping[str, Delta]) -> Merged:
     name, deltas = adapter.name, {**adapter.deltas(), **dense}
-    own = Own(
+    own = TaskSpecific(
         adapter.head,
         {site: delta for site, delta in deltas.items() if of_the_head(site)},
         {one: shift for one, shift in adapter.shifts.items() if of_the_head(one)},

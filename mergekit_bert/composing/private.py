@@ -15,17 +15,17 @@ from torch import Tensor
 
 from mergekit_bert.adapters.delta import Delta, add, compress, norm, zero
 from mergekit_bert.adapters.family import Tensors
-from mergekit_bert.adapters.patch import Own
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.composing.lazy import LazyMap
+from mergekit_bert.composing.merge_input import MergeInput
 
 _ROUNDING = 1e-6
 """A difference this small beside what it was made from is rounding of float32 factors."""
 
 
 def remainders(
-    ingredients: Sequence[Ingredient], deltas: Mapping[str, Delta], shifts: Tensors, rank: int
-) -> dict[str, Own]:
+    merge_inputs: Sequence[MergeInput], deltas: Mapping[str, Delta], shifts: Tensors, rank: int
+) -> dict[str, TaskSpecific]:
     """What every task keeps for itself beside the merged ``deltas`` and ``shifts``, made when it is asked for.
 
     At every site the best approximation of at most ``rank`` of what is missing to the task's own Delta; of biases and
@@ -34,17 +34,17 @@ def remainders(
     """
     vectors = [name for name in shifts if shifts[name].dim() == 1]
     return {
-        task: Own(
+        task: TaskSpecific(
             own.head,
             LazyMap([*deltas, *own.deltas], partial(_delta, one, own, deltas, rank)),
             LazyMap([*vectors, *own.shifts], partial(_shift, one, own, shifts)),
         )
-        for one in ingredients
+        for one in merge_inputs
         for task, own in one.own.items()
     }
 
 
-def _delta(one: Ingredient, own: Own, merged: Mapping[str, Delta], rank: int, site: str) -> Delta:
+def _delta(one: MergeInput, own: TaskSpecific, merged: Mapping[str, Delta], rank: int, site: str) -> Delta:
     """``svd_r(Δi − Δmerged)`` in float32; what the head alone reads as it is."""
     if site not in merged:
         return own.deltas[site]
@@ -56,7 +56,7 @@ def _delta(one: Ingredient, own: Own, merged: Mapping[str, Delta], rank: int, si
     return compress(missing, rank)[0].to(torch.float32)
 
 
-def _shift(one: Ingredient, own: Own, merged: Tensors, name: str) -> Tensor:
+def _shift(one: MergeInput, own: TaskSpecific, merged: Tensors, name: str) -> Tensor:
     """What is missing of a bias or norm; what the head alone reads as it is."""
     if name not in merged:
         return own.shifts[name]

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from mergekit_bert.arguments import check_types
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.method import ENSEMBLE as ENSEMBLE
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.spaces import SPACES
@@ -71,7 +71,7 @@ class Recipe:
         """The inverse of :meth:`to_json`; raises SchemaError for anything else."""
         return validate(cls, value)
 
-    def check(self, ingredients: Sequence[Ingredient]) -> None:
+    def check(self, merge_inputs: Sequence[MergeInput]) -> None:
         """Raise CompositionError or UnknownNameError for what these inputs cannot be merged by."""
         if self.method != ENSEMBLE and self.method not in METHODS.names():
             raise unknown("merge method", self.method, [*METHODS.names(), ENSEMBLE])
@@ -100,11 +100,11 @@ class Recipe:
             raise CompositionError(
                 "layers", f"weights by layer for {method.name}, which learns its own", "none", "drop them"
             )
-        names = [one.name for one in ingredients]
+        names = [one.name for one in merge_inputs]
         _check_weights("`weights`", self.weights, names)
-        self._check_layers(names, {site for one in ingredients for site in one.deltas})
-        method.check(ingredients)
-        chosen_weights(method, ingredients, self.weights)
+        self._check_layers(names, {site for one in merge_inputs for site in one.deltas})
+        method.check(merge_inputs)
+        chosen_weights(method, merge_inputs, self.weights)
 
     def _check_layers(self, names: Sequence[str], sites: AbstractSet[str]) -> None:
         try:
@@ -160,15 +160,15 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
             )
 
 
-def settled(recipe: Recipe, ingredients: Sequence[Ingredient]) -> Recipe:
+def settled(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> Recipe:
     """``recipe`` with all that it leaves to defaults; raises an MbertError for one that these inputs do not allow."""
-    recipe.check(ingredients)
+    recipe.check(merge_inputs)
     recipe = dataclasses.replace(recipe, inputs=())
     if recipe.method == ENSEMBLE:
         return recipe
     method = METHODS.get(recipe.method)
     options = dataclasses.asdict(make_options(method, recipe.options))
-    return dataclasses.replace(recipe, options=options, weights=chosen_weights(method, ingredients, recipe.weights))
+    return dataclasses.replace(recipe, options=options, weights=chosen_weights(method, merge_inputs, recipe.weights))
 
 
 def rows_for(recipe: Recipe) -> int:

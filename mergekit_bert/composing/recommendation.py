@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mergekit_bert.composing.budget import ensemble_size, rank_within
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.errors import CompositionError
 
@@ -13,7 +13,7 @@ _LARGEST_SIZE = 1e9
 
 def with_method(
     recipe: Recipe,
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     rows: bool,
     *,
     invented: bool = False,
@@ -35,13 +35,13 @@ def with_method(
             refuse_beside_size(name, given)
         refuse_beside_size(f"`method={ENSEMBLE}`", recipe.method == ENSEMBLE)
         told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (told or searched or calibrated) and ensemble_size(ingredients) <= size:
+        if not (told or searched or calibrated) and ensemble_size(merge_inputs) <= size:
             reason = "all inputs fit side by side, where they lose nothing; `rank` makes one merged model instead"
             return dataclasses.replace(recipe, method=ENSEMBLE), reason
-        recipe = dataclasses.replace(recipe, rank=rank_within(ingredients, size))
+        recipe = dataclasses.replace(recipe, rank=rank_within(merge_inputs, size))
     if recipe.method:
         return recipe, ""
-    method, reason = recommend(ingredients, rows, invented=invented, searched=searched)
+    method, reason = recommend(merge_inputs, rows, invented=invented, searched=searched)
     return dataclasses.replace(recipe, method=method), reason
 
 
@@ -52,18 +52,18 @@ def refuse_beside_size(name: str, given: object) -> None:
 
 
 def recommend(
-    ingredients: Sequence[Ingredient], rows: bool, *, invented: bool = False, searched: bool = False
+    merge_inputs: Sequence[MergeInput], rows: bool, *, invented: bool = False, searched: bool = False
 ) -> tuple[str, str]:
-    """(method, reason) for a merge of ``ingredients``, perhaps to be searched.
+    """(method, reason) for a merge of ``merge_inputs``, perhaps to be searched.
 
     ``rows`` says whether there are unlabelled rows, ``invented`` whether these are made up.
     """
-    if not all(isinstance(one.deltas, dict) for one in ingredients):
+    if not all(isinstance(one.deltas, dict) for one in merge_inputs):
         return (
             "task_arithmetic",
             "whole checkpoints are among the inputs, and a sum is the one merge that is quick there",
         )
-    apart = _on_one_basis(ingredients)
+    apart = _on_one_basis(merge_inputs)
     if rows and not searched and not invented:
         return (
             "distill",
@@ -75,7 +75,7 @@ def recommend(
             "fitted to texts that are made up, a merge of adapters on one orthogonal basis keeps more than any other "
             "without data",
         )
-    if apart and all("gram" in one.statistics for one in ingredients):
+    if apart and all("gram" in one.statistics for one in merge_inputs):
         return (
             "regmean",
             "all files hold Gram matrices, and of the quick methods it keeps most on one orthogonal basis",
@@ -94,7 +94,7 @@ def recommend(
     )
 
 
-def _on_one_basis(ingredients: Sequence[Ingredient]) -> bool:
+def _on_one_basis(merge_inputs: Sequence[MergeInput]) -> bool:
     """Whether all hold rows of the same orthogonal basis."""
-    seeds = {None if one.basis is None else one.basis.seed for one in ingredients}
+    seeds = {None if one.basis is None else one.basis.seed for one in merge_inputs}
     return len(seeds) == 1 and None not in seeds

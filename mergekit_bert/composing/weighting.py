@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import factors
-from mergekit_bert.adapters.patch import Own, Part
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.adapters.patch import Part, TaskSpecific
 from mergekit_bert.composing.learning import MergeObjective, descend
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import finite_delta
-from mergekit_bert.composing.method import Learned, Lesson
+from mergekit_bert.composing.method import Learned, LearningContext
 from mergekit_bert.data.batches import Epochs, Tokens
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.head import Classifier
@@ -75,21 +75,21 @@ class Blend:
     """
 
     def __init__(
-        self, encoder: Encoder, ingredients: Sequence[Ingredient], cell: Callable[[str], str], start: float
+        self, encoder: Encoder, merge_inputs: Sequence[MergeInput], cell: Callable[[str], str], start: float
     ) -> None:
         """All weights are ``start``."""
-        self.encoder, self.ingredients = encoder, ingredients
-        self.sites = sorted({site for one in ingredients for site in one.deltas})
+        self.encoder, self.merge_inputs = encoder, merge_inputs
+        self.sites = sorted({site for one in merge_inputs for site in one.deltas})
         cells = sorted({cell(site) for site in self.sites}) or [""]
         self.column = {site: cells.index(cell(site)) for site in self.sites}
         device = next(encoder.model.parameters()).device
-        self.weights = nn.Parameter(torch.full((len(ingredients), len(cells)), start, device=device))
-        own = [{self.column[site] for site in one.deltas} or range(len(cells)) for one in ingredients]
+        self.weights = nn.Parameter(torch.full((len(merge_inputs), len(cells)), start, device=device))
+        own = [{self.column[site] for site in one.deltas} or range(len(cells)) for one in merge_inputs]
         self._own = torch.tensor([[float(place in places) for place in range(len(cells))] for places in own]).to(device)
         self._hooks = {site: self._beside(site) for site in self.sites}
-        shifted = {name for one in ingredients for name in one.shifts}
+        shifted = {name for one in merge_inputs for name in one.shifts}
         self._shifts = {
-            name: [(place, one.shifts[name].to(device)) for place, one in enumerate(ingredients) if name in one.shifts]
+            name: [(place, one.shifts[name].to(device)) for place, one in enumerate(merge_inputs) if name in one.shifts]
             for name in sorted(shifted)
         }
 
@@ -97,7 +97,7 @@ class Blend:
         """The weight of each adapter over all its cells."""
         return (self.weights * self._own).sum(1) / self._own.sum(1)
 
-    def model(self, part: Part, own: Own) -> Classifier:
+    def model(self, part: Part, own: TaskSpecific) -> Classifier:
         """The merged model under what is one task's own; it reads the weights in every forward pass."""
         folded = fold(self.encoder, own.deltas, own.shifts)
         inner = classifier(folded, part.task, part.head)
@@ -115,7 +115,7 @@ class Blend:
         """What adds ``Σ λi Δi x`` to the output of a linear layer."""
         device, column = self.weights.device, self.column[site]
         parts = {
-            place: factors(finite_delta(one, site)) for place, one in enumerate(self.ingredients) if site in one.deltas
+            place: factors(finite_delta(one, site)) for place, one in enumerate(self.merge_inputs) if site in one.deltas
         }
         b = torch.cat([part.B for part in parts.values()], 1).to(device, torch.float32)
         a = torch.cat([part.A for part in parts.values()], 0).to(device, torch.float32)
@@ -129,7 +129,7 @@ class Blend:
 
 
 @dataclass(frozen=True)
-class Pupil:
+class Student:
     """One task: its part as it was trained, the merged model under its head, and its rows."""
 
     part: Part
@@ -141,42 +141,45 @@ Loss = Callable[[list[int]], Float[Tensor, ""]]
 """Of some rows of a task, their mean."""
 
 
-def learn_weights(lesson: Lesson, title: str, cell: Callable[[str], str], loss_of: Callable[[Pupil], Loss]) -> Learned:
+def learn_weights(
+    context: LearningContext, title: str, cell: Callable[[str], str], loss_of: Callable[[Student], Loss]
+) -> Learned:
     """Weights for every adapter and cell of sites that make the sum of the tasks' losses small."""
-    options: WeightOptions = lesson.options
-    ingredients = sorted(lesson.ingredients, key=lambda one: one.name)  # then the order of the inputs changes no sum
-    blend = Blend(lesson.encoder, ingredients, cell, options.start)
+    options: WeightOptions = context.options
+    merge_inputs = sorted(context.merge_inputs, key=lambda one: one.name)  # then the order of the inputs changes no sum
+    blend = Blend(context.encoder, merge_inputs, cell, options.start)
     losses = list[float]()
     if options.steps:
-        losses = descend(_TasksLoss(lesson, title, blend, loss_of), lesson.folder, lesson.show)
+        losses = descend(_TasksLoss(context, title, blend, loss_of), context.folder, context.show)
     found = blend.weights.detach().double().cpu()
-    mean = dict(zip((one.name for one in ingredients), blend.mean().tolist(), strict=True))
+    mean = dict(zip((one.name for one in merge_inputs), blend.mean().tolist(), strict=True))
     layers = {
         site: {
-            one.name: lesson.weights[one.name] * float(found[place, blend.column[site]])
-            for place, one in enumerate(ingredients)
+            one.name: context.weights[one.name] * float(found[place, blend.column[site]])
+            for place, one in enumerate(merge_inputs)
             if site in one.deltas
         }
         for site in blend.sites
     }
     trace: dict[str, Any] = {
-        "rows": {task: len(rows) for task, rows in lesson.rows.items()},
-        "fingerprints": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
+        "rows": {task: len(rows) for task, rows in context.rows.items()},
+        "fingerprints": {task: rows.fingerprint() for task, rows in context.rows.items()},
     }
     if losses:
         trace |= {"first_loss": losses[0], "last_loss": sum(losses[-_LAST:]) / len(losses[-_LAST:])}
-    return Learned({name: lesson.weights[name] * value for name, value in mean.items()}, layers, trace=trace)
+    return Learned({name: context.weights[name] * value for name, value in mean.items()}, layers, trace=trace)
 
 
 class _TasksLoss(MergeObjective):
     """The sum of the tasks' losses, each on a batch of its rows, as a function of the weights."""
 
-    def __init__(self, lesson: Lesson, title: str, blend: Blend, loss_of: Callable[[Pupil], Loss]) -> None:
-        options: WeightOptions = lesson.options
-        super().__init__(title, {"weights": blend.weights}, options.steps, options.lr, _key(lesson, title))
-        pupils = [_pupil(lesson, blend, one, task) for one in blend.ingredients for task in sorted(one.parts)]
+    def __init__(self, context: LearningContext, title: str, blend: Blend, loss_of: Callable[[Student], Loss]) -> None:
+        options: WeightOptions = context.options
+        super().__init__(title, {"weights": blend.weights}, options.steps, options.lr, _key(context, title))
+        students = [_student(context, blend, one, task) for one in blend.merge_inputs for task in sorted(one.parts)]
         self.tasks = [
-            (loss_of(pupil), Epochs(pupil.tokens, options.batch_size, lesson.seed), pupil.tokens) for pupil in pupils
+            (loss_of(student), Epochs(student.tokens, options.batch_size, context.seed), student.tokens)
+            for student in students
         ]
         self.weights = blend.weights
 
@@ -192,20 +195,20 @@ def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Term:
     return lambda: share * loss(run) + 0 * weights.sum()
 
 
-def _pupil(lesson: Lesson, blend: Blend, one: Ingredient, task: str) -> Pupil:
+def _student(context: LearningContext, blend: Blend, one: MergeInput, task: str) -> Student:
     part = one.part(task)
-    return Pupil(part, blend.model(part, one.own[task]), part.tokens(lesson.encoder, lesson.rows[task]))
+    return Student(part, blend.model(part, one.own[task]), part.tokens(context.encoder, context.rows[task]))
 
 
-def _key(lesson: Lesson, title: str) -> Mapping[str, Any]:
+def _key(context: LearningContext, title: str) -> Mapping[str, Any]:
     """Everything that determines a run."""
     return {
         "method": title,
-        "options": dataclasses.asdict(lesson.options),
-        "seed": lesson.seed,
-        "base": lesson.encoder.fingerprint,
-        "inputs": [one.identify() for one in lesson.ingredients],
-        "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
+        "options": dataclasses.asdict(context.options),
+        "seed": context.seed,
+        "base": context.encoder.fingerprint,
+        "inputs": [one.identify() for one in context.merge_inputs],
+        "rows": {task: rows.fingerprint() for task, rows in context.rows.items()},
     }
 
 

@@ -19,8 +19,8 @@ from pydantic import Field
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
 from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.merging import Given, merge, merge_weights, reads_rows
+from mergekit_bert.composing.merge_input import MergeInput
+from mergekit_bert.composing.merging import MergeContext, merge, merge_weights, reads_rows
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
@@ -105,10 +105,10 @@ def recipes_for(
 
 def run_cells(
     recipe: Recipe,
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     encoder: Encoder,
     tasks: Mapping[str, tuple[Task, Rows]],
-    given: Given | None,
+    given: MergeContext | None,
     folder: Path,
     calibration: Calibration | None = None,
 ) -> list[Cell]:
@@ -123,10 +123,10 @@ def run_cells(
     variants: list[Calibration] = [{}]
     if calibration and recipe.method != ENSEMBLE:
         variants.append(calibration)
-    reads = given is not None and recipe.method in METHODS.names() and reads_rows(recipe, ingredients)
+    reads = given is not None and recipe.method in METHODS.names() and reads_rows(recipe, merge_inputs)
     unlabelled = {name: given.rows(name).fingerprint() for name in tasks} if given is not None and reads else {}
     try:
-        known = settled(recipe, ingredients).to_json()
+        known = settled(recipe, merge_inputs).to_json()
     except MbertError as error:
         return [Cell(recipe, {}, 0.0, 0, None, str(error), steps=tuple(steps)) for steps in variants]
 
@@ -134,7 +134,7 @@ def run_cells(
         "format": _FORMAT,
         "made_by": made_by(),
         "recipe": known,
-        "inputs": [one.identify() for one in ingredients],
+        "inputs": [one.identify() for one in merge_inputs],
         "base": encoder.fingerprint,
         "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
         "unlabelled": unlabelled,
@@ -150,12 +150,12 @@ def run_cells(
     @functools.cache
     def merged() -> _Made[Merged]:
         unfinished = dataclasses.replace(given, folder=folder / f"{key({})}.run") if given is not None else None
-        return _measured(lambda: merge_weights(ingredients, recipe, unfinished), place({}))
+        return _measured(lambda: merge_weights(merge_inputs, recipe, unfinished), place({}))
 
     def made(steps: Calibration) -> _Made[Any]:
         if recipe.method == ENSEMBLE:
-            return _measured(lambda: merge(ingredients, recipe), place({}))
-        return _calibrated(merged(), steps, ingredients, encoder, place(steps)) if steps else merged()
+            return _measured(lambda: merge(merge_inputs, recipe), place({}))
+        return _calibrated(merged(), steps, merge_inputs, encoder, place(steps)) if steps else merged()
 
     cells: list[Cell] = []
     for steps in variants:
@@ -198,14 +198,14 @@ def _measured(make: Callable[[], M], scratch: Path) -> _Made[M]:
 
 
 def _calibrated(
-    made: _Made[Merged], steps: Calibration, ingredients: Sequence[Ingredient], encoder: Encoder, scratch: Path
+    made: _Made[Merged], steps: Calibration, merge_inputs: Sequence[MergeInput], encoder: Encoder, scratch: Path
 ) -> _Made[Merged]:
     """A merge after the ``steps`` of a calibration, with what both took."""
 
     def change() -> Merged:
         model = made.model
         if "scales" in steps:
-            model = calibrate_scales(model, ingredients, encoder, steps["scales"])
+            model = calibrate_scales(model, merge_inputs, encoder, steps["scales"])
         return calibrate_heads(model, encoder, steps["heads"]) if "heads" in steps else model
 
     after = _measured(change, scratch)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
@@ -143,10 +143,10 @@ class Contest(Result):
         )
 
 
-def comparison_of(ingredients: Sequence[Ingredient], encoder: Encoder, tasks: Mapping[str, tuple[Task, Rows]]) -> str:
+def comparison_of(merge_inputs: Sequence[MergeInput], encoder: Encoder, tasks: Mapping[str, tuple[Task, Rows]]) -> str:
     """What two tables must share to be of one comparison: inputs, base and rows to score on, as one SHA-256 (hex)."""
     rows = {name: rows.fingerprint() for name, (_, rows) in tasks.items()}
-    return fingerprint([[one.identify() for one in ingredients], encoder.fingerprint, rows])
+    return fingerprint([[one.identify() for one in merge_inputs], encoder.fingerprint, rows])
 
 
 def refuse_other(folder: Path, comparison: str, force: bool) -> None:

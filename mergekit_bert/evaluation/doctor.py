@@ -18,16 +18,16 @@ from torch import Tensor
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta, factors, svd
 from mergekit_bert.adapters.ledger import Ledger
-from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.learning import Answers, expert_answers
-from mergekit_bert.composing.merging import Given, finite_delta, merge_weights
+from mergekit_bert.composing.merge_input import MergeInput, check_together
+from mergekit_bert.composing.merging import MergeContext, finite_delta, merge_weights
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import check_base
 from mergekit_bert.errors import DataError
+from mergekit_bert.evaluation.invariants import Invariants, one_of_each_kind
 from mergekit_bert.evaluation.pictures import pairs_picture
-from mergekit_bert.evaluation.promises import Promises, one_of_each_kind
 from mergekit_bert.evaluation.result import Result
 from mergekit_bert.progress import progress_bar
 
@@ -90,12 +90,12 @@ class Verdict:
 class Diagnosis(Result):
     """What ``mbert doctor`` tells."""
 
-    promises: Promises
+    invariants: Invariants
     report: Report
 
     def __repr__(self) -> str:
-        """One line: the inputs, and how many promises were tried and broken."""
-        tried, broken = len(self.promises.checks), sum(not one.kept for one in self.promises.checks)
+        """One line: the inputs, and how many invariants were tried and broken."""
+        tried, broken = len(self.invariants.checks), sum(not one.kept for one in self.invariants.checks)
         return f"Diagnosis({' + '.join(self.report.names)}, {tried} checks, {broken} broken)"
 
     def records(self) -> list[dict[str, Any]]:
@@ -114,8 +114,8 @@ class Diagnosis(Result):
 
 
 def numbers(
-    ingredients: Sequence[Ingredient],
-    given: Given | None = None,
+    merge_inputs: Sequence[MergeInput],
+    given: MergeContext | None = None,
     ledger: Ledger | None = None,
     invented: bool = False,
 ) -> Report:
@@ -124,57 +124,57 @@ def numbers(
     ``given`` adds what rows tell, ``invented`` ones or real; ``ledger`` knows of rows of the basis that other adapters
     hold.
     """
-    check_together(ingredients)
-    overlaps, angles, signs = _geometry(ingredients), _angles(ingredients), _signs(ingredients)
-    found = {"basis": _basis(ingredients), **overlaps, **angles, "signs": signs}
+    check_together(merge_inputs)
+    overlaps, angles, signs = _geometry(merge_inputs), _angles(merge_inputs), _signs(merge_inputs)
+    found = {"basis": _basis(merge_inputs), **overlaps, **angles, "signs": signs}
     matrices = {name: found[name] for name in MATRICES if name in found}
     expected: dict[str, float] = {}
     if given is not None:
-        moved, expected = _moved(ingredients, given)
+        moved, expected = _moved(merge_inputs, given)
         matrices |= moved
-    return Report([one.name for one in ingredients], matrices, _capacity(ingredients, ledger), expected, invented)
+    return Report([one.name for one in merge_inputs], matrices, _capacity(merge_inputs, ledger), expected, invented)
 
 
-def _basis(ingredients: Sequence[Ingredient]) -> Matrix:
+def _basis(merge_inputs: Sequence[MergeInput]) -> Matrix:
     def shared(one: BasisRows | None, two: BasisRows | None) -> float:
         if one is None or two is None or one.seed != two.seed:
             return np.nan
         both = min(one.start + one.count, two.start + two.count) - max(one.start, two.start)
         return max(0, both) / min(one.count, two.count)
 
-    return np.array([[shared(one.basis, two.basis) for two in ingredients] for one in ingredients])
+    return np.array([[shared(one.basis, two.basis) for two in merge_inputs] for one in merge_inputs])
 
 
-def _capacity(ingredients: Sequence[Ingredient], ledger: Ledger | None) -> int | None:
+def _capacity(merge_inputs: Sequence[MergeInput], ledger: Ledger | None) -> int | None:
     """Free runs of rows at the narrowest site, in adapters of the largest rank."""
-    taken = [one.basis for one in ingredients if one.basis is not None]
-    if len(taken) < len(ingredients) or len({one.seed for one in taken}) > 1:
+    taken = [one.basis for one in merge_inputs if one.basis is not None]
+    if len(taken) < len(merge_inputs) or len({one.seed for one in taken}) > 1:
         return None
-    width = min(delta.shape[1] for one in ingredients for delta in _all_deltas(one))
+    width = min(delta.shape[1] for one in merge_inputs for delta in _all_deltas(one))
     free = [True] * width
     for one in taken:
         free[one.start : one.start + one.count] = [False] * one.count
     rank = max(one.count for one in taken)
     left = sum(len(list(run)) // rank for is_free, run in groupby(free) if is_free)
-    return left if ledger is None else min(left, ledger.capacity_left(ingredients[0].base.fingerprint, rank, width))
+    return left if ledger is None else min(left, ledger.capacity_left(merge_inputs[0].base.fingerprint, rank, width))
 
 
-def _all_deltas(one: Ingredient) -> list[Delta]:
+def _all_deltas(one: MergeInput) -> list[Delta]:
     return [*one.deltas.values(), *(delta for own in one.own.values() for delta in own.deltas.values())]
 
 
-def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
+def _geometry(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
     """Overlaps, cosines and norms over all sites, from products of factors as wide as the ranks.
 
     The overlaps are root mean squares of the cosines of the principal angles where all directions weigh the same;
     weighted, they are cosines of ``ΔiᵀΔi`` and ``ΔjᵀΔj`` (of ``ΔiΔiᵀ`` and ``ΔjΔjᵀ``), square roots taken.
     """
-    count = len(ingredients)
+    count = len(merge_inputs)
     inner, inputs, outputs = (np.zeros((count, count)) for _ in range(3))
-    for site in _sites(ingredients):
+    for site in _sites(merge_inputs):
         parts = {
             place: factors(finite_delta(one, site).to(torch.float64))
-            for place, one in enumerate(ingredients)
+            for place, one in enumerate(merge_inputs)
             if site in one.deltas
         }
         left = {(i, j): parts[i].B.T @ parts[j].B for i in parts for j in parts}
@@ -194,15 +194,15 @@ def _geometry(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
     }
 
 
-def _angles(ingredients: Sequence[Ingredient]) -> dict[str, Matrix]:
+def _angles(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
     """Mean squared cosines of the principal angles over all sites, every direction of a Delta weighing the same.
 
     As of the block-diagonal matrices of all sites: ``Σ ‖Qi Qjᵀ‖² / min(Σ ri, Σ rj)``; beside a zero, zero.
     """
-    count = len(ingredients)
+    count = len(merge_inputs)
     inputs, outputs, ranks = np.zeros((count, count)), np.zeros((count, count)), np.zeros(count)
-    for site in _sites(ingredients):
-        parts = {place: svd(finite_delta(one, site)) for place, one in enumerate(ingredients) if site in one.deltas}
+    for site in _sites(merge_inputs):
+        parts = {place: svd(finite_delta(one, site)) for place, one in enumerate(merge_inputs) if site in one.deltas}
         for i, (left, values, right) in parts.items():
             ranks[i] += len(values)
             for j, (other_left, _, other_right) in parts.items():
@@ -223,18 +223,18 @@ def _normal(products: Matrix) -> Matrix:
     return cosines
 
 
-def _sites(ingredients: Sequence[Ingredient]) -> list[str]:
-    return list(dict.fromkeys(site for one in ingredients for site in one.deltas))
+def _sites(merge_inputs: Sequence[MergeInput]) -> list[str]:
+    return list(dict.fromkeys(site for one in merge_inputs for site in one.deltas))
 
 
-def _signs(ingredients: Sequence[Ingredient]) -> Matrix:
+def _signs(merge_inputs: Sequence[MergeInput]) -> Matrix:
     """From dense Deltas, so at one site of each kind only."""
-    count = len(ingredients)
+    count = len(merge_inputs)
     energy, against = np.zeros(count), np.zeros((count, count))
-    for site in one_of_each_kind(ingredients):
+    for site in one_of_each_kind(merge_inputs):
         parts = {
             place: finite_delta(one, site).to(torch.float64).dense()
-            for place, one in enumerate(ingredients)
+            for place, one in enumerate(merge_inputs)
             if site in one.deltas
         }
         for i, one in parts.items():
@@ -245,14 +245,14 @@ def _signs(ingredients: Sequence[Ingredient]) -> Matrix:
     return (shares + shares.T) / 2
 
 
-def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, Matrix], dict[str, float]]:
+def _moved(merge_inputs: Sequence[MergeInput], given: MergeContext) -> tuple[dict[str, Matrix], dict[str, float]]:
     """Interference, answers and expected loss of every ordered pair, and the loss expected of each among all."""
-    encoder, count = given.encoder(), len(ingredients)
-    check_base("doctor", ingredients[0].base, encoder)
+    encoder, count = given.encoder(), len(merge_inputs)
+    check_base("doctor", merge_inputs[0].base, encoder)
     matrices = {name: np.zeros((count, count)) for name in ("interference", "answers", EXPECTED)}
-    among_all = dict.fromkeys((one.name for one in ingredients), 0.0)
+    among_all = dict.fromkeys((one.name for one in merge_inputs), 0.0)
 
-    def answers(task: str, parts: Sequence[Ingredient], weight: float = 1.0) -> Answers:
+    def answers(task: str, parts: Sequence[MergeInput], weight: float = 1.0) -> Answers:
         model = merge_weights(parts, Recipe("task_arithmetic", weights={one.name: weight for one in parts}))
         part, rows = model.part(task), given.rows(task)
         if len(rows) < 2:
@@ -260,11 +260,11 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
         return expert_answers(encoder, part, part.tokens(encoder, rows))
 
     with progress_bar("interference", count, given.show) as bar:
-        for i, one in enumerate(ingredients):
+        for i, one in enumerate(merge_inputs):
             bar(i, one.name)
             for task in one.parts:
                 kind, alone = kind_of(Task.from_json(one.parts[task]["task"])), answers(task, [one])
-                for j, two in enumerate(ingredients):
+                for j, two in enumerate(merge_inputs):
                     if two is not one:
                         beside, sum_of_two = answers(task, [one, two]), answers(task, [one, two], TRIAL)
                         found = (
@@ -275,7 +275,7 @@ def _moved(ingredients: Sequence[Ingredient], given: Given) -> tuple[dict[str, M
                         for matrix, value in zip(matrices.values(), found, strict=True):
                             matrix[i, j] += value / len(one.parts)
                 if count > 1:
-                    sum_of_all = answers(task, ingredients, TRIAL)
+                    sum_of_all = answers(task, merge_inputs, TRIAL)
                     among_all[one.name] += kind.expected_loss(alone.outputs, sum_of_all.outputs) / len(one.parts)
     return matrices, among_all
 
@@ -336,20 +336,20 @@ def hints(report: Report) -> list[str]:
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """All of it; what is not finite is null."""
-    report, promises = diagnosis.report, diagnosis.promises
+    report, invariants = diagnosis.report, diagnosis.invariants
     return {
-        "promises": [
+        "invariants": [
             {
-                "promise": one.promise,
+                "invariant": one.invariant,
                 "what": one.what,
                 "error": _finite(one.error),
                 "tolerance": one.tolerance,
                 "where": one.where,
                 "kept": one.kept,
             }
-            for one in promises.checks
+            for one in invariants.checks
         ],
-        "left_out": dict(promises.left_out),
+        "left_out": dict(invariants.left_out),
         "names": list(report.names),
         "matrices": {
             name: [[_finite(value) for value in row] for row in matrix.tolist()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows, held_places, hold_out, shuffled
 from mergekit_bert.data.source import has_rows, load_rows
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def apart_from_training(
-    task: Task, models: Sequence[Merged | Ingredient], data: Data, count: int, share: float = 1.0
+    task: Task, models: Sequence[Merged | MergeInput], data: Data, count: int, share: float = 1.0
 ) -> Chosen:
     """At most ``count`` labelled rows, and at most ``share``, of ``train``: held out in training, where it can be.
 

@@ -20,8 +20,8 @@ import numpy as np
 from cmaes import CMA
 
 from mergekit_bert.composing.composition import Merged, Model
-from mergekit_bert.composing.ingredient import Ingredient, check_together
-from mergekit_bert.composing.merging import Given, merge_weights, with_statistics
+from mergekit_bert.composing.merge_input import MergeInput, check_together
+from mergekit_bert.composing.merging import MergeContext, merge_weights, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
@@ -63,19 +63,19 @@ class Axis:
     high: float = math.inf
 
 
-def find_axes(recipe: Recipe, ingredients: Sequence[Ingredient], over: Sequence[str]) -> list[Axis]:
+def find_axes(recipe: Recipe, merge_inputs: Sequence[MergeInput], over: Sequence[str]) -> list[Axis]:
     """What ``over`` (of :data:`OVER`) lets a search change; raises CompositionError where that is nothing."""
     for kind in over:
         if kind not in OVER:
             raise unknown("`over`", kind, list(OVER))
     method = METHODS.get(recipe.method)
-    weights = chosen_weights(method, ingredients, recipe.weights)
+    weights = chosen_weights(method, merge_inputs, recipe.weights)
     unit = fmean(map(abs, weights.values())) or 1.0
     found = [Axis("weights", name, weight, unit) for name, weight in weights.items()] if "weights" in over else []
     if "layers" in over:
         if recipe.layers:
             raise CompositionError("`over=layers`", "a recipe with weights by layer", "one without", "drop its layers")
-        found += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(ingredients)]
+        found += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(merge_inputs)]
     if "options" in over:
         found += _option_axes(method, recipe)
     if not found:
@@ -88,9 +88,9 @@ def find_axes(recipe: Recipe, ingredients: Sequence[Ingredient], over: Sequence[
     return found
 
 
-def layer_groups(ingredients: Sequence[Ingredient]) -> list[str]:
+def layer_groups(merge_inputs: Sequence[MergeInput]) -> list[str]:
     """The encoder's layers in thirds, each as a pattern of its sites."""
-    sites = {site for one in ingredients for site in one.deltas}
+    sites = {site for one in merge_inputs for site in one.deltas}
     numbers = {int(match[1]) for site in sites if (match := re.match(r"\D*(\d+)\.", site))}
     thirds = np.array_split(np.arange(max(numbers, default=-1) + 1), _GROUPS)
     groups = [numbers & set(third.tolist()) for third in thirds]
@@ -108,12 +108,12 @@ def _option_axes(method: Method, recipe: Recipe) -> list[Axis]:
     return found
 
 
-def moved(recipe: Recipe, ingredients: Sequence[Ingredient], axes: Sequence[Axis], point: Sequence[float]) -> Recipe:
+def moved(recipe: Recipe, merge_inputs: Sequence[MergeInput], axes: Sequence[Axis], point: Sequence[float]) -> Recipe:
     """``recipe`` with the axes at ``point``."""
     values: dict[str, dict[str, float]] = {kind: {} for kind in OVER}
     for axis, value in zip(axes, point, strict=True):
         values[axis.kind][axis.name] = value
-    weights = chosen_weights(METHODS.get(recipe.method), ingredients, recipe.weights) | values["weights"]
+    weights = chosen_weights(METHODS.get(recipe.method), merge_inputs, recipe.weights) | values["weights"]
     layers = {
         pattern: {name: factor * weight for name, weight in weights.items()}
         for pattern, factor in values["layers"].items()
@@ -137,13 +137,13 @@ def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
 
 
 def search(
-    inputs: Sequence[Ingredient],
+    inputs: Sequence[MergeInput],
     recipe: Recipe,
     tasks: Tasks,
     encoder: Encoder,
     evaluations: int,
     over: Sequence[str] = ("weights",),
-    given: Given | None = None,
+    given: MergeContext | None = None,
     path: Path | None = None,
     show: bool = False,
     held: Mapping[str, int | None] | None = None,
@@ -193,7 +193,7 @@ def search(
     return dataclasses.replace(model, trace={**model.trace, "search": trace})
 
 
-def _check(inputs: Sequence[Ingredient], recipe: Recipe, evaluations: int) -> None:
+def _check(inputs: Sequence[MergeInput], recipe: Recipe, evaluations: int) -> None:
     check_together(inputs)
     recipe.check(inputs)
     if evaluations < 1:
@@ -204,7 +204,7 @@ def _check(inputs: Sequence[Ingredient], recipe: Recipe, evaluations: int) -> No
                                "choose another `method` or drop `evaluations`")  # fmt: skip
 
 
-def _unlabelled(recipe: Recipe, tasks: Tasks, given: Given | None) -> dict[str, str]:
+def _unlabelled(recipe: Recipe, tasks: Tasks, given: MergeContext | None) -> dict[str, str]:
     """The fingerprints of the rows that the method itself reads."""
     if given is None or not METHODS.get(recipe.method).needs:
         return {}

@@ -8,8 +8,8 @@ from typing import Any
 
 from mergekit_bert.composing.calibration import check_enough
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merge_input import MergeInput
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.invented import invent
 from mergekit_bert.data.rows import Rows, shuffled
@@ -32,25 +32,25 @@ Texts = Mapping[str, Any]
 """Rows without labels by task: a plain text file, or rows as a caller holds them."""
 
 
-def tasks_of(models: Sequence[Merged | Ingredient]) -> dict[str, Task]:
+def tasks_of(models: Sequence[Merged | MergeInput]) -> dict[str, Task]:
     """The tasks of all ``models`` by name."""
     found = [Task.from_json(part["task"]) for one in models for part in one.parts.values()]
     return {task.name: task for task in found}
 
 
 def given_rows(
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     data: Data,
     texts: Texts | None,
     count: int,
     encoder: Callable[[], Encoder],
     show: bool,
-) -> Given:
+) -> MergeContext:
     """The encoder, and at most ``count`` rows of each task without labels, for methods that need them.
 
     Raises UnknownNameError for ``texts`` of other tasks, DataError for what is wrong with a file of them.
     """
-    known, named = tasks_of(ingredients), texts or {}
+    known, named = tasks_of(merge_inputs), texts or {}
     _check_named(named, known)
 
     @functools.cache
@@ -59,11 +59,11 @@ def given_rows(
 
     for name in named:
         of(name)  # what is wrong with a file is told before any work
-    return Given(encoder, of, show=show)
+    return MergeContext(encoder, of, show=show)
 
 
 def calibration_rows(
-    models: Sequence[Merged | Ingredient],
+    models: Sequence[Merged | MergeInput],
     data: Data,
     texts: Texts | None,
     steps: Sequence[str],
@@ -98,9 +98,11 @@ class Sources:
     unlabelled: Callable[[str], Rows]
     whole: bool
 
-    def given(self, count: int, encoder: Encoder, show: bool) -> Given:
+    def given(self, count: int, encoder: Encoder, show: bool) -> MergeContext:
         """At most ``count`` rows of each task for a method that needs some."""
-        return Given(lambda: encoder, functools.cache(lambda name: at_most(self.unlabelled(name), count)), show=show)
+        return MergeContext(
+            lambda: encoder, functools.cache(lambda name: at_most(self.unlabelled(name), count)), show=show
+        )
 
     def calibration(self, steps: Sequence[str], count: int) -> dict[str, Mapping[str, Rows]]:
         """The rows of each task to calibrate on, by step: at most ``count`` for ``scales``, ``labelled`` for heads."""
@@ -109,7 +111,7 @@ class Sources:
 
 
 def find_sources(
-    ingredients: Sequence[Ingredient],
+    merge_inputs: Sequence[MergeInput],
     data: Data,
     texts: Texts | None,
     on: str,
@@ -124,9 +126,9 @@ def find_sources(
     """
     if on not in (DEV, HELD_OUT):
         raise unknown("`on`", on, [DEV, HELD_OUT])
-    known, named = tasks_of(ingredients), texts or {}
+    known, named = tasks_of(merge_inputs), texts or {}
     _check_named(named, known)
-    training = {name: part["training"] for one in ingredients for name, part in one.parts.items()}
+    training = {name: part["training"] for one in merge_inputs for name, part in one.parts.items()}
     dev, scored, rest, labelled = dict[str, Rows](), dict[str, Rows](), dict[str, Rows](), dict[str, Chosen]()
     for name, task in known.items():
         if on == HELD_OUT:
@@ -136,13 +138,13 @@ def find_sources(
             dev[name] = scored[name] = load_rows(task, "dev", data)
         if heads:  # held-out rows are the best for both, so each gets half at least
             most = len(scored[name]) // 2 if on == HELD_OUT else heads
-            labelled[name] = _for_head(task, ingredients, data, min(heads, most))
+            labelled[name] = _for_head(task, merge_inputs, data, min(heads, most))
             taken = set(labelled[name].rows.hashes())
             hashes = scored[name].hashes()
             scored[name] = scored[name].take([place for place, one in enumerate(hashes) if one not in taken])
         scored[name] = scored[name].take(range(min(len(scored[name]), limit or len(scored[name]))))
     tell_learned("`calibrate=heads`", labelled)
-    for one in ingredients:
+    for one in merge_inputs:
         refuse_seen(f"input {one.name!r}", one.seen(), scored)
 
     @functools.cache
@@ -167,7 +169,7 @@ def _unlabelled(task: Task, data: Data, texts: Texts, count: int, encoder: Calla
     return at_most(unlabelled_rows(task, data, texts), count)
 
 
-def _for_head(task: Task, models: Sequence[Merged | Ingredient], data: Data, count: int) -> Chosen:
+def _for_head(task: Task, models: Sequence[Merged | MergeInput], data: Data, count: int) -> Chosen:
     """At most ``count`` labelled rows of ``task`` to refit its head on."""
     chosen = apart_from_training(task, models, data, count)
     check_enough(chosen.rows)

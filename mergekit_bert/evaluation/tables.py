@@ -10,7 +10,7 @@ from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in
 from mergekit_bert.evaluation.contest import Contest, Standing
 from mergekit_bert.evaluation.doctor import EXPECTED, MATRICES, Report, verdicts
 from mergekit_bert.evaluation.held_out import HELD_OUT
-from mergekit_bert.evaluation.promises import Promises
+from mergekit_bert.evaluation.invariants import Invariants
 from mergekit_bert.evaluation.result import MISSING, figure
 from mergekit_bert.terminal import PlainConsole
 
@@ -129,17 +129,17 @@ def contest_missing(contest: Contest) -> str:
     return "no % of full: full fine-tuning is recorded on all dev rows, and others are scored here (`limit`, `on`)"
 
 
-def promise_table(promises: Promises) -> Table:
-    """One line per promise, its worst case; then one for every case in which it was broken."""
-    table = Table("promise", "tried", "worst error", "at", "tolerance", "", box=SIMPLE_HEAD)
-    for promise in dict.fromkeys(one.promise for one in promises.checks):
-        tried = [one for one in promises.checks if one.promise == promise]
+def invariant_table(invariants: Invariants) -> Table:
+    """One line per invariant, its worst case; then one for every case in which it was broken."""
+    table = Table("invariant", "tried", "worst error", "at", "tolerance", "", box=SIMPLE_HEAD)
+    for invariant in dict.fromkeys(one.invariant for one in invariants.checks):
+        tried = [one for one in invariants.checks if one.invariant == invariant]
         broken = [one for one in tried if not one.kept]
         worst = max(tried, key=lambda one: one.error)
         for count, one in [(str(len(tried)), worst), *(("", one) for one in broken if one is not worst)]:
             place = f"{one.what}, {one.where}" if one.error > 0 else MISSING
             verdict = "kept" if one.kept else "BROKEN"
-            table.add_row(promise if count else "", count, f"{one.error:.1e}", place, f"{one.tolerance:.0e}", verdict)
+            table.add_row(invariant if count else "", count, f"{one.error:.1e}", place, f"{one.tolerance:.0e}", verdict)
     return table
 
 

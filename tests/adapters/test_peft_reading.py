@@ -19,7 +19,7 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.file import read_adapter, write_adapter
-from mergekit_bert.adapters.patch import Own
+from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.adapters.peft import CONFIG, WEIGHTS, PeftConfig
 from mergekit_bert.adapters.peft_reading import _LARGEST, _check_sizes
 from mergekit_bert.composing.composition import Merged
@@ -521,7 +521,7 @@ def test_at_the_largest_size_all_answers_are_finite(encoder: Encoder) -> None:
             base=Base.of(encoder),
             deltas=deltas,
             shifts=shifts,
-            own={"sst": Own(head, {}, {})},
+            own={"sst": TaskSpecific(head, {}, {})},
             parts={"sst": {"task": task.to_json(), "max_length": encoder.max_length}},
         )
         assert np.isfinite(Predictor(model, encoder).outputs("sst", tiny_rows(task, 6))).all()

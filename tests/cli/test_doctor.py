@@ -56,7 +56,7 @@ def test_rows_add_interference_and_the_files_hold_what_is_shown(home: Path, tmp_
         assert verdict["value"] == told["expected"][{"in all": verdict["by"]}.get(verdict["name"], verdict["name"])]
         assert f"{verdict['value']:.3f}" in done.out
         assert verdict["word"] in done.out
-    assert all(one["kept"] for one in told["promises"])
+    assert all(one["kept"] for one in told["invariants"])
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -81,7 +81,7 @@ def test_what_exists_is_overwritten_by_force_alone(home: Path, tmp_path: Path) -
         assert done.code == 1
         assert str(path) in done.err
         assert "--force" in done.err
-        assert "promise" not in done.out, "it is told before any work"
+        assert "invariant" not in done.out, "it is told before any work"
         assert path.read_text() == "mine"
         assert mbert("doctor", *FEW, option, path, "--force", here=home).code == 0
         assert path.read_bytes() != b"mine"

@@ -9,8 +9,8 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.merging import Given, ingredients_of
-from mergekit_bert.composing.merging import merge as merge_inputs
+from mergekit_bert.composing.merging import MergeContext, merge_inputs_of
+from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.invented import invent
 from mergekit_bert.data.rows import Rows, read_texts
@@ -59,8 +59,8 @@ def test_a_merge_reads_the_rows_that_are_invented_for_each_task(
     recipe = Recipe(method, options=METHODS[method])
     found = saved(mb.merge(adapters, recipe, data=INVENTED, rows=12, base=bert), tmp_path / "m.safetensors")
     for count in (12, 11):
-        given = Given(lambda: bert, rows_of(bert, count).__getitem__)
-        same = saved(merge_inputs(adapters, recipe, given), tmp_path / "m.safetensors")
+        given = MergeContext(lambda: bert, rows_of(bert, count).__getitem__)
+        same = saved(compose(adapters, recipe, given), tmp_path / "m.safetensors")
         assert (same == found) == (count == 12)
 
 
@@ -84,7 +84,7 @@ def test_plain_texts_come_before_them(adapters: list[mb.Adapter], bert: mb.Encod
     )
     rows = {**rows_of(bert, 12), "sst": read_texts(path, mb.get_task("sst"))}
     assert (
-        saved(merge_inputs(adapters, recipe, Given(lambda: bert, rows.__getitem__)), tmp_path / "m.safetensors")
+        saved(compose(adapters, recipe, MergeContext(lambda: bert, rows.__getitem__)), tmp_path / "m.safetensors")
         == found
     )
 
@@ -93,16 +93,16 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
     merged = mb.merge(adapters, "ties", base=bert)
     assert isinstance(merged, Merged)
     found = mb.calibrate(merged, INVENTED, steps=["scales"], rows=12, inputs=adapters, base=bert)
-    expected = api.calibrate_scales(merged, ingredients_of(adapters), bert, rows_of(bert, 12))
+    expected = api.calibrate_scales(merged, merge_inputs_of(adapters), bert, rows_of(bert, 12))
     assert found.trace == expected.trace
     with pytest.raises(DataError, match="`data=invented`: texts that have no labels"):
         mb.calibrate(merged, INVENTED, steps=["heads"], base=bert)
 
 
 def test_the_doctor_takes_them(home: Path, bert: mb.Encoder, adapters: list[mb.Adapter]) -> None:
-    given = Given(lambda: bert, rows_of(bert, 8).__getitem__)
+    given = MergeContext(lambda: bert, rows_of(bert, 8).__getitem__)
     found = mb.doctor(adapters, INVENTED, methods=["fedavg"], rows=8, base=bert, folder=home / "adapters")
-    expected = api.numbers(ingredients_of(adapters), given, None)
+    expected = api.numbers(merge_inputs_of(adapters), given, None)
     answers = found.report.matrices["answers"]
     assert answers.any()
     assert np.array_equal(answers, expected.matrices["answers"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import Recipe
@@ -48,13 +48,13 @@ def merged(
     return model
 
 
-def given(encoder: mb.Encoder, count: int = 6) -> Given:
+def given(encoder: mb.Encoder, count: int = 6) -> MergeContext:
     """An encoder, and a few rows for methods that need some."""
 
     def rows(task: str) -> Rows:
         return dataclasses.replace(tiny_rows(get_task(task), count), labels=None)
 
-    return Given(lambda: encoder, rows)
+    return MergeContext(lambda: encoder, rows)
 
 
 def brute_force(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> dict[str, Tensor]:

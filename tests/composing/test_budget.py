@@ -9,7 +9,7 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.ingredient import of_adapter, of_merged
+from mergekit_bert.composing.merge_input import of_adapter, of_merged
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.recommendation import with_method

@@ -28,8 +28,8 @@ from mergekit_bert.composing.calibration import (
     refit,
 )
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import inputs_of
-from mergekit_bert.composing.merging import ingredients_of
+from mergekit_bert.composing.merge_input import inputs_of
+from mergekit_bert.composing.merging import merge_inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
@@ -283,7 +283,7 @@ def test_no_rows_are_refused(bert: Encoder) -> None:
 def test_a_calibrated_model_has_a_name_of_its_own_and_survives_its_file(bert: Encoder, tmp_path: Path) -> None:
     adapters, rows = trio(bert), some_rows()
     found = calibrate_heads(merged(adapters, "ties"), bert, rows, (0.1,))
-    found = calibrate_scales(found, ingredients_of(adapters), bert, rows)
+    found = calibrate_scales(found, merge_inputs_of(adapters), bert, rows)
     mb.save(found, tmp_path / "a.safetensors")
     back = mb.load(tmp_path / "a.safetensors")
     assert isinstance(back, Merged)
@@ -314,7 +314,7 @@ def test_scales_make_the_merged_deltas_move_outputs_as_far_as_the_experts(bert: 
     """Measured on the inputs themselves, not by Gram matrices."""
     adapters, rows = trio(bert), some_rows(8)
     model = merged(adapters, "ties")
-    found = calibrate_scales(model, ingredients_of(adapters), bert, rows)
+    found = calibrate_scales(model, merge_inputs_of(adapters), bert, rows)
 
     def energy(change: Mapping[str, Delta]) -> float:
         total = 0.0

@@ -12,7 +12,7 @@ from mergekit_bert.adapters.attach import fold, patched
 from mergekit_bert.adapters.delta import apply
 from mergekit_bert.composing.composition import Composition, Model, as_composition
 from mergekit_bert.composing.formats import FORMATS, format_of, open_model
-from mergekit_bert.composing.ingredient import Ingredient, inputs_of
+from mergekit_bert.composing.merge_input import MergeInput, inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import file_fingerprint
@@ -96,7 +96,7 @@ def test_a_format_gives_back_what_it_was_given(
     assert [one.to_json() for one in again.tasks] == [task.to_json()]
     assert Predictor(again, bert).outputs(task.name, some) == pytest.approx(expected, abs=1e-5)
     (one,) = FORMATS[form].inputs(path, bert, lambda name: bert)
-    assert isinstance(one, Ingredient)
+    assert isinstance(one, MergeInput)
     site = next(iter(one.deltas))
     assert torch.allclose(one.deltas[site].dense(), adapter.deltas()[site].dense(), atol=1e-6)
 

@@ -18,9 +18,9 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.composing import checkpoint, dense
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import inputs_of
-from mergekit_bert.composing.merging import ingredients_of
+from mergekit_bert.composing.merge_input import inputs_of
 from mergekit_bert.composing.merging import merge as compose
+from mergekit_bert.composing.merging import merge_inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.composing.weighting import Blend
@@ -319,7 +319,7 @@ def test_remainders_are_taken_anew_beside_scaled_deltas(bert: Encoder, three: li
     model = merged(three, "fedavg", private=ALL)
     head = {name: value + 1 for name, value in model.own["sst"].head.items()}
     model = dataclasses.replace(model, own={**model.own, "sst": dataclasses.replace(model.own["sst"], head=head)})
-    scaled = calibrate_scales(model, ingredients_of(three), bert, {task: rows(task) for task in TASKS})
+    scaled = calibrate_scales(model, merge_inputs_of(three), bert, {task: rows(task) for task in TASKS})
     assert any(abs(scale - 1) > 0.1 for scale in scaled.trace["calibrated"]["scales"]["sites"].values())
     same_answers(scaled, model, bert)
 

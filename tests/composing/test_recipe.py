@@ -16,7 +16,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.errors import CompositionError, MbertError, UnknownNameError
 from mergekit_bert.schema import SchemaError

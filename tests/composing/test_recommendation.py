@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.ingredient import Ingredient, of_adapter
+from mergekit_bert.composing.merge_input import MergeInput, of_adapter
 from mergekit_bert.composing.recommendation import recommend
 from tests.composing.helpers import trio
 
 GRAM = {"gram": {"some.site": {}}}
 
 
-def inputs(bert: mb.Encoder, basis: str, gram: bool) -> list[Ingredient]:
+def inputs(bert: mb.Encoder, basis: str, gram: bool) -> list[MergeInput]:
     found = [of_adapter(one) for one in trio(bert)]
     seeds = {"one": (0, 0, 0), "several": (0, 0, 1), "none": (None, None, None)}[basis]
     for place, seed in enumerate(seeds):

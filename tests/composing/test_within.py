@@ -30,19 +30,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Own:
+class TaskSpecific:
     number: int = 3
 
 
 def _sum(site: Site) -> Delta:
-    assert site.options == Own()
+    assert site.options == TaskSpecific()
     assert site.survey == ["layer"]
     return within.METHODS.get("task_arithmetic").merge(site)
 
 
 def _surveyed(sites: Sequence[Site]) -> list[str]:
     for site in sites:
-        assert site.options == Own()
+        assert site.options == TaskSpecific()
         assert site.names == ["b", "d"]
         assert site.weights == [3.0, -1.0]
     return [site.name for site in sites]
@@ -51,7 +51,7 @@ def _surveyed(sites: Sequence[Site]) -> list[str]:
 @pytest.fixture
 def seeing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that looks at what it is given."""
-    record = Method("seeing", "x", "x", "x", merge=_sum, options=Own, survey=_surveyed)
+    record = Method("seeing", "x", "x", "x", merge=_sum, options=TaskSpecific, survey=_surveyed)
     found = METHODS.get
     monkeypatch.setattr(METHODS, "get", lambda name: record if name == "seeing" else found(name))
 

@@ -18,7 +18,7 @@ from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.patch import check_part
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import of_adapter
+from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_options
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.reference import example, method_page, method_row

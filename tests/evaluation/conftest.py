@@ -41,11 +41,11 @@ def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made = list[str]()
 
     def counted(really: Callable[..., Any]) -> Callable[..., Any]:
-        def count(ingredients: Any, recipe: Any, given: Any = None) -> Any:
+        def count(merge_inputs: Any, recipe: Any, given: Any = None) -> Any:
             made.append(recipe.method)
             if "stop" in made and len(made) == 4:
                 raise KeyboardInterrupt
-            return really(ingredients, recipe, given)
+            return really(merge_inputs, recipe, given)
 
         return count
 

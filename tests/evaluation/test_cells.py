@@ -13,7 +13,7 @@ import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing import source
-from mergekit_bert.composing.merging import Given, ingredients_of
+from mergekit_bert.composing.merging import MergeContext, merge_inputs_of
 from mergekit_bert.composing.methods import distill, ties
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
@@ -111,7 +111,7 @@ def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data)) for name in TASKS}
 
     def files(recipe: Recipe) -> int:
-        (cell,) = cells.run_cells(recipe, ingredients_of(three), bert, tasks, None, tmp_path / "c")
+        (cell,) = cells.run_cells(recipe, merge_inputs_of(three), bert, tasks, None, tmp_path / "c")
         assert not cell.refused
         return len(list((tmp_path / "c").glob("*.safetensors")))
 
@@ -137,11 +137,11 @@ def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_i
     there = source._program.__wrapped__()
     assert {name for name in here if here[name] != there[name]} == {"processor"}
     monkeypatch.setattr(distill, "pick_precision", lambda asked, device: torch.bfloat16)
-    ingredients = ingredients_of(three)
+    merge_inputs = merge_inputs_of(three)
     tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data).take(range(4))) for name in TASKS}
-    given = Given(lambda: bert, lambda name: dataclasses.replace(tasks[name][1], labels=None))
+    given = MergeContext(lambda: bert, lambda name: dataclasses.replace(tasks[name][1], labels=None))
     recipe = Recipe("distill", options={"steps": 1, "batch_size": 2})
-    (cell,) = cells.run_cells(recipe, ingredients, bert, tasks, given, tmp_path / "c")
+    (cell,) = cells.run_cells(recipe, merge_inputs, bert, tasks, given, tmp_path / "c")
     assert cell.learned["precision"] == "bfloat16"
 
 

@@ -1,4 +1,4 @@
-"""The doctor: numbers against dense brute force and direct forward passes, and promises that break when they should."""
+"""The doctor: numbers against brute force and direct forward passes, and invariants that break when they should."""
 
 import dataclasses
 import json
@@ -25,12 +25,12 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.composing import spaces, weighting
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient, inputs_of, of_adapter
-from mergekit_bert.composing.method import METHODS, Learned, Lesson, Site
+from mergekit_bert.composing.merge_input import MergeInput, inputs_of, of_adapter
+from mergekit_bert.composing.method import METHODS, Learned, LearningContext, Site
 from mergekit_bert.composing.methods import distill, orthoada, ties
 from mergekit_bert.data.kind import KINDS, kind_of
 from mergekit_bert.errors import CompositionError, DataError, ModelFileError
-from mergekit_bert.evaluation import promises
+from mergekit_bert.evaluation import invariants
 from mergekit_bert.evaluation.doctor import (
     MATRICES,
     Diagnosis,
@@ -40,9 +40,9 @@ from mergekit_bert.evaluation.doctor import (
     to_json,
     verdicts,
 )
+from mergekit_bert.evaluation.invariants import Invariants, one_of_each_kind, try_invariants
 from mergekit_bert.evaluation.pictures import pairs_picture, write_picture
-from mergekit_bert.evaluation.promises import Promises, one_of_each_kind, try_promises
-from mergekit_bert.evaluation.tables import as_text, pair_table, promise_table, verdict_table
+from mergekit_bert.evaluation.tables import as_text, invariant_table, pair_table, verdict_table
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed
 from tests.composing.helpers import ONE, merged, trio, zeroed
 from tests.composing.helpers import given as some_rows
@@ -68,7 +68,7 @@ def loose(bert: mb.Encoder) -> list[Adapter]:
     ]
 
 
-def inputs(adapters: list[Adapter]) -> list[Ingredient]:
+def inputs(adapters: list[Adapter]) -> list[MergeInput]:
     return [of_adapter(one) for one in adapters]
 
 
@@ -188,7 +188,7 @@ def test_signs_are_counted_entry_by_entry(loose: list[Adapter]) -> None:
 
 
 def test_a_basis_is_compared_by_its_rows_and_its_room_counted(bert: mb.Encoder, tmp_path: Path) -> None:
-    def adapter(task: str, start: int, rank: int, seed: int = 0) -> Ingredient:
+    def adapter(task: str, start: int, rank: int, seed: int = 0) -> MergeInput:
         one = of_adapter(random_adapter(bert, task, rank=rank, start=start, targets="qv"))
         return dataclasses.replace(one, basis=BasisRows(seed, start, rank))
 
@@ -273,7 +273,7 @@ def test_an_adapter_that_does_nothing_disturbs_nobody(bert: mb.Encoder, three: l
     assert report.matrices["inputs"][0, 1] == report.matrices["cosine"][0, 1] == 0
     assert math.isnan(report.matrices["norms"][0, 1])
     assert report.matrices["answers"][0, 1] < 1e-9
-    assert json.dumps(to_json(Diagnosis(Promises([], {}), report)), allow_nan=False)
+    assert json.dumps(to_json(Diagnosis(Invariants([], {}), report)), allow_nan=False)
 
 
 def test_rows_of_a_merged_input_count_for_all_its_tasks(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -366,8 +366,8 @@ def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three:
                 assert report.matrices["expected"][i, j] == pytest.approx(expected(one, [one, two]), abs=1e-4)
 
 
-def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapter]) -> None:
-    found = try_promises(inputs(three[:2]))
+def test_every_invariant_is_tried_and_kept(loose: list[Adapter], three: list[Adapter]) -> None:
+    found = try_invariants(inputs(three[:2]))
     assert found.broken == []
     pairs = {
         method.name if space == "full" else f"{method.name} in {space}"
@@ -375,16 +375,16 @@ def test_every_promise_is_tried_and_kept(loose: list[Adapter], three: list[Adapt
         for space in (("full",) if method.linear else method.spaces)
         if method.name not in found.left_out
     }
-    assert {one.what for one in found.checks if one.promise == promises.RELOADED} == pairs
-    assert {one.what for one in found.checks if one.promise == promises.ORDER} == pairs
-    assert {one.what for one in found.checks if one.promise == promises.LOSSLESS} == {"core", "knots"}
-    assert {one.what for one in found.checks if one.promise == promises.LINEAR} == {
+    assert {one.what for one in found.checks if one.invariant == invariants.RELOADED} == pairs
+    assert {one.what for one in found.checks if one.invariant == invariants.ORDER} == pairs
+    assert {one.what for one in found.checks if one.invariant == invariants.LOSSLESS} == {"core", "knots"}
+    assert {one.what for one in found.checks if one.invariant == invariants.LINEAR} == {
         method.name for method in METHODS if method.linear and method.name in pairs
     }
     for name, reason in found.left_out.items():
         assert set(METHODS.get(name).needs) - {"basis"}
         assert re.search("missing; expected .*`data` or `texts`", reason)
-    other = try_promises(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
+    other = try_invariants(inputs(loose), ["orthoada", "fedavg", "ties", "tsv"])
     assert other.broken == []
     assert "without an orthogonal basis" in other.left_out.pop("orthoada")
     assert other.left_out == {}
@@ -395,15 +395,15 @@ def test_with_rows_every_method_is_tried_and_none_takes_a_step(
 ) -> None:
     for module in (distill, weighting):
         monkeypatch.setattr(module, "descend", lambda *_: pytest.fail("it learns"))
-    found = try_promises(inputs(three[:2]), given=some_rows(bert))
+    found = try_invariants(inputs(three[:2]), given=some_rows(bert))
     assert found.broken == []
     assert found.left_out == {}
     needy = {method.name for method in METHODS if {"gram", "fisher", "rows"} & set(method.needs)}
     learn = {method.name for method in METHODS if method.learn is not None}
     assert learn < needy
-    for promise in (promises.ALONE, promises.ORDER, promises.RELOADED):
-        tried = {one.what for one in found.checks if one.promise == promise}
-        assert (learn if promise == promises.ALONE else needy) <= tried
+    for invariant in (invariants.ALONE, invariants.ORDER, invariants.RELOADED):
+        tried = {one.what for one in found.checks if one.invariant == invariant}
+        assert (learn if invariant == invariants.ALONE else needy) <= tried
 
 
 def test_a_method_that_learns_is_held_to_its_word(
@@ -411,49 +411,49 @@ def test_a_method_that_learns_is_held_to_its_word(
 ) -> None:
     really = distill._learn
 
-    def learn(lesson: Lesson) -> Learned:
-        found = really(lesson)
+    def learn(context: LearningContext) -> Learned:
+        found = really(context)
         return dataclasses.replace(
             found, deltas={site: one.scaled(1.001) for site, one in (found.deltas or {}).items()}
         )
 
     monkeypatch.setattr(distill, "RECORD", dataclasses.replace(distill.RECORD, learn=learn))
-    found = try_promises(inputs(three[:2]), ["distill"], given=some_rows(bert))
-    assert [one.promise for one in found.broken] == [promises.ALONE]
+    found = try_invariants(inputs(three[:2]), ["distill"], given=some_rows(bert))
+    assert [one.invariant for one in found.broken] == [invariants.ALONE]
 
 
 def test_a_method_that_learns_is_left_out_where_it_refuses_the_inputs(bert: mb.Encoder, three: list[Adapter]) -> None:
     one, two = inputs(three[:2])
     dense = dataclasses.replace(one, deltas={site: Dense(delta.dense()) for site, delta in one.deltas.items()})
-    found = try_promises([dense, two], ["distill", "adamerging"], given=some_rows(bert))
+    found = try_invariants([dense, two], ["distill", "adamerging"], given=some_rows(bert))
     assert found.broken == []
     assert set(found.left_out) == {"distill"}
     assert "a dense start; expected factors to learn; give `rank`" in found.left_out["distill"]
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, module: Any, adapters: list[Adapter], **changes: Any) -> dict[str, float]:
-    """The broken promises and their worst errors where a method has ``changes``."""
+    """The broken invariants and their worst errors where a method has ``changes``."""
     monkeypatch.setattr(module, "RECORD", dataclasses.replace(module.RECORD, **changes))
-    found = try_promises(inputs(adapters), [module.RECORD.name])
+    found = try_invariants(inputs(adapters), [module.RECORD.name])
     assert found.broken
-    assert "BROKEN" in as_text(promise_table(found))
-    return {one.promise: one.error for one in sorted(found.broken, key=lambda one: one.error)}
+    assert "BROKEN" in as_text(invariant_table(found))
+    return {one.invariant: one.error for one in sorted(found.broken, key=lambda one: one.error)}
 
 
 def test_a_method_that_scales_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
     merge = ties.RECORD.merge
     found = broken(monkeypatch, ties, three, merge=lambda site: merge(site).scaled(1.001))
-    assert found == {promises.ALONE: pytest.approx(1e-3, rel=0.05)}
+    assert found == {invariants.ALONE: pytest.approx(1e-3, rel=0.05)}
 
 
 def test_a_method_that_hears_the_first_most_breaks_its_word(
     monkeypatch: pytest.MonkeyPatch, three: list[Adapter]
 ) -> None:
     found = broken(monkeypatch, ties, three, merge=lambda site: site.weighted[0])
-    assert set(found) == {promises.ORDER}
+    assert set(found) == {invariants.ORDER}
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, order_matters=True))
-    kept = try_promises(inputs(three), ["ties"])
-    assert promises.ORDER not in {one.promise for one in kept.checks}
+    kept = try_invariants(inputs(three), ["ties"])
+    assert invariants.ORDER not in {one.invariant for one in kept.checks}
 
 
 def test_a_sum_that_loses_a_weight_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
@@ -461,19 +461,19 @@ def test_a_sum_that_loses_a_weight_breaks_its_word(monkeypatch: pytest.MonkeyPat
         return dataclasses.replace(site, weights=[1.0] * len(site.weights)).weighted[0].scaled(1.0)
 
     found = broken(monkeypatch, orthoada, three, merge=unweighted)
-    assert promises.LINEAR in found
+    assert invariants.LINEAR in found
 
 
 def test_a_merge_that_is_not_finite_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
     found = broken(monkeypatch, ties, three, merge=lambda site: Dense(site.deltas[0].dense() * math.nan))
-    assert found[promises.ALONE] == math.inf
+    assert found[invariants.ALONE] == math.inf
 
 
 def test_a_merge_that_fails_in_its_midst_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
     def fail(sites: Sequence[Site]) -> None:
         raise CompositionError(sites[0].name, "a singular matrix", "another", "change it")
 
-    assert broken(monkeypatch, ties, three, survey=fail) == {promises.MERGED: math.inf}
+    assert broken(monkeypatch, ties, three, survey=fail) == {invariants.MERGED: math.inf}
 
 
 def test_a_space_that_loses_something_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
@@ -484,12 +484,12 @@ def test_a_space_that_loses_something_breaks_its_word(monkeypatch: pytest.Monkey
         return inner, lambda merged: leave(merged).scaled(0.99)
 
     monkeypatch.setitem(spaces.SPACES, "core", dataclasses.replace(core, enter=lossy))
-    found = {one.what: one.error for one in try_promises(inputs(three), []).broken}
+    found = {one.what: one.error for one in try_invariants(inputs(three), []).broken}
     assert found == {"core": pytest.approx(0.01)}
 
 
 def test_a_file_that_changes_a_bit_breaks_its_word(monkeypatch: pytest.MonkeyPatch, three: list[Adapter]) -> None:
-    read = promises.read_model
+    read = invariants.read_model
 
     def spoiled(path: Path) -> Any:
         model = read(path)
@@ -499,15 +499,15 @@ def test_a_file_that_changes_a_bit_breaks_its_word(monkeypatch: pytest.MonkeyPat
         delta = Dense(one.matrix + 1e-7) if isinstance(one, Dense) else LowRank(one.B + 1e-7, one.A)
         return dataclasses.replace(model, deltas={**model.deltas, site: delta})
 
-    monkeypatch.setattr(promises, "read_model", spoiled)
-    found = try_promises(inputs(three[:1]), ["fedavg", "ties"])
-    assert {one.promise for one in found.broken} == {promises.RELOADED}
+    monkeypatch.setattr(invariants, "read_model", spoiled)
+    found = try_invariants(inputs(three[:1]), ["fedavg", "ties"])
+    assert {one.invariant for one in found.broken} == {invariants.RELOADED}
     assert all(0 < one.error < 1e-5 for one in found.broken)
 
 
 def test_sites_are_one_of_each_kind_in_different_layers(bert: mb.Encoder, loose: list[Adapter]) -> None:
     chosen = one_of_each_kind(inputs([random_adapter(bert, "sst")]))
-    assert len({promises.kind_of(site) for site in chosen}) == len(chosen) == 6
+    assert len({invariants.kind_of(site) for site in chosen}) == len(chosen) == 6
     assert {site.split(".")[2] for site in chosen} == {"0", "1"}
     holders = [{one.name for one in loose if site in one.sites} for site in one_of_each_kind(inputs(loose))]
     assert {"sst", "sts", "para"} in holders
@@ -523,10 +523,10 @@ def test_every_site_is_tried_where_asked(monkeypatch: pytest.MonkeyPatch, three:
         return merge(site)
 
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=noted))
-    try_promises(inputs(three[:1]), ["ties"])
+    try_invariants(inputs(three[:1]), ["ties"])
     assert seen == set(one_of_each_kind(inputs(three[:1])))
     assert len(seen) == 2
-    try_promises(inputs(three[:1]), ["ties"], every_site=True)
+    try_invariants(inputs(three[:1]), ["ties"], every_site=True)
     assert seen == set(of_adapter(three[0]).deltas)
 
 
@@ -535,7 +535,7 @@ def test_one_adapter_alone_is_a_diagnosis_too(bert: mb.Encoder, three: list[Adap
         report = numbers(inputs(three[:1]), rows)
         assert [one.value for one in verdicts(report)] == ([0, 0] if rows else [])
         assert hints(report) == []
-    assert promises.ORDER not in {one.promise for one in try_promises(inputs(three[:1]), ["ties"]).checks}
+    assert invariants.ORDER not in {one.invariant for one in try_invariants(inputs(three[:1]), ["ties"]).checks}
 
 
 def test_a_probe_shares_nothing_with_an_adapter(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -544,7 +544,7 @@ def test_a_probe_shares_nothing_with_an_adapter(bert: mb.Encoder, three: list[Ad
     assert report.matrices["inputs"][0, 1] == report.matrices["interference"][0, 1] == 0
     assert report.matrices["interference"][1, 0] > 0
     assert report.capacity is None
-    assert try_promises(inputs([three[0], probe]), ["fedavg", "ties"]).broken == []
+    assert try_invariants(inputs([three[0], probe]), ["fedavg", "ties"]).broken == []
 
 
 def test_tables_and_the_picture_show_every_pair(bert: mb.Encoder, three: list[Adapter], tmp_path: Path) -> None:

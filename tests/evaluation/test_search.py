@@ -16,8 +16,8 @@ from mergekit_bert.adapters.delta import LowRank
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing import merging
 from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.ingredient import Ingredient, inputs_of
-from mergekit_bert.composing.merging import ingredients_of
+from mergekit_bert.composing.merge_input import MergeInput, inputs_of
+from mergekit_bert.composing.merging import merge_inputs_of
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.methods import ties
 from mergekit_bert.composing.prediction import Predictor
@@ -41,8 +41,8 @@ NAMES = ("sst", "sts", "para")
 
 
 @pytest.fixture(scope="module")
-def inputs(bert: Encoder) -> list[Ingredient]:
-    return ingredients_of(trio(bert))
+def inputs(bert: Encoder) -> list[MergeInput]:
+    return merge_inputs_of(trio(bert))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def same(one: Merged, two: Merged) -> bool:
 
 @pytest.mark.parametrize("over", [("weights",), ("weights", "layers", "options")])
 def test_the_best_is_no_worse_than_the_start_and_is_what_the_trace_says(
-    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], over: tuple[str, ...]
+    bert: Encoder, inputs: list[MergeInput], tasks: dict[str, tuple[Task, Rows]], over: tuple[str, ...]
 ) -> None:
     found = search(inputs, Recipe("ties"), tasks, bert, 5, over)
     told = found.trace["search"]
@@ -125,7 +125,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_killed_search_goes_on_to_the_same_end(
-    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
+    bert: Encoder, inputs: list[MergeInput], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
 ) -> None:
     path = tmp_path / "a.search.json"
     whole = search(inputs, Recipe("fedavg"), tasks, bert, 12)
@@ -144,7 +144,7 @@ def test_a_killed_search_goes_on_to_the_same_end(
 
 
 def test_evaluations_of_another_search_are_not_used(
-    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
+    bert: Encoder, inputs: list[MergeInput], tasks: dict[str, tuple[Task, Rows]], tmp_path: Path, counted: list[int]
 ) -> None:
     path = tmp_path / "a.search.json"
 
@@ -169,7 +169,7 @@ def test_evaluations_of_another_search_are_not_used(
 
 def test_evaluations_under_another_default_or_source_are_not_used_and_those_of_a_spelled_out_one_are(
     bert: Encoder,
-    inputs: list[Ingredient],
+    inputs: list[MergeInput],
     tasks: dict[str, tuple[Task, Rows]],
     tmp_path: Path,
     counted: list[int],
@@ -197,7 +197,7 @@ def test_evaluations_under_another_default_or_source_are_not_used_and_those_of_a
 
 @pytest.mark.parametrize(("start", "sign"), [("0.1", -1), ("1.0", 1)])
 def test_options_stay_between_their_bounds(
-    inputs: list[Ingredient], bert: Encoder, monkeypatch: pytest.MonkeyPatch, start: str, sign: int
+    inputs: list[MergeInput], bert: Encoder, monkeypatch: pytest.MonkeyPatch, start: str, sign: int
 ) -> None:
     """The score pulls at a bound, once from within and once from the bound itself."""
     monkeypatch.setattr(module, "overall", lambda model, *_: sign * float(model.recipe["options"]["density"]))
@@ -210,7 +210,7 @@ def test_options_stay_between_their_bounds(
 
 
 def test_statistics_are_measured_once(
-    inputs: list[Ingredient], bert: Encoder, tasks: dict[str, tuple[Task, Rows]], monkeypatch: pytest.MonkeyPatch
+    inputs: list[MergeInput], bert: Encoder, tasks: dict[str, tuple[Task, Rows]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -226,7 +226,7 @@ def test_statistics_are_measured_once(
 
 
 def test_the_overall_score_is_that_of_an_evaluation(
-    bert: Encoder, inputs: list[Ingredient], tasks: dict[str, tuple[Task, Rows]]
+    bert: Encoder, inputs: list[MergeInput], tasks: dict[str, tuple[Task, Rows]]
 ) -> None:
     model = merged([one.adapter for one in inputs], "fedavg")
     figures = {}
@@ -252,7 +252,7 @@ def test_the_layers_of_every_architecture_are_found(encoder: Encoder) -> None:
         assert matching == [number for number in (0, 1) if f".{number}." in site]
 
 
-def test_factors_of_layers_hold_for_all_weights_there(inputs: list[Ingredient]) -> None:
+def test_factors_of_layers_hold_for_all_weights_there(inputs: list[MergeInput]) -> None:
     recipe = Recipe("task_arithmetic", weights={"sst": 2.0, "sts": 1.0, "para": 1.0})
     axes = find_axes(recipe, inputs, ("layers",))
     found = moved(recipe, inputs, axes, [1.0, 0.5])
@@ -260,7 +260,7 @@ def test_factors_of_layers_hold_for_all_weights_there(inputs: list[Ingredient]) 
     assert found.at("encoder.layer.1.output.dense", found.weights) == {"sst": 1.0, "sts": 0.5, "para": 0.5}
 
 
-def test_twelve_layers_make_three_groups(inputs: list[Ingredient]) -> None:
+def test_twelve_layers_make_three_groups(inputs: list[MergeInput]) -> None:
     delta = LowRank(torch.zeros(2, 1), torch.zeros(1, 2))
     sites = [*(f"encoder.layer.{number}.output.dense" for number in range(12)), "embeddings_project"]
     groups = layer_groups([dataclasses.replace(inputs[0], deltas=dict.fromkeys(sites, delta))])
@@ -277,13 +277,13 @@ def test_twelve_layers_make_three_groups(inputs: list[Ingredient]) -> None:
     ],
 )
 def test_what_cannot_be_searched_is_refused(
-    bert: Encoder, inputs: list[Ingredient], recipe: Recipe, over: tuple[str, ...], told: str
+    bert: Encoder, inputs: list[MergeInput], recipe: Recipe, over: tuple[str, ...], told: str
 ) -> None:
     with pytest.raises(CompositionError, match=told):
         search(inputs, recipe, {}, bert, 4, over)
 
 
-def test_unknown_kinds_and_no_evaluations_are_refused(bert: Encoder, inputs: list[Ingredient]) -> None:
+def test_unknown_kinds_and_no_evaluations_are_refused(bert: Encoder, inputs: list[MergeInput]) -> None:
     with pytest.raises(UnknownNameError, match="`over`: 'wheights'"):
         search(inputs, Recipe("fedavg"), {}, bert, 4, ("wheights",))
     with pytest.raises(CompositionError, match="0 evaluations; expected at least 1"):

@@ -80,10 +80,10 @@ def test_held_out_rows_are_those_that_training_held_out(
     seen, read = dict[str, Rows](), dict[str, Rows]()
     run_cells = cells.run_cells
 
-    def look(recipe: Any, ingredients: Any, encoder: Any, tasks: Any, given: Any, *rest: Any) -> Any:
+    def look(recipe: Any, merge_inputs: Any, encoder: Any, tasks: Any, given: Any, *rest: Any) -> Any:
         for name, (_, rows) in tasks.items():
             seen[name], read[name] = rows, given.rows(name)
-        return run_cells(recipe, ingredients, encoder, tasks, given, *rest)
+        return run_cells(recipe, merge_inputs, encoder, tasks, given, *rest)
 
     monkeypatch.setattr(api, "run_cells", look)
     found = api.compare(inputs, ["ties", "regmean"], ["full"], data, on="held-out", out=tmp_path / "c", base=bert)

@@ -15,7 +15,7 @@ from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.cli.report import after_training
 from mergekit_bert.composing import learning
-from mergekit_bert.composing.merging import Given, ingredients_of, merge
+from mergekit_bert.composing.merging import MergeContext, merge, merge_inputs_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Base
@@ -189,7 +189,7 @@ def _scored(shop: Workshop, count: int = 12) -> Mapping[str, tuple[Task, Rows]]:
 
 def use_search(shop: Workshop, folder: Path) -> Stages:
     """Go on with a search of two evaluations that were both finished."""
-    inputs = ingredients_of(shop.trio[:2])
+    inputs = merge_inputs_of(shop.trio[:2])
     path = folder / "merged.search.json"
     model = search.search(inputs, mb.Recipe("fedavg"), _scored(shop), shop.encoder, 2, path=path)
     told = model.trace["search"]
@@ -206,13 +206,13 @@ SEARCHES = Format(
 )
 
 
-def _given(shop: Workshop, folder: Path | None = None) -> Given:
-    return Given(lambda: shop.encoder, lambda task: dataclasses.replace(shop.rows(task), labels=None), folder)
+def _given(shop: Workshop, folder: Path | None = None) -> MergeContext:
+    return MergeContext(lambda: shop.encoder, lambda task: dataclasses.replace(shop.rows(task), labels=None), folder)
 
 
 def use_comparison(shop: Workshop, folder: Path) -> Stages:
     """Add a method to a comparison whose others are read from their files, and show the table."""
-    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
+    tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
     comparison = comparison_of(inputs, shop.encoder, tasks)
     refuse_other(folder, comparison, False)
     yield "same", None
@@ -235,7 +235,7 @@ _MERGES = (
 
 def _comparison(shop: Workshop, folder: Path) -> None:
     """Three merges and their table, on a clock that always shows the same."""
-    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
+    tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
     for recipe in _MERGES:
         run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
     for path in folder.glob("*.safetensors"):
@@ -250,7 +250,7 @@ def _comparison(shop: Workshop, folder: Path) -> None:
 
 def use_cells(shop: Workshop, folder: Path) -> Stages:
     """Take up finished merges, those that are broken anew, and show them."""
-    tasks, inputs = _scored(shop), ingredients_of(shop.trio[:2])
+    tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
     cells = [one for recipe in _MERGES for one in run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)]
     yield "cells", [[one.name, one.refused, one.outputs, one.learned] for one in cells]
     with patch.object(contest, "RESAMPLES", 5):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mergekit_bert.composing.learning import expert_answers
 from mergekit_bert.composing.linear import weighted_sum
-from mergekit_bert.composing.method import Learned, Lesson, Method
-from mergekit_bert.composing.weighting import Loss, Pupil, WeightOptions, layer_of, learn_weights
+from mergekit_bert.composing.method import Learned, LearningContext, Method
+from mergekit_bert.composing.weighting import Loss, Student, WeightOptions, layer_of, learn_weights
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.encoder.load import Encoder
@@ -26,22 +26,22 @@ class _Options(WeightOptions):
     layerwise: bool = option(True, "A weight for every adapter and layer, not one for every adapter.")
 
 
-def _learn(lesson: Lesson) -> Learned:
+def _learn(context: LearningContext) -> Learned:
     """Weights that share a layer, or one for all sites."""
-    cell = (lambda site: str(layer_of(site))) if lesson.options.layerwise else (lambda site: "")
-    return learn_weights(lesson, "adamerging", cell, partial(_loss_of, lesson.encoder))
+    cell = (lambda site: str(layer_of(site))) if context.options.layerwise else (lambda site: "")
+    return learn_weights(context, "adamerging", cell, partial(_loss_of, context.encoder))
 
 
-def _loss_of(encoder: Encoder, pupil: Pupil) -> Loss:
+def _loss_of(encoder: Encoder, student: Student) -> Loss:
     """Mean entropy of the predictions; of a kind without one, the distance to the expert."""
 
     def outputs(run: list[int]) -> Float[Tensor, "rows out"]:
-        return outputs_of(pupil.model, pupil.tokens.batch(run)).float()
+        return outputs_of(student.model, student.tokens.batch(run)).float()
 
-    kind = kind_of(pupil.part.task)
+    kind = kind_of(student.part.task)
     if kind.has_entropy:
         return lambda run: kind.entropy(outputs(run))
-    expert = expert_answers(encoder, pupil.part, pupil.tokens).outputs
+    expert = expert_answers(encoder, student.part, student.tokens).outputs
     spread = float(expert.var(correction=0)) or 1.0
     return lambda run: kind.distance(outputs(run), expert[run], spread)
 

@@ -22,11 +22,11 @@ from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, delta_of, svd
 from mergekit_bert.adapters.patch import Part
-from mergekit_bert.composing.ingredient import Ingredient
-from mergekit_bert.composing.learning import Answers, MergeObjective, Reader, descend
+from mergekit_bert.composing.learning import Answers, FeatureExtractor, MergeObjective, descend
 from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import merged_shifts
-from mergekit_bert.composing.method import Learned, Lesson, Method
+from mergekit_bert.composing.method import Learned, LearningContext, Method
 from mergekit_bert.data.batches import Epochs, Tokens
 from mergekit_bert.data.kind import Kind, kind_of
 from mergekit_bert.encoder.classifier import classifier
@@ -59,7 +59,7 @@ class _Options:
 class _Expert:
     """What a task's expert says of its rows: kept from the beginning, or asked for."""
 
-    reader: Reader
+    extractor: FeatureExtractor
     tokens: Tokens
     dtype: torch.dtype
     kept: Mapping[int, Answers] = dataclasses.field(default_factory=dict)
@@ -75,8 +75,8 @@ class _Expert:
 
     @torch.no_grad()
     def _ask(self, run: list[int]) -> Answers:
-        with autocast(self.dtype, next(self.reader.model.parameters()).device):
-            return self.reader(self.tokens.batch(run))
+        with autocast(self.dtype, next(self.extractor.model.parameters()).device):
+            return self.extractor(self.tokens.batch(run))
 
     def keeping(self) -> "_Expert":
         """The same with the answers for all rows, asked for in an order that no run changes."""
@@ -109,7 +109,7 @@ class _Pupil:
     """One task of the student, and what its expert says of its rows."""
 
     kind: Kind
-    reader: Reader
+    extractor: FeatureExtractor
     expert: _Expert
     spreads: tuple[float, float, list[float]]
     batches: Epochs
@@ -122,7 +122,7 @@ class _Pupil:
     def _loss(self, run: list[int], options: _Options, rows: int) -> Float[Tensor, ""]:
         truth = self.expert(run)
         with autocast(self.expert.dtype, truth.features.device):
-            found = self.reader(self.expert.tokens.batch(run))
+            found = self.extractor(self.expert.tokens.batch(run))
         of_outputs, of_features, of_states = self.spreads
         loss = options.features * functional.mse_loss(found.features, truth.features) / of_features
         if options.outputs:
@@ -138,42 +138,42 @@ class _Distillation(MergeObjective):
     """The sum over the tasks of the distances from their experts, as a function of the merged factors."""
 
     def __init__(
-        self, lesson: Lesson, dtype: str, factors: Mapping[str, nn.Parameter], pupils: Sequence[_Pupil]
+        self, context: LearningContext, dtype: str, factors: Mapping[str, nn.Parameter], students: Sequence[_Pupil]
     ) -> None:
-        super().__init__("distill", factors, lesson.options.steps, lesson.options.lr, _key(lesson, dtype))
-        self.options, self.pupils = lesson.options, pupils
+        super().__init__("distill", factors, context.options.steps, context.options.lr, _key(context, dtype))
+        self.options, self.students = context.options, students
 
     def terms(self, step: int) -> Iterator[Term]:
-        for pupil in self.pupils:
-            yield from pupil.terms(self.options, step)
+        for student in self.students:
+            yield from student.terms(self.options, step)
 
 
-def _learn(lesson: Lesson) -> Learned:
+def _learn(context: LearningContext) -> Learned:
     """Fit the factors of the start to the experts."""
-    options: _Options = lesson.options
-    deltas = lesson.merge(options.start)
-    factors = {site: _balanced(site, delta, lesson.rank) for site, delta in deltas.items()}
+    options: _Options = context.options
+    deltas = context.merge(options.start)
+    factors = {site: _balanced(site, delta, context.rank) for site, delta in deltas.items()}
     if options.steps == 0 or not any(delta.rank for delta in factors.values()):
         return Learned(deltas=factors)
-    parts = {task: one.part(task) for one in lesson.ingredients for task in one.parts}
-    tokens = {task: _tokens(lesson, part) for task, part in parts.items()}
+    parts = {task: one.part(task) for one in context.merge_inputs for task in one.parts}
+    tokens = {task: _tokens(context, part) for task, part in parts.items()}
     dtype = pick_precision(options.precision, default_device())
-    known = copies(lesson.encoder.model, dtype)
-    experts = {task: _expert(lesson, part, tokens[task], dtype, known) for task, part in parts.items()}
+    known = copies(context.encoder.model, dtype)
+    experts = {task: _expert(context, part, tokens[task], dtype, known) for task, part in parts.items()}
     if sum(map(_bytes, experts.values())) <= _KEPT_BYTES:
         experts = {task: expert.keeping() for task, expert in experts.items()}
-    readers, placed = _student(lesson, parts, factors, dtype, known)
-    pupils = [
+    extractors, placed = _student(context, parts, factors, dtype, known)
+    students = [
         _Pupil(
             kind_of(part.task),
-            readers[task],
+            extractors[task],
             experts[task],
             experts[task].spreads(),
-            Epochs(tokens[task], options.batch_size, lesson.seed),
+            Epochs(tokens[task], options.batch_size, context.seed),
         )
         for task, part in parts.items()
     ]
-    losses = descend(_Distillation(lesson, str(dtype), placed, pupils), lesson.folder, lesson.show)
+    losses = descend(_Distillation(context, str(dtype), placed, students), context.folder, context.show)
     learned: dict[str, Delta] = {
         site: delta_of({name: placed[f"{site}.{name}"].detach().cpu() for name in delta.tensors()})
         if delta.rank
@@ -183,7 +183,7 @@ def _learn(lesson: Lesson) -> Learned:
     tail = losses[-10:]
     trace = {
         "rows": {task: len(one) for task, one in tokens.items()},
-        "fingerprints": {task: lesson.rows[task].fingerprint() for task in tokens},
+        "fingerprints": {task: context.rows[task].fingerprint() for task in tokens},
         "first_loss": losses[0],
         "last_loss": sum(tail) / len(tail),
         "precision": str(dtype).removeprefix("torch."),
@@ -203,16 +203,16 @@ def _balanced(site: str, delta: Delta, rank: int | None) -> LowRank:
 
 
 def _student(
-    lesson: Lesson,
+    context: LearningContext,
     parts: Mapping[str, Part],
     factors: Mapping[str, LowRank],
     dtype: torch.dtype,
     known: Mapping[int, nn.Parameter],
-) -> tuple[dict[str, Reader], dict[str, nn.Parameter]]:
+) -> tuple[dict[str, FeatureExtractor], dict[str, nn.Parameter]]:
     """A classifier for every task over one tree with the factors beside it, and the factors to train."""
-    options: _Options = lesson.options
-    shifts = merged_shifts(lesson.ingredients, lesson.weights)
-    shared = fold(lesson.encoder, {}, shifts)
+    options: _Options = context.options
+    shifts = merged_shifts(context.merge_inputs, context.weights)
+    shared = fold(context.encoder, {}, shifts)
     first = next(iter(parts.values()))
     model = classifier(shared, first.task, first.head)
     config = AdapterConfig(rank=1, alpha=1.0)  # a scale of 1: the factors are the Delta
@@ -220,9 +220,9 @@ def _student(
     placed = attach(model, "lora", values, frozenset(), config, generator(0))
     cast_frozen(model.encoder, dtype, known)
     tree = dataclasses.replace(shared, model=model.encoder)
-    owns = {task: own for one in lesson.ingredients for task, own in one.own.items()}
-    readers = {
-        task: Reader(
+    owns = {task: own for one in context.merge_inputs for task, own in one.own.items()}
+    extractors = {
+        task: FeatureExtractor(
             classifier(fold(tree, owns[task].deltas, owns[task].shifts), part.task, part.head),
             hidden=options.layers > 0,
             local=options.local,
@@ -232,46 +232,46 @@ def _student(
     found = {f"{site}.{name}": parameter for site, both in placed.items() for name, parameter in both.items()}
     for parameter in found.values():
         parameter.requires_grad_(True)  # a classifier freezes all that it is given
-    return readers, found
+    return extractors, found
 
 
 def _expert(
-    lesson: Lesson, part: Part, tokens: Tokens, dtype: torch.dtype, known: Mapping[int, nn.Parameter]
+    context: LearningContext, part: Part, tokens: Tokens, dtype: torch.dtype, known: Mapping[int, nn.Parameter]
 ) -> _Expert:
-    model = classifier(fold(lesson.encoder, part.deltas, part.shifts), part.task, part.head)
+    model = classifier(fold(context.encoder, part.deltas, part.shifts), part.task, part.head)
     cast_frozen(model.encoder, dtype, known)
-    return _Expert(Reader(model, hidden=lesson.options.layers > 0), tokens, dtype)
+    return _Expert(FeatureExtractor(model, hidden=context.options.layers > 0), tokens, dtype)
 
 
 def _bytes(expert: _Expert) -> int:
     """What the answers for all rows would take."""
-    config: Any = expert.reader.model.encoder.config
-    layers = (config.num_hidden_layers - 1) if expert.reader.hidden else 0
+    config: Any = expert.extractor.model.encoder.config
+    layers = (config.num_hidden_layers - 1) if expert.extractor.hidden else 0
     tokens = sum(map(expert.tokens.length, range(len(expert.tokens))))
     size: int = tokens * layers * config.hidden_size * expert.dtype.itemsize
     return size
 
 
-def _tokens(lesson: Lesson, part: Part) -> Tokens:
-    return part.tokens(lesson.encoder, lesson.rows[part.task.name])
+def _tokens(context: LearningContext, part: Part) -> Tokens:
+    return part.tokens(context.encoder, context.rows[part.task.name])
 
 
-def _key(lesson: Lesson, dtype: str) -> dict[str, object]:
+def _key(context: LearningContext, dtype: str) -> dict[str, object]:
     """Everything that determines the run."""
     return {
-        "options": dataclasses.asdict(lesson.options),
-        "weights": dict(lesson.weights),
-        "rank": lesson.rank,
-        "seed": lesson.seed,
+        "options": dataclasses.asdict(context.options),
+        "weights": dict(context.weights),
+        "rank": context.rank,
+        "seed": context.seed,
         "dtype": dtype,
-        "base": lesson.encoder.fingerprint,
-        "inputs": [one.identify() for one in lesson.ingredients],
-        "rows": {task: rows.fingerprint() for task, rows in lesson.rows.items()},
+        "base": context.encoder.fingerprint,
+        "inputs": [one.identify() for one in context.merge_inputs],
+        "rows": {task: rows.fingerprint() for task, rows in context.rows.items()},
     }
 
 
-def _half(ingredients: Sequence[Ingredient]) -> list[float]:
-    return [0.5 if len(ingredients) > 1 else 1.0] * len(ingredients)
+def _half(merge_inputs: Sequence[MergeInput]) -> list[float]:
+    return [0.5 if len(merge_inputs) > 1 else 1.0] * len(merge_inputs)
 
 
 RECORD = Method(

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.method import Method
 from mergekit_bert.errors import CompositionError
 
 
-def _by_examples(ingredients: Sequence[Ingredient]) -> list[float]:
+def _by_examples(merge_inputs: Sequence[MergeInput]) -> list[float]:
     """``λi = ni / Σ n`` from the recorded example counts."""
     counts = []
-    for one in ingredients:
+    for one in merge_inputs:
         if one.examples is None:
             raise CompositionError(
                 f"fedavg, adapter {one.name!r}",

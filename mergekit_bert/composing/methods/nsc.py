@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from mergekit_bert.adapters.delta import svd
 from mergekit_bert.composing.linear import weighted_sum
-from mergekit_bert.composing.method import Learned, Lesson, Method
-from mergekit_bert.composing.weighting import Loss, Pupil, WeightOptions, layer_of, learn_weights
+from mergekit_bert.composing.method import Learned, LearningContext, Method
+from mergekit_bert.composing.weighting import Loss, Student, WeightOptions, layer_of, learn_weights
 from mergekit_bert.data.batches import Batch
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.forward import outputs_of
@@ -36,20 +36,20 @@ class _Options(WeightOptions):
                             low=0.0, high=1.0)  # fmt: skip
 
 
-def _learn(lesson: Lesson) -> Learned:
+def _learn(context: LearningContext) -> Learned:
     """Weights of every site by itself."""
-    return learn_weights(lesson, "nsc", lambda site: site, partial(_loss_of, lesson.options.watched))
+    return learn_weights(context, "nsc", lambda site: site, partial(_loss_of, context.options.watched))
 
 
-def _loss_of(share: float, pupil: Pupil) -> Loss:
-    return _Watch(pupil, watched_sites(pupil, share))
+def _loss_of(share: float, student: Student) -> Loss:
+    return _Watch(student, watched_sites(student, share))
 
 
-def watched_sites(pupil: Pupil, share: float) -> list[str]:
+def watched_sites(student: Student, share: float) -> list[str]:
     """The adapter's sites in the last ``share`` of the layers that it changes."""
-    layers = sorted({layer for site in pupil.part.deltas if (layer := layer_of(site)) is not None})
+    layers = sorted({layer for site in student.part.deltas if (layer := layer_of(site)) is not None})
     last = layers[len(layers) - math.ceil(share * len(layers)) :]
-    return [site for site in pupil.part.deltas if layer_of(site) in last]
+    return [site for site in student.part.deltas if layer_of(site) in last]
 
 
 def null_space_ratio(z: Float[Tensor, "... in"], rows: Float[Tensor, "k in"]) -> Float[Tensor, "..."]:
@@ -63,20 +63,20 @@ def null_space_ratio(z: Float[Tensor, "... in"], rows: Float[Tensor, "k in"]) ->
 class _Watch:
     """The mean null-space ratio at some sites of a task's model, for rows of the task."""
 
-    def __init__(self, pupil: Pupil, sites: list[str]) -> None:
-        self.pupil = pupil
+    def __init__(self, student: Student, sites: list[str]) -> None:
+        self.student = student
         self._found: list[Tensor] = []
         self._real: Tensor | None = None
         for site in sites:
-            module = pupil.model.encoder.get_submodule(site)
+            module = student.model.encoder.get_submodule(site)
             # The rows that Δ sees are those of A, and are there for a Delta without factors too.
-            rows = svd(pupil.part.deltas[site])[2].to(next(module.parameters()).device, torch.float32)
+            rows = svd(student.part.deltas[site])[2].to(next(module.parameters()).device, torch.float32)
             module.register_forward_pre_hook(partial(self._measure, rows))
 
     def __call__(self, run: list[int]) -> Float[Tensor, ""]:
-        batch = self.pupil.tokens.batch(run)
-        self._found, self._real = [], _real(self.pupil.model.encoder, batch)
-        outputs_of(self.pupil.model, batch)
+        batch = self.student.tokens.batch(run)
+        self._found, self._real = [], _real(self.student.model.encoder, batch)
+        outputs_of(self.student.model, batch)
         return torch.stack(self._found).mean() if self._found else torch.zeros(())
 
     def _measure(self, rows: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -7,13 +7,13 @@ directions every adapter is kept whole, hence weights of 1.
 from collections.abc import Sequence
 
 from mergekit_bert.adapters.basis import shared_basis
-from mergekit_bert.composing.ingredient import Ingredient
 from mergekit_bert.composing.linear import weighted_sum
+from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.method import Method
 
 
-def _check(ingredients: Sequence[Ingredient]) -> None:
-    shared_basis({one.name: one.basis for one in ingredients if one.deltas})
+def _check(merge_inputs: Sequence[MergeInput]) -> None:
+    shared_basis({one.name: one.basis for one in merge_inputs if one.deltas})
 
 
 RECORD = Method(

@@ -12,7 +12,7 @@ RECORD = Method(
     formula="Δ = λ Σ Δi",
     source="arXiv 2212.04089",
     merge=weighted_sum,
-    weights=lambda ingredients: [_COEFFICIENT] * len(ingredients) if len(ingredients) > 1 else [1.0],
+    weights=lambda merge_inputs: [_COEFFICIENT] * len(merge_inputs) if len(merge_inputs) > 1 else [1.0],
     default_weights=f"{_COEFFICIENT} each (1 for a single adapter)",
     linear=True,
 )

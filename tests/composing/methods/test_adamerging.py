@@ -9,8 +9,8 @@ import torch
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.composing.ingredient import of_adapter
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merge_input import of_adapter
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.weighting import Blend, layer_of
 from mergekit_bert.data.batches import tokenise
@@ -127,7 +127,7 @@ def test_mismatched_adapters_do_worse(bert: mb.Encoder) -> None:
 
     def apart(adapters: Sequence[Adapter]) -> float:
         rows = {"sts": tiny_rows(sts.task, ROWS), "other": tiny_rows(sts.task, ROWS, seed=1)}
-        lent = Given(lambda: bert, lambda name: dataclasses.replace(rows[name], labels=None))
+        lent = MergeContext(lambda: bert, lambda name: dataclasses.replace(rows[name], labels=None))
         model = merged(adapters, "adamerging", given=lent, options={**QUICK, "steps": 30})
         truth, found = outputs(sts, bert, "sts"), outputs(model, bert, "sts")
         return float(((truth - found) ** 2).mean() / truth.var())
@@ -141,7 +141,7 @@ def test_labels_are_never_read(bert: mb.Encoder, three: list[Adapter]) -> None:
             found = tiny_rows(get_task(name), ROWS)
             return dataclasses.replace(found, labels=None if change is None else (change,) * ROWS)
 
-        return merged(three, "adamerging", given=Given(lambda: bert, rows), options=QUICK)
+        return merged(three, "adamerging", given=MergeContext(lambda: bert, rows), options=QUICK)
 
     without = with_labels(None)
     poisoned = with_labels(float("nan"))

@@ -13,7 +13,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import compress
 from mergekit_bert.composing import learning
 from mergekit_bert.composing.learning import expert_answers
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.methods import distill
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
@@ -32,12 +32,12 @@ def three(bert: mb.Encoder) -> list[Adapter]:
     return trio(bert, basis="random", train_layernorm=True)
 
 
-def rows_for(encoder: mb.Encoder, count: int = 24, folder: Path | None = None) -> Given:
+def rows_for(encoder: mb.Encoder, count: int = 24, folder: Path | None = None) -> MergeContext:
     def rows(task: str) -> Rows:
         found = tiny_rows(get_task(task), count)
         return dataclasses.replace(found, labels=tuple(float("nan") for _ in found.texts))  # a label read would show
 
-    return Given(lambda: encoder, rows, folder)
+    return MergeContext(lambda: encoder, rows, folder)
 
 
 def distance(model: mb.Merged, adapters: list[Adapter], encoder: mb.Encoder) -> float:

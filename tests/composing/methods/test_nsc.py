@@ -13,10 +13,10 @@ from torch import Tensor
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.composing.ingredient import of_adapter
-from mergekit_bert.composing.merging import Given
+from mergekit_bert.composing.merge_input import of_adapter
+from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.methods.nsc import _Watch, null_space_ratio, watched_sites
-from mergekit_bert.composing.weighting import Blend, Pupil
+from mergekit_bert.composing.weighting import Blend, Student
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
@@ -65,13 +65,13 @@ def mean_ratio(encoder: mb.Encoder, model: mb.Merged | Adapter, one: Adapter, si
     )
 
 
-def pupil_of(encoder: mb.Encoder, adapters: Sequence[Adapter], place: int, weight: float) -> Pupil:
+def pupil_of(encoder: mb.Encoder, adapters: Sequence[Adapter], place: int, weight: float) -> Student:
     """The task of one adapter under the merge of all of them with one weight."""
     one = adapters[place]
     blend = Blend(encoder, [of_adapter(adapter) for adapter in adapters], lambda site: site, weight)
     tokens = tokenise(tiny_rows(one.task, ROWS), one.task, encoder.tokenizer, one.max_length, encoder.pad_token)
     part = one.part(one.name)
-    return Pupil(part, blend.model(part, of_adapter(one).own[one.name]), dataclasses.replace(tokens, labels=None))
+    return Student(part, blend.model(part, of_adapter(one).own[one.name]), dataclasses.replace(tokens, labels=None))
 
 
 @quick
@@ -104,13 +104,13 @@ def test_the_watch_sees_every_token_of_its_own_sites(encoder: mb.Encoder) -> Non
     """In every architecture, packed or padded: the same as row by row through the folded model."""
     adapters = [random_adapter(encoder, "sst", targets="qkv"), random_adapter(encoder, "sts", start=3, targets="qkv")]
     for place, one in enumerate(adapters):
-        pupil = pupil_of(encoder, adapters, place, 0.5)
-        sites = watched_sites(pupil, 1.0)
+        student = pupil_of(encoder, adapters, place, 0.5)
+        sites = watched_sites(student, 1.0)
         assert set(sites) == set(one.sites)
         if encoder.config.model_type == "deberta-v2":
             sites = [site for site in sites if "value" in site]  # query and key take positions too
         model = merged(adapters, "task_arithmetic", {"sst": 0.5, "sts": 0.5})
-        found = _Watch(pupil, sites)(list(range(ROWS))).detach()
+        found = _Watch(student, sites)(list(range(ROWS))).detach()
         assert float(found) == pytest.approx(mean_ratio(encoder, model, one, sites), abs=1e-5)
 
 
@@ -172,7 +172,7 @@ def test_labels_are_never_read(bert: mb.Encoder, three: list[Adapter]) -> None:
             found = tiny_rows(get_task(name), ROWS)
             return dataclasses.replace(found, labels=None if label is None else (label,) * ROWS)
 
-        return merged(three, "nsc", given=Given(lambda: bert, rows), options=QUICK)
+        return merged(three, "nsc", given=MergeContext(lambda: bert, rows), options=QUICK)
 
     assert with_labels(float("nan")).trace == with_labels(None).trace
 

@@ -1,4 +1,4 @@
-"""Ingredients: what a merge is made of, whatever kind of file it came from."""
+"""MergeInputs: what a merge is made of, whatever kind of file it came from."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from mergekit_bert.adapters.base import Loader, on_base
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.family import Tensors
-from mergekit_bert.adapters.patch import Own, Part, Patch
+from mergekit_bert.adapters.patch import Part, Patch, TaskSpecific
 from mergekit_bert.composing.composition import Ensemble, Merged, Seen, seen_in
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base, Encoder, load_encoder
@@ -22,7 +22,7 @@ from mergekit_bert.tensorfile import tensor_file_sha256
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class MergeInput:
     """One input of a merge: its Deltas and shifts of the layers, and what each of its tasks keeps for itself.
 
     ``deltas`` and ``shifts`` may be read from a file one by one, on demand. ``identify`` gives the SHA-256 (hex) of
@@ -38,7 +38,7 @@ class Ingredient:
     base: Base
     deltas: Mapping[str, Delta]
     shifts: Tensors
-    own: Mapping[str, Own]
+    own: Mapping[str, TaskSpecific]
     parts: Mapping[str, Mapping[str, Any]]
     identify: Callable[[], dict[str, str]]
     examples: int | None = None
@@ -64,7 +64,7 @@ class Ingredient:
 @functools.singledispatch
 def inputs_of(
     model: Any, where: str = "the inputs", base: str | Encoder | None = None, load: Loader = load_encoder
-) -> list[Ingredient]:
+) -> list[MergeInput]:
     """What a model gives to a merge: itself as one input, or of an ensemble each adapter.
 
     Adapters that need their base are put on it, ``base`` or the one that they name; ``where`` is what messages call
@@ -74,35 +74,35 @@ def inputs_of(
 
 
 @inputs_of.register
-def _(model: Ingredient, *_: Any) -> list[Ingredient]:
+def _(model: MergeInput, *_: Any) -> list[MergeInput]:
     return [model]
 
 
 @inputs_of.register
-def _(model: Adapter, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+def _(model: Adapter, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[MergeInput]:
     return [of_adapter(on_base(where, model, base))]
 
 
 @inputs_of.register
-def _(model: Merged, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+def _(model: Merged, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[MergeInput]:
     return [of_merged(on_base(where, model, base))]
 
 
 @inputs_of.register
-def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[Ingredient]:
+def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = None, *_: Any) -> list[MergeInput]:
     return [of_adapter(on_base(where, expert, base)) for expert in model.experts.values()]
 
 
-def of_adapter(adapter: Adapter) -> Ingredient:
+def of_adapter(adapter: Adapter) -> MergeInput:
     """An adapter's Deltas; what its head alone reads is not merged."""
     deltas = adapter.deltas()
-    own = Own(
+    own = TaskSpecific(
         adapter.head,
         {site: delta for site, delta in deltas.items() if of_the_head(site)},
         {name: shift for name, shift in adapter.shifts.items() if of_the_head(name)},
     )
     examples, record = adapter.training.get("examples"), adapter.provenance()
-    return Ingredient(
+    return MergeInput(
         name=adapter.name,
         base=adapter.base,
         deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
@@ -117,11 +117,11 @@ def of_adapter(adapter: Adapter) -> Ingredient:
     )
 
 
-def of_merged(merged: Merged) -> Ingredient:
+def of_merged(merged: Merged) -> MergeInput:
     """A merged model as one input, with all its tasks; it is known by their names."""
     counts = [part["training"].get("examples") for part in merged.parts.values()]
     known = [count for count in counts if isinstance(count, int) and count > 0]
-    return Ingredient(
+    return MergeInput(
         name="+".join(merged.parts),
         base=merged.base,
         deltas=merged.deltas,
@@ -149,24 +149,24 @@ def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:
     ]
 
 
-def _own_content(own: Own) -> list[str]:
+def _own_content(own: TaskSpecific) -> list[str]:
     return [*_content(own.deltas, own.shifts), tensor_file_sha256(own.head, {})]
 
 
-def check_together(ingredients: Sequence[Ingredient]) -> None:
+def check_together(merge_inputs: Sequence[MergeInput]) -> None:
     """Raise CompositionError unless the inputs have one base and different tasks, and at least one has a task."""
-    if not ingredients:
+    if not merge_inputs:
         raise CompositionError("merge", "no adapters", "at least one", "name their files")
-    if not any(one.parts for one in ingredients):
+    if not any(one.parts for one in merge_inputs):
         raise CompositionError(
             "merge",
-            f"no head in any of {', '.join(one.name for one in ingredients)}",
+            f"no head in any of {', '.join(one.name for one in merge_inputs)}",
             "at least one input with a task",
             "train one with its head's modules in modules_to_save",
         )
-    first = ingredients[0]
+    first = merge_inputs[0]
     seen: set[str] = set()
-    for one in ingredients:
+    for one in merge_inputs:
         where = f"adapters {first.name!r} and {one.name!r}"
         if one.base.fingerprint != first.base.fingerprint:
             raise CompositionError(

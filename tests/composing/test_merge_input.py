@@ -1,4 +1,4 @@
-"""Ingredients: what an input is known by."""
+"""MergeInputs: what an input is known by."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import of_adapter, of_merged
+from mergekit_bert.composing.merge_input import of_adapter, of_merged
 from tests.composing.helpers import merged, trio
 
 

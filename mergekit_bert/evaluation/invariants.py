@@ -1,9 +1,9 @@
-"""Promises: what every merge method keeps to, tried on one's own adapters.
+"""Invariants: what every merge method keeps to, tried on one's own adapters.
 
 Merges are tried at one site of each kind, spread over the layers, or at every site; the linear sum and the spaces
 always at every site. Errors are Frobenius norms beside the largest input's (or the result's, where it is larger).
 Statistics that the files do not have are measured on rows where some are given, else methods that need them are left
-out. Methods that learn need rows too, and are tried before their first step: what is fitted promises nothing.
+out. Methods that learn need rows too, and are tried before their first step: what is fitted invariants nothing.
 """
 
 import math
@@ -19,9 +19,9 @@ from torch import Tensor
 from mergekit_bert.adapters.delta import norm
 from mergekit_bert.composing.composition import Merged, as_merged
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.ingredient import Ingredient, check_together
 from mergekit_bert.composing.lazy import LazyMap
-from mergekit_bert.composing.merging import Given, finite_delta, merge_weights, with_statistics
+from mergekit_bert.composing.merge_input import MergeInput, check_together
+from mergekit_bert.composing.merging import MergeContext, finite_delta, merge_weights, with_statistics
 from mergekit_bert.composing.method import METHODS, Method
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.spaces import SPACES
@@ -42,9 +42,9 @@ Entries = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Check:
-    """One promise tried: the worst error, and where it was found."""
+    """One invariant tried: the worst error, and where it was found."""
 
-    promise: str
+    invariant: str
     what: str
     error: float
     where: str
@@ -52,12 +52,12 @@ class Check:
 
     @property
     def kept(self) -> bool:
-        """Whether the promise was kept."""
+        """Whether the invariant was kept."""
         return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
-class Promises:
+class Invariants:
     """All that was tried, and why the other methods were left out."""
 
     checks: Sequence[Check]
@@ -65,7 +65,7 @@ class Promises:
 
     @property
     def broken(self) -> list[Check]:
-        """The promises that were not kept."""
+        """The invariants that were not kept."""
         return [one for one in self.checks if not one.kept]
 
 
@@ -74,39 +74,39 @@ def kind_of(site: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", site)
 
 
-def one_of_each_kind(ingredients: Sequence[Ingredient]) -> list[str]:
+def one_of_each_kind(merge_inputs: Sequence[MergeInput]) -> list[str]:
     """A site of each kind (and of each set of adapters that have it), the first kind's in the first layer and so on."""
     kinds: dict[tuple[str, ...], list[str]] = {}
-    for site in dict.fromkeys(site for one in ingredients for site in one.deltas):
-        holders = (one.name for one in ingredients if site in one.deltas)
+    for site in dict.fromkeys(site for one in merge_inputs for site in one.deltas):
+        holders = (one.name for one in merge_inputs if site in one.deltas)
         kinds.setdefault((kind_of(site), *holders), []).append(site)
     last = max(1, len(kinds) - 1)
     return [sites[round(place / last * (len(sites) - 1))] for place, sites in enumerate(kinds.values())]
 
 
-def try_promises(
-    ingredients: Sequence[Ingredient],
+def try_invariants(
+    merge_inputs: Sequence[MergeInput],
     methods: Sequence[str] | None = None,
     every_site: bool = False,
     show: bool = False,
-    given: Given | None = None,
-) -> Promises:
+    given: MergeContext | None = None,
+) -> Invariants:
     """Try every method (or ``methods``) in every space; ``given`` has the rows that some of them need.
 
     Raises CompositionError for what can never be merged, UnknownNameError for an unknown method.
     """
-    check_together(ingredients)
+    check_together(merge_inputs)
     names = METHODS.names() if methods is None else methods
-    chosen = set(one_of_each_kind(ingredients))
-    checks = [_lossless(ingredients, space) for space in SPACES if space != "full"]
+    chosen = set(one_of_each_kind(merge_inputs))
+    checks = [_lossless(merge_inputs, space) for space in SPACES if space != "full"]
     left_out: dict[str, str] = {}
-    with progress_bar("promises", len(names), show) as bar:
+    with progress_bar("invariants", len(names), show) as bar:
         for number, name in enumerate(names):
             bar(number, name)
             method = METHODS.get(name)
             try:
-                Recipe(name, weights=_weights(ingredients)).check(ingredients)
-                known = with_statistics(method, ingredients, given)
+                Recipe(name, weights=_weights(merge_inputs)).check(merge_inputs)
+                known = with_statistics(method, merge_inputs, given)
                 tried = known if every_site else [_at(one, chosen) for one in known]
                 if method.learn is not None:  # it tells what it refuses only when it starts
                     _merged(tried, _unlearned(method, "full"), given)
@@ -117,10 +117,10 @@ def try_promises(
                 checks.append(_linear(known, method))
             for space in ("full",) if method.linear else method.spaces:
                 checks += _of_method(tried, method, space, given)
-    return Promises(checks, left_out)
+    return Invariants(checks, left_out)
 
 
-def _at(one: Ingredient, sites: set[str]) -> Ingredient:
+def _at(one: MergeInput, sites: set[str]) -> MergeInput:
     """``one`` with Deltas at ``sites`` alone."""
     return replace(one, deltas={site: finite_delta(one, site) for site in one.deltas if site in sites})
 
@@ -130,16 +130,18 @@ def _unlearned(method: Method, space: str) -> Recipe:
     return Recipe(method.name, space, (method.one_stays or {}) if method.learn is not None else {})
 
 
-def _of_method(ingredients: Sequence[Ingredient], method: Method, space: str, given: Given | None) -> list[Check]:
+def _of_method(
+    merge_inputs: Sequence[MergeInput], method: Method, space: str, given: MergeContext | None
+) -> list[Check]:
     what = method.name if space == "full" else f"{method.name} in {space}"
     try:
-        return list(_tried(ingredients, method, space, what, given))
+        return list(_tried(merge_inputs, method, space, what, given))
     except MbertError as error:
         return [Check(MERGED, what, math.inf, str(error))]
 
 
 def _tried(
-    ingredients: Sequence[Ingredient], method: Method, space: str, what: str, given: Given | None
+    merge_inputs: Sequence[MergeInput], method: Method, space: str, what: str, given: MergeContext | None
 ) -> Iterator[Check]:
     if method.one_stays is not None:
         recipe = Recipe(method.name, space, method.one_stays)
@@ -148,47 +150,47 @@ def _tried(
             what,
             *max(
                 _apart(_dense(_merged([one], recipe, given)), _dense(one), _sizes([one]))
-                for one in ingredients
+                for one in merge_inputs
                 if one.parts
             ),
         )
     recipe = _unlearned(method, space)
-    model = _merged(ingredients, recipe, given)
-    if not method.order_matters and len(ingredients) > 1:
-        exact, sizes, places = _dense(model), _sizes(ingredients), range(len(ingredients))
+    model = _merged(merge_inputs, recipe, given)
+    if not method.order_matters and len(merge_inputs) > 1:
+        exact, sizes, places = _dense(model), _sizes(merge_inputs), range(len(merge_inputs))
         orders = sorted({(*places[1:], 0), tuple(reversed(places))})
-        again = (_dense(_merged([ingredients[place] for place in order], recipe, given)) for order in orders)
+        again = (_dense(_merged([merge_inputs[place] for place in order], recipe, given)) for order in orders)
         yield Check(ORDER, what, *max(_apart(other, exact, sizes) for other in again))
     yield Check(RELOADED, what, *_reloaded(model), tolerance=0.0)
 
 
-def _weights(ingredients: Sequence[Ingredient]) -> dict[str, float]:
+def _weights(merge_inputs: Sequence[MergeInput]) -> dict[str, float]:
     """1, 1/2, 1/3, …, by name: uneven, so that a weight of the wrong adapter shows."""
-    return {name: 1 / place for place, name in enumerate(sorted(one.name for one in ingredients), 1)}
+    return {name: 1 / place for place, name in enumerate(sorted(one.name for one in merge_inputs), 1)}
 
 
 def _merged(
-    ingredients: Sequence[Ingredient], recipe: Recipe, given: Given | None = None, lazy: bool = False
+    merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeContext | None = None, lazy: bool = False
 ) -> Merged:
-    return merge_weights(ingredients, replace(recipe, weights=_weights(ingredients)), given, lazy)
+    return merge_weights(merge_inputs, replace(recipe, weights=_weights(merge_inputs)), given, lazy)
 
 
-def _linear(ingredients: Sequence[Ingredient], method: Method) -> Check:
-    model = _merged(ingredients, Recipe(method.name), lazy=True)
-    parts, weights = {one.name: _dense(one) for one in ingredients}, _weights(ingredients)
+def _linear(merge_inputs: Sequence[MergeInput], method: Method) -> Check:
+    model = _merged(merge_inputs, Recipe(method.name), lazy=True)
+    parts, weights = {one.name: _dense(one) for one in merge_inputs}, _weights(merge_inputs)
 
     def total(name: str) -> Tensor:
         return torch.stack([weights[own] * part[name] for own, part in parts.items() if name in part]).sum(0)
 
     exact = LazyMap(dict.fromkeys(name for part in parts.values() for name in part), total)
-    return Check(LINEAR, method.name, *_apart(_dense(model), exact, _sizes(ingredients)))
+    return Check(LINEAR, method.name, *_apart(_dense(model), exact, _sizes(merge_inputs)))
 
 
-def _lossless(ingredients: Sequence[Ingredient], space: str) -> Check:
+def _lossless(merge_inputs: Sequence[MergeInput], space: str) -> Check:
     """``leave(enter(Δi)) = Δi`` at every site."""
     worst, where = 0.0, ""
-    for site in dict.fromkeys(site for one in ingredients for site in one.deltas):
-        holders = [one for one in ingredients if site in one.deltas]
+    for site in dict.fromkeys(site for one in merge_inputs for site in one.deltas):
+        holders = [one for one in merge_inputs if site in one.deltas]
         deltas = [finite_delta(one, site) for one in holders]
         inner, leave = SPACES[space].enter(deltas)
         for delta, inside in zip(deltas, inner, strict=True):
@@ -228,7 +230,7 @@ def _tensors(model: Merged) -> dict[str, Tensor]:
     return found
 
 
-def _dense(model: Ingredient | Merged) -> Entries:
+def _dense(model: MergeInput | Merged) -> Entries:
     """Deltas and shifts in float64, made when asked for."""
 
     def make(name: str) -> Tensor:
@@ -238,10 +240,10 @@ def _dense(model: Ingredient | Merged) -> Entries:
     return LazyMap([*model.deltas, *model.shifts], make)
 
 
-def _sizes(ingredients: Sequence[Ingredient]) -> dict[str, float]:
+def _sizes(merge_inputs: Sequence[MergeInput]) -> dict[str, float]:
     """The largest input's norm, by name."""
     found: dict[str, float] = {}
-    for one in ingredients:
+    for one in merge_inputs:
         own = {site: norm(delta) for site, delta in one.deltas.items()}
         own |= {name: float(shift.double().norm()) for name, shift in one.shifts.items()}
         found = {name: max(found.get(name, 0.0), own.get(name, 0.0)) for name in {**found, **own}}
