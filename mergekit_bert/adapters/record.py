@@ -85,7 +85,7 @@ class BodyRecord(Schema):
     """What a merge keeps of the record of an adapter without a head."""
 
     type: Name
-    config: AdapterConfig
+    config: Options
     training: TrainingRecord
     sha256: Sha256
 

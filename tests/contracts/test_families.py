@@ -20,6 +20,7 @@ from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.patch import check_part
 from mergekit_bert.encoder.classifier import classifier
+from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control
@@ -227,3 +228,27 @@ def test_without_its_base_it_gives_its_deltas_or_says_what_it_needs(kind: Family
         one.deltas()
     for site, delta in one.on(bert).deltas().items():
         assert delta.shape == one.sites[site]
+
+
+def test_options_of_its_own_come_back_from_every_file(
+    bert: mb.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Options(mb.AdapterConfig):
+        inner: int = 2
+
+    monkeypatch.setitem(
+        FAMILIES._added, "inner", dataclasses.replace(FAMILIES.get("lora"), name="inner", options=Options)
+    )
+    adapter = random_adapter(bert, "sst", kind="inner", inner=5)
+    merged = mb.merge([adapter, random_adapter(bert, "sts", start=3)], "fedavg", keep_inputs=True)
+    mb.save(adapter, tmp_path / "a.safetensors")
+    mb.save(merged, tmp_path / "m.safetensors")
+    mb.export(adapter, tmp_path / "dense", base=bert)
+    read, kept = mb.load(tmp_path / "a.safetensors"), mb.load(tmp_path / "m.safetensors")
+    assert isinstance(read, Adapter)
+    assert isinstance(kept, mb.Merged)
+    assert read.config == kept.kept["sst"].config == adapter.config
+    whole = mb.load(tmp_path / "dense" / "sst")
+    assert isinstance(whole, FullModel)
+    assert whole.record["config"]["inner"] == 5
