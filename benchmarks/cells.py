@@ -137,7 +137,7 @@ class Set:
             recipe = dataclasses.replace(recipe, weights=dict.fromkeys(names, told["weight"]))
         inputs = [self.inputs[name] for name in names]
         if recipe.method == ENSEMBLE:  # its file would hold the statistics, which no answer needs
-            inputs = [of_adapter(dataclasses.replace(one.model, statistics={})) for one in inputs]
+            inputs = [of_adapter(dataclasses.replace(one.adapter, statistics={})) for one in inputs if one.adapter]
         dev = {name: self.dev[name] for name in names}
         given = self.given(rows or rows_for(recipe), told.get("invented", False))
         calibration = {step: {name: self._rows_of(step, name) for name in names} for step in told.get("calibrate", ())}

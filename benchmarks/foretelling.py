@@ -9,7 +9,6 @@ from jaxtyping import Float
 from scipy import stats
 
 from benchmarks.cells import RESAMPLES, Set, markdown
-from mergekit_bert.composing.merge_input import identity
 from mergekit_bert.evaluation.doctor import numbers
 from mergekit_bert.files import fingerprint, write_json
 
@@ -24,7 +23,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
     ``others`` is how many there are, which needs no doctor.
     """
     inputs, given = [one.inputs[name] for name in names], one.given(ROWS)
-    key = fingerprint([[identity(two) for two in inputs], [given.rows(name).fingerprint() for name in names]])
+    key = fingerprint([[two.identify() for two in inputs], [given.rows(name).fingerprint() for name in names]])
     path = one.kept / f"{key[:32]}.numbers.json"
     if not path.exists():
         report = numbers(inputs, given)

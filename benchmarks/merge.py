@@ -182,14 +182,14 @@ def run_mbert_dense(inputs: Sequence[Path], out: Path, method: str) -> Clock:
 
     from mergekit_bert.composing.dense import write_dense
     from mergekit_bert.composing.inputs import read_inputs
-    from mergekit_bert.composing.merging import merge, merge_input
+    from mergekit_bert.composing.merging import merge
     from mergekit_bert.composing.recipe import Recipe
 
     clock = Clock()
-    found = [merge_input(one) for path in inputs for one in read_inputs(path)]
+    found = [one for path in inputs for one in read_inputs(path)]
     clock.done("open")
     model = merge(found, Recipe(method, options=options_of(method)), lazy=True)
-    write_dense(out, model, found[0].model.encoder, only=[found[0].name])  # type: ignore[arg-type]
+    write_dense(out, model, found[0].encoder, only=[found[0].name])  # type: ignore[arg-type]
     clock.done("merge and write")
     return clock
 

@@ -21,7 +21,8 @@ from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.statistics import Fisher, Gram
 from mergekit_bert.composing.composition import Ensemble
 from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.merging import merge, with_inputs
+from mergekit_bert.composing.merge_input import of_adapter
+from mergekit_bert.composing.merging import kept_inputs, merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.task import get_task
@@ -227,7 +228,10 @@ def test_models_that_keep_adapters_keep_them_whole(bert: mb.Encoder, tmp_path: P
     adapters = [measured(bert, random_adapter(bert, task, start=3 * n)) for n, task in enumerate(("sst", "sts"))]
     merged = merge(adapters, Recipe("regmean"))
     assert isinstance(merged, mb.Merged)
-    models = (with_inputs(merged, adapters), Ensemble({one.name: one for one in adapters}))
+    models = (
+        merged.keeping(kept_inputs([of_adapter(one) for one in adapters])),
+        Ensemble({one.name: one for one in adapters}),
+    )
     for model in models:
         write_model(tmp_path / "x.safetensors", model)
         again = read_model(tmp_path / "x.safetensors")

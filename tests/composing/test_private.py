@@ -396,7 +396,7 @@ def test_the_command_says_what_each_task_keeps(three: list[Adapter], tmp_path: P
     done = mbert("merge", *files, "--method", "iso_c", "--private", "4", "--out", "m.safetensors", here=tmp_path)
     assert done.code == 0, done.err
     assert "iso_c + private 4 of" in done.out
-    assert "private: each task keeps a remainder of rank 4 at most, " in done.out
+    assert "private: each task keeps a residual of rank 4 or less, " in done.out
     found = read_model(tmp_path / "m.safetensors")
     assert isinstance(found, mb.Merged)
     assert same_merged(found, merged(three, "iso_c", private=4))

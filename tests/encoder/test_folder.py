@@ -97,7 +97,7 @@ def test_the_record_comes_back(bert: mb.Encoder, written: Path, sts: mb.Task) ->
     model = read_folder(written)
     assert model.task == dataclasses.replace(sts, hub=None)
     assert (model.max_length, model.tasks) == (33, (model.task,))
-    assert model.base == dataclasses.asdict(Base.of(bert))
+    assert model.base == Base.of(bert)
     assert model.seen() == [], "a folder that tells of no rows has seen none since its training"
 
 

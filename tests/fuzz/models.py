@@ -68,7 +68,7 @@ def use_file(shop: Workshop, folder: Path) -> Stages:
     yield "inspect", inspected(path)
     yield "predict", answered(shop, model, path)
     if isinstance(model, mb.Merged):
-        refuse_seen(str(path), model, {name: shop.rows(name, seed=7) for name in KNOWN})
+        refuse_seen(str(path), model.seen(), {name: shop.rows(name, seed=7) for name in KNOWN})
         yield "seen", model.seen()
     inputs = read_inputs(path, load=shop.load)
     for method in _methods(model):
