@@ -72,6 +72,24 @@ def test_pooled_heads_are_what_they_say_on_every_architecture(encoder: mb.Encode
     assert outputs == pytest.approx(reference(encoder, adapter, TEXTS), abs=2e-5)
 
 
+def test_a_head_reads_what_transformers_gives_for_every_text(bert: mb.Encoder, head: Head) -> None:
+    """The last states row by row, and the head's own module on their means; the native head on a batch of one."""
+    adapter = with_head(bert, "para", head.name)
+    part, found = adapter.part("para"), Predictor(adapter, bert).outputs("para", Rows(tuple(TEXTS), None, "texts"))
+    model = classifier(fold(bert, part.deltas, part.shifts), part.task, part.head)
+    for row, outputs in zip(TEXTS, found, strict=True):
+        inputs = [
+            bert.tokenizer(*texts, return_tensors="pt") for texts in ([(one,) for one in row] if head.apart else [row])
+        ]
+        with torch.no_grad():
+            if head.is_native:
+                alone = model(**inputs[0])
+            else:
+                means = torch.stack([model.encoder(**one)[0].mean(1) for one in inputs], 1)
+                alone = model.get_submodule(head.name)(means)
+        np.testing.assert_allclose(outputs, alone[0], atol=1e-5)
+
+
 def test_a_head_is_known_by_its_tensors(bert: mb.Encoder, para: mb.Task, head: Head) -> None:
     assert head_of(head_shapes(bert.config, para, head)) is head
 
