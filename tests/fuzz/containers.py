@@ -228,14 +228,15 @@ def change_tensors(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tens
         way = f"values {number}"
     elif way == "shape":
         flat = one.reshape(-1)
+        rows = one if one.dim() else flat
         found[name] = source.choice(
             (
                 one.T if one.dim() == 2 else one[None],
                 flat,
                 one[None],
-                one[:0],
-                one[:-1],
-                torch.cat([one, one]),
+                rows[:0],
+                rows[:-1],
+                torch.cat([rows, rows]),
                 one.sum(),
             )
         ).contiguous()
