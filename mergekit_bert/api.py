@@ -1,7 +1,7 @@
 """The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``.
 
 Calls take what practitioners hold: lists of rows, a dict of columns, tables of pandas and datasets, Rows, paths. They
-return objects, and write only where they are told to. Wrong arguments end in an
+return objects, and write files only if you name one. Wrong arguments end in an
 :class:`~mergekit_bert.errors.MbertError` of one line.
 """
 
@@ -265,7 +265,7 @@ def convert(
     task: AnyTask | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Write the model at ``path``, a file of mbert's or a PEFT adapter folder, in another format; returns the paths.
+    """Write the model at ``path``, an mbert file or a PEFT adapter folder, in another format; returns the paths.
 
     ``to`` is ``"peft"`` (``out`` is the folder of an adapter; of other models, ``out/<task>/``), ``"mbert"`` (``out``
     is a file) or ``"hf"`` (plain Hugging Face folders ``out/<task>/``). ``base`` and ``task`` are for a PEFT folder

@@ -122,7 +122,7 @@ class FullModel(ModelMethods):
         return {"parts": {self.task.name: dict(self.record)}}
 
     def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
-        """The rows whose labels its merge has seen, as a merged model tells of them; older folders tell of none."""
+        """The rows whose labels were used by its merge, from the record; none for folders of older versions."""
         return [
             (str(rows["step"]), self.task.name, str(rows["fingerprint"]), frozenset(map(str, rows["texts"])))
             for rows in self.record.get("seen", ())

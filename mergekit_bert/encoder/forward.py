@@ -59,7 +59,8 @@ def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...] = (), eve
     Whose the rows are is said by ``adapters`` (rising). ``every_token``: the last state of a sequence is the mean of
     its tokens, ``(sequences, 1, width)``.
     """
-    owners = tuple(owner for owner, count in zip(adapters, batch.counts, strict=False) for _ in range(count))
+    counts = batch.counts if adapters else ()
+    owners = tuple(owner for owner, count in zip(adapters, counts, strict=True) for _ in range(count))
     found = _run(encoder, encoder, batch, owners, every_token)
     if every_token:
         with packing.laid_out(packing.Layout(batch.lengths, found[0].device)):
