@@ -89,7 +89,7 @@ def main(
         owners = [row % count for row in range(size)]
         parts = [one.part("sst") for one in adapters]
         mixture = Mixture(encoder, parts)
-        whole = classifier(fold(encoder, parts[0].deltas, parts[0].shifts), trained.task, trained.head)
+        whole = classifier(fold(encoder, parts[0]), trained.task, trained.head)
         base = sides.peer_model(trained.task).base_model
         width = mb.AdapterConfig()
         config = LoraConfig(r=width.rank, lora_alpha=int(width.alpha), target_modules="all-linear")

@@ -13,8 +13,9 @@ from torch import Tensor
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors
-from mergekit_bert.adapters.patch import Part, Patch
+from mergekit_bert.adapters.extra import shapes_of
+from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors, extra_of
+from mergekit_bert.adapters.patch import Extras, Part, Patch
 from mergekit_bert.adapters.patched import Patched
 from mergekit_bert.adapters.statistics import Statistic
 from mergekit_bert.data.task import Task
@@ -25,8 +26,8 @@ from mergekit_bert.tensorfile import tensor_file_sha256
 
 FORMAT = 2
 """Of all model files. Format 1 differs in its checksum alone, which leaves the metadata out; it stays readable."""
-_STATISTICS = "statistics"
-"""A key that is there only in the record of an adapter that has some."""
+_STATISTICS, _EXTRAS = "statistics", "extras"
+"""Keys that are there only in the record of an adapter that has some."""
 _TOLD = ("type", "config", "task", "basis", "training", "scores", "max_length", "head")
 """Keys of the record that :meth:`Adapter.described` repeats."""
 
@@ -36,10 +37,10 @@ class Adapter(Patched, AdapterMethods):
     """A trained adapter.
 
     ``type`` names its family. ``sites`` maps a site to its size, ``tensors`` a site to the family's tensors. ``shifts``
-    are changes of biases and LayerNorm parameters, by name. ``training`` is provenance (examples, epochs, seed, data
-    fingerprint, versions …), ``scores`` what was measured on the rows held out from train. ``statistics`` are what
-    data-driven merges need, by kind and site. ``weights`` are the base's, by parameter, for a family whose Deltas need
-    them: they are in no file, see :meth:`on`.
+    are changes of biases and LayerNorm parameters, by name, ``extras`` tensors that are new to the encoder.
+    ``training`` is provenance (examples, epochs, seed, data fingerprint, versions …), ``scores`` what was measured on
+    the rows held out from train. ``statistics`` are what data-driven merges need, by kind and site. ``weights`` are the
+    base's, by parameter, for a family whose Deltas need them: they are in no file, see :meth:`on`.
     """
 
     kind = "adapter"
@@ -57,11 +58,12 @@ class Adapter(Patched, AdapterMethods):
     training: Mapping[str, Any]
     scores: Mapping[str, float]
     statistics: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
+    extras: Extras = field(default_factory=dict)
     weights: Tensors | None = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
         """One line."""
-        tensors = (self.shifts, self.head, *self.tensors.values())
+        tensors = (self.shifts, self.head, *self.tensors.values(), *self.extras.values())
         size = mebibytes(sum(tensor.nbytes for found in tensors for tensor in found.values()))
         rank, sites = f" of rank {self.config.rank}" if self.sites else "", f"{len(self.sites)} sites"
         return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
@@ -123,7 +125,7 @@ class Adapter(Patched, AdapterMethods):
 
     def own_part(self, task: str) -> Part:
         """All of it, for ``task``, its own."""
-        return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head)
+        return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head, self.extras)
 
     def role(self) -> str:
         """What it is called in tables."""
@@ -161,6 +163,11 @@ class Adapter(Patched, AdapterMethods):
             "training": dict(self.training),
             "scores": dict(self.scores),
         }
+        if self.extras:
+            tensors |= {
+                f"extra.{name}.{key}": tensor for name, own in self.extras.items() for key, tensor in own.items()
+            }
+            record[_EXTRAS] = sizes_of(self.extras)
         if self.statistics:
             tensors |= {
                 f"{kind}.{site}.{name}": getattr(one, name)
@@ -196,7 +203,9 @@ class Adapter(Patched, AdapterMethods):
     def provenance(self) -> dict[str, Any]:
         """The part of its record that tells where it came from, and the SHA-256 of its file."""
         record = self.pack()[1]
-        kept = {key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _STATISTICS)}
+        kept = {
+            key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _EXTRAS, _STATISTICS)
+        }
         return kept | {"sha256": self.sha256()}
 
     def origin(self, task: str) -> dict[str, Any]:
@@ -207,8 +216,7 @@ class Adapter(Patched, AdapterMethods):
         """What there is to tell of it, as JSON, apart from its base and its role."""
         return {
             "parts": {self.name: self.described_part()},
-            "sites": self.described_sites(),
-            "shifts": Patch(shifts=self.shifts).described()["shifts"],
+            **self.described_changes(),
             "statistics": self._statistics(),
         }
 
@@ -217,12 +225,17 @@ class Adapter(Patched, AdapterMethods):
         record = self.pack()[1]
         return {key: record[key] for key in _TOLD}
 
-    def described_sites(self) -> dict[str, Any]:
-        """Its Deltas; without norms where the file alone, without its base, does not determine them."""
+    def described_changes(self) -> dict[str, Any]:
+        """What it changes; no norms of Deltas that the file alone, without its base, does not determine."""
         if self.needs_base:
-            return {site: {"size": list(size), "rank": None, "norm": None} for site, size in self.sites.items()}
-        sites: dict[str, Any] = Patch(self.deltas()).described()["sites"]
-        return sites
+            sites = {site: {"size": list(size), "rank": None, "norm": None} for site, size in self.sites.items()}
+            return {**Patch({}, self.shifts, self.extras).described(), "sites": sites}
+        return Patch(self.deltas(), self.shifts, self.extras).described()
+
+
+def sizes_of(extras: Extras) -> dict[str, list[int]]:
+    """What a record says of extras: the size of each, from which the shapes of its tensors follow."""
+    return {name: list(extra_of(name).size_of(shapes_of(own))) for name, own in extras.items()}
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.delta import Delta, apply
-from mergekit_bert.adapters.family import FAMILIES, Tensors
+from mergekit_bert.adapters.delta import apply
+from mergekit_bert.adapters.family import FAMILIES, Tensors, extra_of
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
-from mergekit_bert.adapters.patch import Part, Patch
+from mergekit_bert.adapters.patch import Extras, Part, Patch, TaskSpecific
 from mergekit_bert.adapters.routed import RoutedLinear, RoutedModule
 from mergekit_bert.encoder.classifier import share
 from mergekit_bert.encoder.head import Classifier
@@ -49,6 +49,29 @@ def attach(
     return placed
 
 
+def attach_extras(tree: nn.Module, extras: Extras) -> dict[str, dict[str, nn.Parameter]]:
+    """Bring ``extras`` into ``tree``, for whatever rows; returns their parameters in the same shape."""
+    return _install(tree, {0: extras})[0]
+
+
+def _install(tree: nn.Module, extras: Mapping[int, Extras]) -> dict[int, dict[str, dict[str, nn.Parameter]]]:
+    """Bring in the extras of several adapters, by number; what is put in a module's place has its parameters."""
+    device = next(tree.parameters()).device
+    placed = {
+        number: {
+            name: {key: nn.Parameter(value.to(device, copy=True), requires_grad=False) for key, value in one.items()}
+            for name, one in own.items()
+        }
+        for number, own in extras.items()
+    }
+    for name in sorted({name for own in placed.values() for name in own}):
+        owned = {number: own[name] for number, own in placed.items() if name in own}
+        for place, module in extra_of(name).modules(tree, owned).items():
+            parent, _, child = place.rpartition(".")
+            setattr(tree.get_submodule(parent), child, module)
+    return placed
+
+
 def attach_routed(encoder: Encoder, parts: Sequence[Part]) -> nn.Module:
     """The encoder's tree with many adapters beside it, known by their place in ``parts``; rows choose by the layout."""
     tree = share(encoder.model)
@@ -57,6 +80,7 @@ def attach_routed(encoder: Encoder, parts: Sequence[Part]) -> nn.Module:
         assert isinstance(linear, nn.Linear)
         deltas = {number: part.deltas[site] for number, part in enumerate(parts) if site in part.deltas}
         _replace(tree, site, RoutedLinear(linear, deltas))
+    _install(tree, {number: part.extras for number, part in enumerate(parts)})
     shifted = {name.rpartition(".")[0] for part in parts for name in part.shifts}
     for name in sorted(shifted):
         place = f"{name}.linear" if isinstance(tree.get_submodule(name), RoutedLinear) else name
@@ -111,14 +135,14 @@ def copies(model: nn.Module, dtype: torch.dtype) -> dict[int, nn.Parameter]:
     return {id(one): nn.Parameter(one.to(dtype), requires_grad=False) for one in model.parameters()}
 
 
-def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Encoder:
-    """``encoder`` with Deltas added to the sites' weights and shifts to the other parameters, in float32.
+def fold(encoder: Encoder, patch: Patch | Part | TaskSpecific) -> Encoder:
+    """``encoder`` with Deltas added to the sites' weights, shifts to the other parameters, in float32, and extras.
 
     The result shares every tensor that is not changed. Of a site that has an adapter beside it, the frozen layer is
     changed, in the dtype that it is kept in.
     """
     tree = share(encoder.model)
-    weights = {f"{site}.weight": delta for site, delta in deltas.items()}
+    weights, shifts = {f"{site}.weight": delta for site, delta in patch.deltas.items()}, patch.shifts
     for name in [*weights, *shifts]:
         parent, _, child = name.rpartition(".")
         owner = tree.get_submodule(parent)
@@ -127,6 +151,7 @@ def fold(encoder: Encoder, deltas: Mapping[str, Delta], shifts: Tensors) -> Enco
         value = apply(old, weights[name]) if name in weights else old + shifts[name].to(old.device)
         value = value if layer is owner else value.to(old.dtype)
         setattr(layer, child, nn.Parameter(value, requires_grad=False))
+    attach_extras(tree, patch.extras)
     return dataclasses.replace(encoder, model=tree)
 
 

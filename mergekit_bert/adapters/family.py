@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta
+from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.linear import AdaptedLinear
 from mergekit_bert.registry import Registry
 
@@ -49,6 +50,7 @@ class Family:
     basis_tensor: str | None = None
     needs_weight: bool = False
     has_sites: bool = True
+    extras: tuple[Extra, ...] = ()
     peft: Peft | None = None
     lr: float | None = None
     head_lr: float | None = None
@@ -59,3 +61,8 @@ class Family:
 
 
 FAMILIES = Registry("mergekit_bert.adapters.families", "adapter type", Family, "mbert.families")
+
+
+def extra_of(name: str) -> Extra:
+    """The extra called ``name``, which the family of that name brings; raises UnknownNameError."""
+    return next(one for one in FAMILIES.get(name).extras if one.name == name)

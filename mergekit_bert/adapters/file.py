@@ -1,7 +1,8 @@
 """The adapter file: one safetensors file, whole in itself, written deterministically and read strictly.
 
-Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``, those of statistics
-``<kind>.<site>.<tensor>``; the metadata says what they mean, of statistics only where there are some. Factors that are
+Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``, those of extras
+``extra.<name>.<tensor>``, those of statistics ``<kind>.<site>.<tensor>``; the metadata says what they mean, of extras
+and statistics only where there are some. Factors that are
 rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
 """
 
@@ -13,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import FORMAT, Adapter
-from mergekit_bert.adapters.family import FAMILIES, Size
+from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.patch import REWRITE
 from mergekit_bert.adapters.record import AdapterRecord
 from mergekit_bert.adapters.statistics import STATISTICS, Statistic
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError
-from mergekit_bert.schema import validate
+from mergekit_bert.schema import Shape, validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 _MOST_REBUILT = 64
@@ -91,10 +92,13 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     }
     expected |= {f"shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
     expected |= {f"head.{name}": tuple(shape) for name, shape in record.head.items()}
+    expected |= extra_shapes(family, record.config, record.extras)
     for statistic, sites in record.statistics.items():
         for site, told in sites.items():
             shapes = STATISTICS[statistic].shapes(*told.shape)
             expected |= {f"{statistic}.{site}.{name}": shape for name, shape in shapes.items()}
+    if record.extras.keys() != {one.name for one in family.extras}:
+        raise ValueError(f"extras {', '.join(record.extras) or 'none'}, where the type is {family.name}")
     check_tensors(where, tensors, expected)
     check_dense(where, record.sites.values(), tensors)
     _check_rebuilt(where, tensors, record)
@@ -119,7 +123,29 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
         training=record.training.model_dump(exclude_unset=True),
         scores=record.scores,
         statistics=_unpack_statistics(tensors, record),
+        extras=unpack_extras("", record.extras, tensors),
     )
+
+
+def extra_shapes(family: Family, config: Any, sizes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of extras of these sizes; raises ValueError for one that the family has not."""
+    known = {one.name: one for one in family.extras}
+    if unknown := sorted(sizes.keys() - known.keys()):
+        raise ValueError(f"an extra {unknown[0]!r}, which {family.name} has not")
+    return {
+        f"extra.{name}.{key}": shape
+        for name, size in sizes.items()
+        for key, shape in known[name].shapes(config, tuple(size)).items()
+    }
+
+
+def unpack_extras(prefix: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The extras called ``names``, of tensors that were checked, whose names begin with ``prefix``."""
+    found = {name: f"{prefix}extra.{name}." for name in names}
+    return {
+        name: {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+        for name, start in found.items()
+    }
 
 
 def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRecord) -> None:

@@ -43,7 +43,7 @@ def collect(kind: str, encoder: Encoder, parts: Sequence[Part], rows: Sequence[R
 
 def _ready(encoder: Encoder, part: Part, rows: Rows) -> tuple[Task, Classifier, Tokens]:
     """A part folded into a tree of its own, and its rows as tokens."""
-    model = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    model = classifier(fold(encoder, part), part.task, part.head)
     return part.task, model, part.tokens(encoder, rows)
 
 

@@ -79,7 +79,7 @@ class Folded:
     def shared(self) -> Encoder:
         """The encoder with what all tasks share."""
         patch = self.model.shared
-        return fold(self.encoder, patch.deltas, patch.shifts) if patch.deltas or patch.shifts else self.encoder
+        return fold(self.encoder, patch) if patch.deltas or patch.shifts else self.encoder
 
     def own_parts(self) -> list[Part]:
         """What each task adds to :attr:`shared`, in the order of the tasks."""
@@ -88,5 +88,5 @@ class Folded:
     def ready(self, task: Task) -> Ready:
         """The classifier of ``task``."""
         part = self.model.own_part(task.name)
-        model = classifier(fold(self.shared, part.deltas, part.shifts), task, part.head)
+        model = classifier(fold(self.shared, part), task, part.head)
         return Ready(model, partial(part.tokens, self.encoder), part.max_length, partial(scaled, task=task))

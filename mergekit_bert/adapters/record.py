@@ -107,3 +107,4 @@ class AdapterRecord(Schema):
     statistics: dict[Literal["gram", "fisher"], Annotated[dict[Name, StatisticRecord], Field(min_length=1)]] = Field(
         default_factory=dict, min_length=1
     )
+    extras: dict[Name, Shape] = Field(default_factory=dict, min_length=1)

@@ -23,7 +23,7 @@ def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
     shifts = {name: shift.numel() for one in merge_inputs for name, shift in one.shifts.items()}
     fixed = 4 * sum(shifts.values()) + _RECORD + _RECORD_OF_A_SITE * len(shapes)
     for own in (own.read() for one in merge_inputs for own in one.own.values()):
-        fixed += sum(one.nbytes for one in (*own.head.values(), *own.deltas.values(), *own.shifts.values()))
+        fixed += own.nbytes
     each = 4 * sum(out + in_ for out, in_ in shapes.values())
     rank = int((size * 2**20 - fixed) // each) if each else 0
     if rank < 1:

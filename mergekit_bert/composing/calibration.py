@@ -110,12 +110,12 @@ def calibrate_heads(
     """
     for some in rows.values():
         check_enough(some)
-    shared = fold(encoder, model.deltas, model.shifts)
+    shared = fold(encoder, model.shared)
     own, told = dict(model.own), {}
     with progress_bar("calibrate heads", len(model.tasks), show) as bar:
         for number, task in enumerate(model.tasks):
             kept, labelled = model.own[task.name], rows[task.name]
-            tree = fold(shared, kept.deltas, kept.shifts)
+            tree = fold(shared, kept)
             head = _head(tree, dataclasses.replace(model.part(task.name), head=kept.head), labelled)
             ordered = sorted(strengths, reverse=True)
             figures = _cross_validated(tree, task, head, labelled, ordered)

@@ -121,9 +121,10 @@ class Merged(Patched):
         """One line; of a lazy merge without its size, for which it would have to be made."""
         size = ""
         if isinstance(self.deltas, dict):
-            heads = (tensor for own in self.own.values() for tensor in (*own.head.values(), *own.shifts.values()))
-            deltas = (delta for own in self.own.values() for delta in own.deltas.values())
-            size = mebibytes(sum(one.nbytes for one in (*self.deltas.values(), *deltas, *self.shifts.values(), *heads)))
+            size = mebibytes(
+                sum(one.nbytes for one in (*self.deltas.values(), *self.shifts.values()))
+                + sum(own.nbytes for own in self.own.values())
+            )
         base, sites = f"base {self.base.name!r}", f"{len(self.deltas)} sites"
         return summary("Merged", self.tasks, self.title if size else self.method, base, sites, size)
 
@@ -174,7 +175,9 @@ class Merged(Patched):
     def own_part(self, task: str) -> Part:
         """What ``task`` keeps for itself."""
         record, own = self.parts[task], self.own[task]
-        return Part(Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head)
+        return Part(
+            Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
+        )
 
     def as_adapter(self, task: str) -> Adapter:
         """A LoRA that answers ``task`` as it does; raises CompositionError where a Delta is dense."""
@@ -222,7 +225,7 @@ class Merged(Patched):
             "parts": dict(self.parts),
             "bodies": dict(self.bodies),
             **self.shared.described(),
-            "own": {task: Patch(own.deltas, own.shifts).described() for task, own in self.own.items()},
+            "own": {task: Patch(own.deltas, own.shifts, own.extras).described() for task, own in self.own.items()},
         }
 
 
@@ -329,12 +332,19 @@ class Ensemble(Patched):
         return {
             "router": self.router,
             "parts": {name: one.described_part() for name, one in self.experts.items()},
-            "own": {name: {"sites": one.described_sites()} for name, one in self.experts.items()},
+            "own": {name: one.described_changes() for name, one in self.experts.items()},
         }
 
 
 def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
-    """A part as a LoRA whose rank differs from site to site; raises CompositionError for a dense Delta."""
+    """A part as a LoRA whose rank differs from site to site; raises CompositionError for a dense Delta or an extra."""
+    if part.extras:
+        raise CompositionError(
+            f"task {part.task.name!r}",
+            f"a {' and a '.join(part.extras)} beside its Deltas",
+            "Deltas alone, for one PEFT adapter",
+            "keep it as a file of mbert's",
+        )
     low: dict[str, LowRank] = {}
     for site, delta in part.deltas.items():
         if delta.rank is None:

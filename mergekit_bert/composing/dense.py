@@ -15,6 +15,7 @@ from mergekit_bert.encoder.folder import FILES, folder_in_parts, folder_tokens, 
 from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.load import Encoder, check_base
 from mergekit_bert.encoder.stored import StoredEncoder
+from mergekit_bert.errors import CompositionError
 from mergekit_bert.outputs import Output, written
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
@@ -30,6 +31,7 @@ def write_dense(
     compared too. Raises OutputError, ModelFileError.
     """
     model = model.on(encoder)
+    _check_extras(model)
     tasks = [find_task(model, name) for name in only] or list(model.tasks)
     outputs = dense_outputs(folder, [task.name for task in tasks], force)
 
@@ -56,6 +58,18 @@ def write_dense(
             for part, task in zip(parts, tasks, strict=True):
                 _check(part, task, expected)
     return [output.path for output in outputs]
+
+
+def _check_extras(model: Composition) -> None:
+    """Raise CompositionError for a model with extras: transformers' encoders have no place for them."""
+    for task in model.tasks:
+        if extras := model.own_part(task.name).extras:
+            raise CompositionError(
+                f"task {task.name!r}",
+                f"a {' and a '.join(extras)}",
+                "weights alone, for a Hugging Face folder",
+                "keep it as a file of mbert's",
+            )
 
 
 def dense_outputs(folder: Path, tasks: Sequence[str], force: bool) -> list[Output]:

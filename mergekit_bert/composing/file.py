@@ -1,7 +1,8 @@
 """Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
 
 A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
-same of what a task keeps for itself, which is added to what is shared, and ``head.<tensor>``. Where a task keeps a
+same of what a task keeps for itself, which is added to what is shared, ``head.<tensor>`` and
+``extra.<name>.<tensor>``. Where a task keeps a
 remainder beside a shared Delta or shift, the record has the key ``private``: the remainders' rank and bytes; where
 adapters without a head were merged, it has ``bodies``: where they came from. An ensemble holds the tensors of each
 adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
@@ -15,15 +16,17 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_bert.adapters.adapter import FORMAT, Adapter
+from mergekit_bert.adapters.adapter import FORMAT, Adapter, sizes_of
 from mergekit_bert.adapters.delta import Delta, delta_of, tensor_shapes
-from mergekit_bert.adapters.family import Tensors
+from mergekit_bert.adapters.family import FAMILIES, Tensors
 from mergekit_bert.adapters.file import (
     check_dense,
     check_format,
     check_tensors,
+    extra_shapes,
     strict,
     unpack,
+    unpack_extras,
 )
 from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.adapters.peft import is_peft
@@ -121,6 +124,13 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for task, part in model.own.items():
         more, own[task] = _pack_deltas(f"own.{task}.", part.deltas, part.shifts)
         tensors |= more | {f"own.{task}.head.{name}": tensor for name, tensor in part.head.items()}
+        if part.extras:
+            own[task]["extras"] = sizes_of(part.extras)
+            tensors |= {
+                f"own.{task}.extra.{name}.{key}": tensor
+                for name, values in part.extras.items()
+                for key, tensor in values.items()
+            }
     kept, experts = _pack_experts(model.kept)
     tensors |= kept
     record |= {
@@ -159,6 +169,9 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
             raise ValueError(f"the part {task!r} is of another task")
         expected |= _shapes(f"own.{task}.", record.own[task])
         expected |= {f"own.{task}.head.{name}": tuple(shape) for name, shape in part.head.items()}
+        if sizes := record.own[task].extras:
+            shapes = extra_shapes(FAMILIES.get(part.type), part.config, sizes)
+            expected |= {f"own.{task}.{name}": shape for name, shape in shapes.items()}
     check_tensors(where, tensors, expected)
     check_dense(
         where, [site.size for patch in (record, *record.own.values()) for site in patch.sites.values()], tensors
@@ -174,6 +187,7 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
             task: TaskSpecific(
                 {name: tensors[f"own.{task}.head.{name}"] for name in record.parts[task].head},
                 *_unpack_deltas(f"own.{task}.", tensors, record.own[task]),
+                unpack_extras(f"own.{task}.", record.own[task].extras, tensors),
             )
             for task in record.order
         },

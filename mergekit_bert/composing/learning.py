@@ -90,7 +90,7 @@ def _tokens(states: Float[Tensor, "..."], lengths: Sequence[int]) -> Float[Tenso
 
 def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
     """The expert's answers for all rows, in float32."""
-    extractor = FeatureExtractor(classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head))
+    extractor = FeatureExtractor(classifier(fold(encoder, part), part.task, part.head))
     features, outputs = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
         for batch in tokens.in_order():

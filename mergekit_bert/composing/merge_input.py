@@ -53,7 +53,9 @@ class MergeInput:
     def part(self, task: str) -> Part:
         """What it takes to answer ``task`` (one of its own)."""
         record, own = self.parts[task], self.own[task]
-        found = Part(Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head)
+        found = Part(
+            Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
+        )
         return found.over(Patch(self.deltas, self.shifts))
 
     def seen(self) -> Seen:
@@ -94,12 +96,13 @@ def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = N
 
 
 def of_adapter(adapter: Adapter) -> MergeInput:
-    """An adapter's Deltas; what its head alone reads is not merged."""
+    """An adapter's Deltas; what its head alone reads, and extras, which cannot be added up, are not merged."""
     deltas = adapter.deltas()
     own = TaskSpecific(
         adapter.head,
         {site: delta for site, delta in deltas.items() if of_the_head(site)},
         {name: shift for name, shift in adapter.shifts.items() if of_the_head(name)},
+        adapter.extras,
     )
     examples, record = adapter.training.get("examples"), adapter.provenance()
     return MergeInput(
@@ -150,7 +153,8 @@ def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:
 
 
 def _own_content(own: TaskSpecific) -> list[str]:
-    return [*_content(own.deltas, own.shifts), tensor_file_sha256(own.head, {})]
+    extras = [tensor_file_sha256(tensors, {"extra": name}) for name, tensors in sorted(own.extras.items())]
+    return [*_content(own.deltas, own.shifts), tensor_file_sha256(own.head, {}), *extras]
 
 
 def check_together(merge_inputs: Sequence[MergeInput]) -> None:

@@ -38,6 +38,7 @@ def remainders(
             own.head,
             LazyMap([*deltas, *own.deltas], partial(_delta, one, own, deltas, rank)),
             LazyMap([*vectors, *own.shifts], partial(_shift, one, own, shifts)),
+            own.extras,
         )
         for one in merge_inputs
         for task, own in one.own.items()

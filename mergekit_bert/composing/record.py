@@ -25,6 +25,12 @@ class PatchRecord(Schema):
     shifts: dict[Name, Shape]
 
 
+class OwnRecord(PatchRecord):
+    """What a task keeps for itself: the same, and the sizes of its extras by name."""
+
+    extras: dict[Name, Shape] = Field(default_factory=dict, min_length=1)
+
+
 class RowsRecord(Schema):
     """Rows whose labels a step has seen, and what refitting a head on them was found to give."""
 
@@ -102,7 +108,7 @@ class MergedRecord(PatchRecord):
     weights: Annotated[dict[Name, Finite], Field(min_length=1)]
     base: Base
     order: list[Name]
-    own: dict[Name, PatchRecord]
+    own: dict[Name, OwnRecord]
     parts: dict[Name, PartRecord]
     recipe: Recipe
     trace: TraceRecord

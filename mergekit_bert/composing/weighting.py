@@ -99,7 +99,7 @@ class Blend:
 
     def model(self, part: Part, own: TaskSpecific) -> Classifier:
         """The merged model under what is one task's own; it reads the weights in every forward pass."""
-        folded = fold(self.encoder, own.deltas, own.shifts)
+        folded = fold(self.encoder, own)
         inner = classifier(folded, part.task, part.head)
         model = _Shifted(inner, partial(self._shifted, dict(folded.model.named_parameters())))
         for site, hook in self._hooks.items():

@@ -87,6 +87,25 @@ class Tokens:
         labels = None if self.labels is None else tuple(self.labels[i] for i in index)
         return replace(self, columns=columns, parts=[self.parts[i] for i in index], labels=labels)
 
+    def around_first(self, before: Sequence[int], after: Sequence[int]) -> "Tokens":
+        """The same with tokens ``before`` and ``after`` the first one of every sequence; their other inputs are 0."""
+        if not before and not after:
+            return self
+
+        def widened(name: str, row: list[int], lengths: tuple[int, ...]) -> list[int]:
+            ends, found = [0, *accumulate(lengths)], list[int]()
+            ahead, behind = (ids if name == "input_ids" else [0] * len(ids) for ids in (before, after))
+            for start, stop in pairwise(ends):
+                found += [*ahead, row[start], *behind, *row[start + 1 : stop]]
+            return found
+
+        columns = {
+            name: [widened(name, *row) for row in zip(column, self.parts, strict=True)]
+            for name, column in self.columns.items()
+        }
+        more = len(before) + len(after)
+        return replace(self, columns=columns, parts=[tuple(n + more for n in lengths) for lengths in self.parts])
+
     def batch(self, index: list[int]) -> Batch:
         """The rows at ``index`` as one batch, its labels as the loss of the task's kind wants them."""
         inputs = {

@@ -84,7 +84,7 @@ def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int
 def _check_tokens(encoder: Any, batch: Batch) -> None:
     """Raise EncoderError for a token that the encoder has no embedding of: its tokenizer is another model's."""
     sizes = {
-        "input_ids": encoder.get_input_embeddings().weight.shape[0],
+        "input_ids": encoder.get_input_embeddings().num_embeddings,
         "token_type_ids": getattr(encoder.config, "type_vocab_size", 0),
     }
     for name, values in batch.inputs.items():

@@ -47,6 +47,12 @@ class Encoder:
         return int(self.tokenizer.pad_token_id or 0)
 
     @property
+    def words(self) -> nn.Embedding:
+        """The embeddings of tokens."""
+        embeddings: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings
+
+    @property
     def weights(self) -> Mapping[str, Tensor]:
         """All parameters by name."""
         return {name: parameter.data for name, parameter in self.model.named_parameters()}

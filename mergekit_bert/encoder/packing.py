@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 ATTENTION = "mbert"
 """The name of our attention in transformers' interface."""
@@ -37,19 +38,33 @@ _NEAR = 0.75
 _POST_ATTENTION = ("attention.output", "sa_layer_norm")
 """What follows attention in a layer and takes all that later parts need: BERT's family, DistilBERT."""
 
+_SELF_ATTENTION = ("attention.self", "attn", "attention")
+"""What calls the attention function in a layer: BERT's family, ModernBERT, DistilBERT."""
+
+PREFIX = "prefix"
+"""The name under which a module of attention has a child that gives what its rows see before their tokens."""
+
 
 @dataclass(frozen=True)
 class Block:
     """Rows of near length as one padded block for attention, ``(rows, heads, width, …)``.
 
-    ``slots`` says which of the batch's ``tokens · heads`` vectors lies in each slot of the block (in a padded slot,
-    the row's first). ``keep`` is False where a slot is padded; None where none is.
+    ``rows`` are their places in the batch. ``slots`` says which of the batch's ``tokens · heads`` vectors lies in each
+    slot of the block (in a padded slot, the row's first). ``keep`` is False where a slot is padded; None where none is.
     """
 
-    rows: int
+    rows: Int[Tensor, "rows"]
     width: int
     slots: Int[Tensor, "slots"]
     keep: Bool[Tensor, "rows 1 width"] | None
+
+
+class Prefix(NamedTuple):
+    """Keys and values that each row sees before those of its tokens; ``keep``: which are its own (None: all)."""
+
+    keys: Float[Tensor, "rows heads length width"]
+    values: Float[Tensor, "rows heads length width"]
+    keep: Bool[Tensor, "rows length"] | None
 
 
 class Piece(NamedTuple):
@@ -127,10 +142,11 @@ class Layout:
         lengths = torch.tensor([self.lengths[row] for row in rows], device=self.device)
         step = torch.arange(int(lengths[0]), device=self.device)
         keep = (step < lengths[:, None])[:, None]
-        starts = self.starts[torch.tensor(rows, device=self.device)][:, None, None]
+        places = torch.tensor(rows, device=self.device)
+        starts = self.starts[places][:, None, None]
         tokens = starts + torch.where(keep, step, 0)
         slots = tokens * heads + torch.arange(heads, device=self.device)[:, None]
-        return Block(len(rows), len(step), slots.flatten(), None if bool(keep.all()) else keep)
+        return Block(places, len(step), slots.flatten(), None if bool(keep.all()) else keep)
 
 
 def _everywhere(block: Block, heads: int) -> Bool[Tensor, "slots"]:
@@ -166,6 +182,14 @@ def pieces(x: Float[Tensor, "... width"]) -> list[Piece]:
     if count != len(layout.lengths):
         raise RuntimeError(f"a routed module got {count} vectors, not one a row or one a token")
     return layout.row_pieces
+
+
+def owned(count: int) -> list[Piece]:
+    """Whose ``count`` tokens or rows are in this forward pass: all adapter 0's where no layout names adapters."""
+    layout = _LAYOUT.get()
+    if layout is None or not layout.adapters:
+        return [Piece(0, 0, count)]
+    return layout.token_pieces if count == len(layout.positions) else layout.row_pieces
 
 
 def enable(model: nn.Module) -> None:
@@ -205,6 +229,22 @@ def layers(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
     return list(stacks[0]) if len(stacks) == 1 else []
+
+
+def attention_names(model: nn.Module) -> list[str]:
+    """The modules that call the attention function, the lowest layer's first; of an encoder that is :func:`enabled`."""
+    stack = layers(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    inner = next(one for one in _SELF_ATTENTION if all(_has(layer, one) for layer in stack))
+    return [f"{names[id(layer)]}.{inner}" for layer in stack]
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def position_ids(model: nn.Module, ids: Int[Tensor, "tokens"], layout: Layout) -> Int[Tensor, "tokens"]:
@@ -281,23 +321,40 @@ def _attend(
     ``sliding_window`` is the first distance at which tokens do not see each other.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layout = _LAYOUT.get()
+    layout, hung = _LAYOUT.get(), getattr(module, PREFIX, None)
+    prefix: Prefix | None = None if hung is None else hung(len(query) if layout is None else len(layout.lengths))
     if layout is None:
+        if prefix is not None:
+            key, value = torch.cat([prefix.keys, key], 2), torch.cat([prefix.values, value], 2)
+            length = prefix.keys.shape[2]
+            attention_mask = None if attention_mask is None else functional.pad(attention_mask, (length, 0))
         scores = query @ key.transpose(2, 3) * scaling
         scores = scores if attention_mask is None else scores + attention_mask
         return (scores.softmax(-1) @ value).transpose(1, 2), None
     heads = (x[0].transpose(0, 1) for x in (query, key, value))
-    out: Tensor = _PackedAttention.apply(*heads, layout, scaling, sliding_window)  # type: ignore[no-untyped-call]
+    front = (None, None, None) if prefix is None else prefix
+    out: Tensor = _PackedAttention.apply(*heads, *front, layout, scaling, sliding_window)  # type: ignore[no-untyped-call]
     return out[None], None
 
 
-def _bias(block: Block, window: int | None, device: torch.device) -> Float[Tensor, "rows 1 _ width"] | None:
-    """What is added to the scores: the least number where a token must not be seen."""
+def _bias(
+    block: Block, window: int | None, length: int, own: Bool[Tensor, "all length"] | None, device: torch.device
+) -> Float[Tensor, "_ 1 _ _"] | None:
+    """What is added to the scores: the least number where a token must not be seen.
+
+    A prefix of ``length`` before the tokens is seen from everywhere, or as far as it is the row's ``own``.
+    """
     keep = None if block.keep is None else block.keep[:, :, None]
     if window is not None and block.width > window:
         step = torch.arange(block.width, device=device)
         near = (step[:, None] - step).abs() < window
         keep = near[None, None] if keep is None else keep & near
+    if own is not None or (length and keep is not None):
+        front = torch.ones(1, length, dtype=torch.bool, device=device) if own is None else own[block.rows]
+        keep = torch.ones(1, 1, 1, block.width, dtype=torch.bool, device=device) if keep is None else keep
+        rows = max(len(front), len(keep))
+        parts = (front[:, None, None].expand(rows, 1, keep.shape[2], -1), keep.expand(rows, -1, -1, -1))
+        keep = torch.cat(parts, -1)
     if keep is None:
         return None
     return torch.zeros(keep.shape, device=device).masked_fill(~keep, torch.finfo(torch.float32).min)
@@ -316,21 +373,26 @@ class _PackedAttention(torch.autograd.Function):
         query: Float[Tensor, "tokens heads width"],
         key: Float[Tensor, "tokens heads width"],
         value: Float[Tensor, "tokens heads width"],
+        keys: Float[Tensor, "rows heads length width"] | None,
+        values: Float[Tensor, "rows heads length width"] | None,
+        own: Bool[Tensor, "rows length"] | None,
         layout: Layout,
         scaling: float,
         window: int | None,
     ) -> Float[Tensor, "tokens heads width"]:
         blocks, places = layout.blocks(query.shape[1])
+        length = 0 if keys is None else keys.shape[2]
         found, kept = list[Tensor](), list[Tensor]()
         for block in blocks:
             q, k, v = (_gather(x, block) for x in (query, key, value))
+            k, v = (x if y is None else torch.cat([y[block.rows], x], 2) for x, y in ((k, keys), (v, values)))
             scores = torch.matmul(q, k.transpose(-1, -2)).float().mul_(scaling)
-            bias = _bias(block, window, scores.device)
+            bias = _bias(block, window, length, own, scores.device)
             chances = torch.softmax(scores if bias is None else scores.add_(bias), -1).to(q.dtype)
             found.append(torch.matmul(chances, v))
             kept += [q, k, v, chances]
         ctx.save_for_backward(*kept)
-        ctx.layout, ctx.scaling = layout, scaling
+        ctx.layout, ctx.scaling, ctx.prefix = layout, scaling, None if keys is None else keys.shape
         return _scatter(found, places, query.shape)
 
     @staticmethod
@@ -339,6 +401,7 @@ class _PackedAttention(torch.autograd.Function):
         (gradient,) = gradients
         blocks, places = ctx.layout.blocks(gradient.shape[1])
         by_query, by_key, by_value = list[Tensor](), list[Tensor](), list[Tensor]()
+        by_keys, by_values = (None if ctx.prefix is None else gradient.new_zeros(ctx.prefix) for _ in range(2))
         for place, block in enumerate(blocks):
             q, k, v, chances = ctx.saved_tensors[4 * place : 4 * place + 4]
             g = _gather(gradient, block)
@@ -347,15 +410,21 @@ class _PackedAttention(torch.autograd.Function):
             by_score = torch._softmax_backward_data(by_chance, chances.float(), -1, torch.float32)
             by_score = by_score.mul_(ctx.scaling).to(q.dtype)
             by_query.append(torch.matmul(by_score, k))
-            by_key.append(torch.matmul(by_score.transpose(-1, -2), q))
-            by_value.append(torch.matmul(chances.transpose(-1, -2), g))
-        return *(_scatter(x, places, gradient.shape) for x in (by_query, by_key, by_value)), None, None, None
+            by_k, by_v = torch.matmul(by_score.transpose(-1, -2), q), torch.matmul(chances.transpose(-1, -2), g)
+            if by_keys is not None and by_values is not None:
+                length = by_keys.shape[2]
+                by_keys[block.rows], by_values[block.rows] = by_k[:, :, :length], by_v[:, :, :length]
+                by_k, by_v = by_k[:, :, length:], by_v[:, :, length:]
+            by_key.append(by_k)
+            by_value.append(by_v)
+        scattered = (_scatter(x, places, gradient.shape) for x in (by_query, by_key, by_value))
+        return *scattered, by_keys, by_values, *(None,) * 4
 
 
 def _gather(x: Float[Tensor, "tokens heads width"], block: Block) -> Float[Tensor, "rows heads length width"]:
     """The vectors of a block's rows; in a padded slot, the row's first."""
     vectors = x.reshape(-1, x.shape[2]).index_select(0, block.slots)
-    return vectors.view(block.rows, x.shape[1], block.width, x.shape[2])
+    return vectors.view(len(block.rows), x.shape[1], block.width, x.shape[2])
 
 
 def _scatter(found: Sequence[Tensor], places: Tensor, shape: torch.Size) -> Float[Tensor, "tokens heads width"]:

@@ -98,7 +98,15 @@ def _file_table(told: Mapping[str, Any]) -> Table:
         table.add_row(kind, f"of {len(measured)} sites, at most {lost:.1%} of its energy lost to its compact form")
     if told.get("shifts"):
         table.add_row("shifts", f"{len(told['shifts'])} bias and norm parameters")
+    own = {f"{task}: {name}": one for task, part in told.get("own", {}).items() for name, one in _extras(part).items()}
+    for name, one in {**_extras(told), **own}.items():
+        table.add_row(name, f"{' × '.join(map(str, one['size']))}, norm {one['norm']:.3f}")
     return table
+
+
+def _extras(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = told.get("extras", {})
+    return found
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:

@@ -225,6 +225,7 @@ def _tensors(model: Merged) -> dict[str, Tensor]:
     for task, own in model.own.items():
         deltas |= {f"{task}: {site}": delta for site, delta in own.deltas.items()}
         found |= {f"{task}: {name}": tensor for name, tensor in {**own.shifts, **own.head}.items()}
+        found |= {f"{task}: {name}.{key}": one for name, values in own.extras.items() for key, one in values.items()}
     for site, delta in deltas.items():
         found |= {f"{site}.{name}": tensor for name, tensor in delta.tensors().items()}
     return found

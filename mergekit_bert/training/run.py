@@ -19,6 +19,7 @@ from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.measuring import collect
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.adapters.statistics import Statistic, check_kinds
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows, hold_out
@@ -306,10 +307,10 @@ def _site_tensors(
 
 def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
     """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
-    beside = classifier(fold(encoder, {}, trained.shifts), trained.task, trained.head)
+    beside = classifier(fold(encoder, Patch({}, trained.shifts, trained.extras)), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
     part = read_adapter(out).on(encoder).part(trained.name)
-    folded = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    folded = classifier(fold(encoder, part), part.task, part.head)
     _check_outputs(out, beside, folded, setting.held_out)
 
 

@@ -21,6 +21,7 @@ from mergekit_bert.adapters.attach import (
 )
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, share
 from mergekit_bert.encoder.head import Classifier
 from mergekit_bert.hardware import generator
@@ -43,13 +44,13 @@ def outputs(model: nn.Module, encoder: mb.Encoder) -> np.ndarray:
 
 
 def attached(encoder: mb.Encoder, adapter: Adapter) -> Classifier:
-    model = classifier(fold(encoder, {}, adapter.shifts), adapter.task, adapter.head)
+    model = classifier(fold(encoder, Patch(shifts=adapter.shifts)), adapter.task, adapter.head)
     attach(model, adapter.type, adapter.tensors, frozenset(), adapter.config, generator(0))
     return model
 
 
 def folded(encoder: mb.Encoder, adapter: Adapter) -> Classifier:
-    return classifier(fold(encoder, adapter.deltas(), adapter.shifts), adapter.task, adapter.head)
+    return classifier(fold(encoder, adapter.part(adapter.name)), adapter.task, adapter.head)
 
 
 @pytest.mark.parametrize(("kind", "basis"), sorted(BASES))
@@ -64,7 +65,7 @@ def test_an_adapter_beside_the_weights_is_one_folded_into_them(encoder: mb.Encod
 
 def test_folding_adds_to_each_tensor_what_it_is_told(encoder: mb.Encoder) -> None:
     adapter = random_adapter(encoder, train_bias=True, train_layernorm=True, basis="random")
-    tree = fold(encoder, adapter.deltas(), adapter.shifts).model
+    tree = fold(encoder, adapter.part(adapter.name)).model
     deltas = {f"{site}.weight": delta.dense() for site, delta in adapter.deltas().items()}
     for name, old in encoder.model.named_parameters():
         new = tree.get_parameter(name)
@@ -80,7 +81,7 @@ def test_folding_adds_to_a_bfloat16_encoder_in_float32(bert: mb.Encoder) -> None
     adapter = random_adapter(bert, spread=1e-3)
     half = dataclasses.replace(bert, model=share(bert.model))
     cast_frozen(half.model, torch.bfloat16)
-    tree = fold(half, adapter.deltas(), {}).model
+    tree = fold(half, Patch(adapter.deltas())).model
     for site, delta in adapter.deltas().items():
         old, new = half.model.get_parameter(f"{site}.weight"), tree.get_parameter(f"{site}.weight")
         assert (old.dtype, new.dtype) == (torch.bfloat16, torch.float32)
@@ -132,7 +133,7 @@ def _unfreeze(encoder: mb.Encoder) -> None:
 
 def _fold(encoder: mb.Encoder) -> None:
     adapter = random_adapter(encoder, train_bias=True, train_layernorm=True)
-    tree = fold(encoder, adapter.deltas(), adapter.shifts).model
+    tree = fold(encoder, adapter.part(adapter.name)).model
     with torch.no_grad():
         for name in [f"{site}.weight" for site in adapter.sites] + list(adapter.shifts):
             tree.get_parameter(name).zero_()

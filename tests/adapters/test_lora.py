@@ -16,6 +16,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import dense64, random_adapter
@@ -108,7 +109,7 @@ def test_outputs_are_those_of_peft(
     adapter = random_adapter(encoder, rank=4, rank_stabilized=stabilized, targets=targets, basis="random", spread=0.15)
     given = inputs(encoder)
     expected = hidden(in_peft(tiny_folders[architecture], [adapter]), given)
-    folded = fold(encoder, adapter.deltas(), {})
+    folded = fold(encoder, Patch(adapter.deltas()))
     np.testing.assert_allclose(hidden(folded.model, given), expected, atol=1e-5)
     beside = classifier(encoder, adapter.task, adapter.head)
     attach(beside, "lora", adapter.tensors, frozenset(), adapter.config, generator(0))
@@ -129,5 +130,5 @@ def test_a_weighted_merge_is_peft_s_concatenation(bert: mb.Encoder, tiny_folders
     assert isinstance(merged, mb.Merged)
     given = inputs(bert)
     np.testing.assert_allclose(
-        hidden(fold(bert, merged.deltas, {}).model, given), hidden(model.eval(), given), atol=1e-5
+        hidden(fold(bert, Patch(merged.deltas)).model, given), hidden(model.eval(), given), atol=1e-5
     )

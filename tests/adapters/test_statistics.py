@@ -56,7 +56,7 @@ def measured(encoder: Encoder, adapter: Adapter) -> Adapter:
 def one_by_one(encoder: Encoder, adapter: Adapter, rows: int = 7) -> tuple[Classifier, list[dict[str, Tensor]]]:
     """A float64 copy of the folded model that transformers itself runs, and every row's inputs."""
     part = adapter.part(adapter.name)
-    model = copy.deepcopy(classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)).double()
+    model = copy.deepcopy(classifier(fold(encoder, part), part.task, part.head)).double()
     tokens = tokenise(tiny_rows(part.task, rows), part.task, encoder.tokenizer, part.max_length, encoder.pad_token)
     return model, [tokens.batch([row]).padded() for row in range(rows)]
 

@@ -91,7 +91,7 @@ def test_before_and_after_are_what_each_fold_gives_a_head_fitted_on_the_others(
         heads = {}
         for name in TASKS:
             task, part = get_task(name), model.part(name)
-            tree = fold(encoder, part.deltas, part.shifts)
+            tree = fold(encoder, part)
             labels = torch.from_numpy(others[name].label_column())
             labels = labels / 5 if task.range else labels.long()
             heads[name] = refit(task, _head(tree, part, others[name]), labels, 0.1)
@@ -180,7 +180,7 @@ def check_stored_features(encoder: Encoder) -> None:
     rows = tiny_rows(adapter.task, 12)
     model = merged([adapter], "task_arithmetic")
     part = model.part("sst")
-    tree = fold(encoder, part.deltas, part.shifts)
+    tree = fold(encoder, part)
     head = _head(tree, part, rows)
     outputs = _outputs(head, {name: value.double() for name, value in part.head.items()})
     whole = Predictor(model, encoder).outputs("sst", rows)
@@ -332,7 +332,7 @@ def test_scales_make_the_merged_deltas_move_outputs_as_far_as_the_experts(bert: 
 def site_inputs(encoder: Encoder, adapter: mb.Adapter, rows: Rows) -> torch.Tensor:
     """What reaches the site when the expert reads the rows one by one."""
     part = adapter.part(adapter.name)
-    tree = fold(encoder, part.deltas, part.shifts)
+    tree = fold(encoder, part)
     model = classifier(tree, part.task, part.head)
     seen: list[torch.Tensor] = []
     model.encoder.get_submodule(ONE).register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))

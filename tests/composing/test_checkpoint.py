@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import mergekit_bert as mb
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Dense
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.composing.checkpoint import read_checkpoint
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.inputs import read_inputs
@@ -46,7 +47,7 @@ def fine_tuned(encoder: mb.Encoder, name: str, path: Path, seed: int = 1, exampl
     sites = linear_layers(encoder)
     deltas = {site: Dense(noise(size)) for site, size in sites.items()}
     others = [n for n in encoder.weights if not (n.endswith(".weight") and n.removesuffix(".weight") in sites)]
-    changed = fold(encoder, deltas, {n: noise(encoder.weights[n].shape) for n in others})
+    changed = fold(encoder, Patch(deltas, {n: noise(encoder.weights[n].shape) for n in others}))
     base = {"name": encoder.name, "fingerprint": encoder.fingerprint}
     base["tokenizer_fingerprint"] = Base.of(encoder).tokenizer_fingerprint
     record = {"kind": "full", "base": base, "max_length": 33, "training": {"examples": examples}, "scores": {}}

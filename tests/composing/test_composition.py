@@ -54,7 +54,7 @@ def test_a_part_is_what_is_shared_and_its_own(models: dict[str, Any], bert: mb.E
     model, weights = models[name], bert.weights
     for task in model.tasks:
         own, part = model.own_part(task.name), model.part(task.name)
-        whole = fold(bert, part.deltas, part.shifts).weights
+        whole = fold(bert, part).weights
         for place in weights:
             twice = patched(place, patched(place, weights[place], model.shared), own)
             assert torch.allclose(twice, whole[place], atol=1e-6)

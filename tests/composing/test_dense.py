@@ -68,7 +68,7 @@ def test_transformers_gives_the_same_predictions(encoder: mb.Encoder, tmp_path: 
 
 def folded(encoder: mb.Encoder, part: Part) -> dict[str, torch.Tensor]:
     """The encoder's weights with a part's Deltas and shifts."""
-    return dict(fold(encoder, part.deltas, part.shifts).weights)
+    return dict(fold(encoder, part).weights)
 
 
 @pytest.mark.parametrize("task_name", ["sst", "sts"])
@@ -76,7 +76,7 @@ def test_a_folder_in_parts_is_what_save_pretrained_writes(encoder: mb.Encoder, t
     adapter = random_adapter(encoder, task_name, train_bias=True, train_layernorm=True)
     task, part = adapter.task, adapter.part(task_name)
     record = {"kind": "dense", "base": {}, "max_length": 17}
-    whole = fold(encoder, part.deltas, part.shifts)
+    whole = fold(encoder, part)
     write_folder(tmp_path / "whole", classifier(whole, task, part.head), encoder, task, record)
     with folder_in_parts(tmp_path / "parts", part.head, encoder, task, record) as put:
         for name, weight in reversed(folded(encoder, part).items()):  # in any order

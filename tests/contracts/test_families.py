@@ -153,7 +153,7 @@ def test_beside_the_weights_or_folded_into_them_is_the_same(kind: Family, bert: 
     inputs = bert.tokenizer(["good film", "the cat likes"], padding=True, return_tensors="pt")
     beside = classifier(bert, adapter.task, adapter.head)
     attach(beside, kind.name, adapter.tensors, frozenset(), adapter.config, generator(0))
-    folded = classifier(fold(bert, adapter.deltas(), adapter.shifts), adapter.task, adapter.head)
+    folded = classifier(fold(bert, adapter.part(adapter.name)), adapter.task, adapter.head)
     with torch.no_grad():
         np.testing.assert_allclose(folded(**inputs), beside(**inputs), rtol=1e-4, atol=1e-4)
 

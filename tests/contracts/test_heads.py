@@ -46,7 +46,7 @@ def with_head(encoder: mb.Encoder, task: str, head: str, seed: int = 0) -> Adapt
 def reference(encoder: mb.Encoder, adapter: Adapter, texts: list[tuple[str, ...]]) -> np.ndarray:
     """Outputs by transformers' own forward pass, row by row, the head worked out by hand."""
     part = adapter.part(adapter.name)
-    folded, name = fold(encoder, part.deltas, part.shifts), head_of(part.head).name
+    folded, name = fold(encoder, part), head_of(part.head).name
     found = []
     for row in texts:
         groups = [(text,) for text in row] if name == "matching" else [row]
@@ -76,7 +76,7 @@ def test_a_head_reads_what_transformers_gives_for_every_text(bert: mb.Encoder, h
     """The last states row by row, and the head's own module on their means; the native head on a batch of one."""
     adapter = with_head(bert, "para", head.name)
     part, found = adapter.part("para"), Predictor(adapter, bert).outputs("para", Rows(tuple(TEXTS), None, "texts"))
-    model = classifier(fold(bert, part.deltas, part.shifts), part.task, part.head)
+    model = classifier(fold(bert, part), part.task, part.head)
     for row, outputs in zip(TEXTS, found, strict=True):
         inputs = [
             bert.tokenizer(*texts, return_tensors="pt") for texts in ([(one,) for one in row] if head.apart else [row])
@@ -144,7 +144,7 @@ def test_a_merge_keeps_each_tasks_head_and_every_export_answers_alike(
 def test_stored_features_give_what_the_whole_model_gives(bert: mb.Encoder, head: Head) -> None:
     adapter = with_head(bert, "para", head.name)
     rows, part = tiny_rows(adapter.task, 9), adapter.part("para")
-    stored = _head(fold(bert, part.deltas, part.shifts), part, rows)
+    stored = _head(fold(bert, part), part, rows)
     outputs = _outputs(stored, {name: value.double() for name, value in part.head.items()})
     assert outputs.numpy() == pytest.approx(Predictor(adapter, bert).outputs("para", rows), abs=1e-5)
 
@@ -192,7 +192,7 @@ def test_a_folder_of_a_pooled_head_embeds_by_sentence_transformers_layout(bert: 
     }
     model = AutoModel.from_pretrained(folder)
     part = adapter.part("sts")
-    tree = fold(bert, part.deltas, part.shifts).model
+    tree = fold(bert, part).model
     inputs = bert.tokenizer("good film", return_tensors="pt")
     with torch.no_grad():
         assert torch.allclose(model(**inputs)[0], tree(**inputs)[0], atol=1e-6)
@@ -216,7 +216,7 @@ def test_statistics_are_those_of_every_text_alone(encoders: dict[str, mb.Encoder
     """Packed or padded: texts read apart count as sequences, and padding counts for nothing."""
     encoder, rows = encoders[architecture], tiny_rows(mb.get_task("para"), 6)
     part = with_head(encoder, "para", "matching").part("para")
-    model = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    model = classifier(fold(encoder, part), part.task, part.head)
     weights = {
         name: module.weight.requires_grad_()
         for name, module in model.encoder.named_modules()

@@ -23,6 +23,7 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.adapters.ledger import Ledger
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.composing import spaces, weighting
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of, of_adapter
@@ -217,7 +218,7 @@ def test_adapters_of_one_basis_share_no_input(three: list[Adapter]) -> None:
 
 def features(encoder: mb.Encoder, deltas: dict[str, torch.Tensor], task: str, count: int) -> torch.Tensor:
     """First tokens of the last layer, row by row, of the encoder with dense Deltas added."""
-    changed = fold(encoder, {site: Dense(delta.float()) for site, delta in deltas.items()}, {})
+    changed = fold(encoder, Patch({site: Dense(delta.float()) for site, delta in deltas.items()}))
     found = []
     for texts in tiny_rows(mb.get_task(task), count).texts:
         given = encoder.tokenizer(*texts, return_tensors="pt")

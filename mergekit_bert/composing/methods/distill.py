@@ -21,7 +21,7 @@ from torch.nn import functional
 from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, delta_of, svd
-from mergekit_bert.adapters.patch import Part
+from mergekit_bert.adapters.patch import Part, Patch
 from mergekit_bert.composing.learning import Answers, FeatureExtractor, MergeObjective, descend
 from mergekit_bert.composing.linear import weighted_sum
 from mergekit_bert.composing.merge_input import MergeInput
@@ -212,7 +212,7 @@ def _student(
     """A classifier for every task over one tree with the factors beside it, and the factors to train."""
     options: _Options = context.options
     shifts = merged_shifts(context.merge_inputs, context.weights)
-    shared = fold(context.encoder, {}, shifts)
+    shared = fold(context.encoder, Patch(shifts=shifts))
     first = next(iter(parts.values()))
     model = classifier(shared, first.task, first.head)
     config = AdapterConfig(rank=1, alpha=1.0)  # a scale of 1: the factors are the Delta
@@ -223,7 +223,7 @@ def _student(
     owns = {task: own for one in context.merge_inputs for task, own in one.own.items()}
     extractors = {
         task: FeatureExtractor(
-            classifier(fold(tree, owns[task].deltas, owns[task].shifts), part.task, part.head),
+            classifier(fold(tree, owns[task]), part.task, part.head),
             hidden=options.layers > 0,
             local=options.local,
         )
@@ -238,7 +238,7 @@ def _student(
 def _expert(
     context: LearningContext, part: Part, tokens: Tokens, dtype: torch.dtype, known: Mapping[int, nn.Parameter]
 ) -> _Expert:
-    model = classifier(fold(context.encoder, part.deltas, part.shifts), part.task, part.head)
+    model = classifier(fold(context.encoder, part), part.task, part.head)
     cast_frozen(model.encoder, dtype, known)
     return _Expert(FeatureExtractor(model, hidden=context.options.layers > 0), tokens, dtype)
 

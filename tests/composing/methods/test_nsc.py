@@ -50,7 +50,7 @@ def ratio_by_hand(z: Tensor, a: Tensor) -> Tensor:
 def mean_ratio(encoder: mb.Encoder, model: mb.Merged | Adapter, one: Adapter, sites: Sequence[str]) -> float:
     """The mean over sites of the mean over tokens, row by row through the folded model."""
     part = model.part(one.name)
-    folded = classifier(fold(encoder, part.deltas, part.shifts), part.task, part.head)
+    folded = classifier(fold(encoder, part), part.task, part.head)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     for site, kept in found.items():
         module = folded.encoder.get_submodule(site)
