@@ -38,6 +38,10 @@ class Virtual(NamedTuple):
         return Virtual(*(one + two for one, two in zip(self, other, strict=True)))
 
 
+NONE = Virtual()
+"""No virtual tokens."""
+
+
 @dataclass(frozen=True)
 class Extra:
     """One kind of new tensors; it is called like the family that brings it.

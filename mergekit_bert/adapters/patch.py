@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.delta import Delta, add, norm
-from mergekit_bert.adapters.extra import Shapes, Virtual, shapes_of
+from mergekit_bert.adapters.extra import NONE, Shapes, Virtual, shapes_of
 from mergekit_bert.adapters.family import Tensors, extra_of
 from mergekit_bert.data.batches import Tokens, tokenise
 from mergekit_bert.data.rows import Rows
@@ -110,7 +110,7 @@ class Part:
 
 def virtual_tokens(shapes: Mapping[str, Shapes]) -> Virtual:
     """The virtual tokens of extras whose tensors have these shapes, by their names."""
-    return reduce(Virtual.beside, (extra_of(name).virtual(own) for name, own in shapes.items()), Virtual())
+    return reduce(Virtual.beside, (extra_of(name).virtual(own) for name, own in shapes.items()), NONE)
 
 
 def tokens_of(encoder: Encoder, task: Task, rows: Rows, head: Head, max_length: int, virtual: Virtual) -> Tokens:

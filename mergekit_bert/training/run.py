@@ -15,19 +15,20 @@ from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.extra import NONE, Virtual
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.adapters.patch import Patch
+from mergekit_bert.adapters.patch import Patch, room_for_text, tokens_of, virtual_tokens
 from mergekit_bert.adapters.statistics import Statistic, check_kinds
-from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import FILES, FullModel, load_folder, read_folder, write_folder
 from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
-from mergekit_bert.encoder.head import HEADS, Classifier
+from mergekit_bert.encoder.head import HEADS, Classifier, Head
 from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
@@ -92,10 +93,11 @@ def train_adapter(
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
     check_avoided(others.values(), task.name, encoder, adapter, sites)
     avoided = {"avoid": list(others)} if others else {}
+    virtual = virtual_tokens({extra.name: extra.shapes(adapter, extra.size(encoder)) for extra in family.extras})
     described = {"type": kind, "adapter": adapter.to_json()}
     described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
     with claim(out, control) as hold:
-        setting = _setting(encoder, task, rows, train, control, run_folder(out), described, rates)
+        setting = _setting(encoder, task, rows, train, control, run_folder(out), described, rates, virtual)
         if hold.resume:  # before the ledger hands out rows
             check_recorded(setting.folder, setting.run, hold.finished)
         if hold.finished:
@@ -142,6 +144,7 @@ def _adapter(
         basis=basis,
         training=provenance(setting, outcome) | avoided,
         scores={f"held_out_{setting.task.metric}": outcome.progress.best_score or 0.0},
+        extras=_kept(FAMILIES.get(kind), encoder, values["extra"]),
     ).on(encoder)
 
 
@@ -214,19 +217,22 @@ def _setting(
     folder: Path,
     described: dict[str, Any],
     rates: tuple[float, float],
+    virtual: Virtual = NONE,
 ) -> Setting:
-    """Hold rows out, tokenise, and describe the run so that a checkpoint can be told from another run's."""
+    """Hold rows out, tokenise, and describe the run so that a checkpoint can be told from another run's.
+
+    ``virtual`` are the tokens that extras add to a sequence; raises TrainingError where they leave no room for text.
+    """
     if train.threads is not None and train.threads != threads():
         raise TrainingError(
             "threads", f"torch uses {threads()}", f"{train.threads}", "call mergekit_bert.hardware.set_threads first"
         )
     head = HEADS.get(train.head)
     head.check(task)
-    kept, held = hold_out(rows, train.hold_out, train.hold_out_limit, train.seed)
     length = _max_length(encoder, train)
-    tokens, held_tokens = (
-        tokenise(part, task, encoder.tokenizer, length, encoder.pad_token, head.apart) for part in (kept, held)
-    )
+    _check_room(encoder, task, head, length, virtual)
+    kept, held = hold_out(rows, train.hold_out, train.hold_out_limit, train.seed)
+    tokens, held_tokens = (tokens_of(encoder, task, part, head, length, virtual) for part in (kept, held))
     _tell_truncated(task, tokens, held_tokens, length)
     run = described | {
         "task": task.to_json(),
@@ -272,6 +278,18 @@ def _max_length(encoder: Encoder, train: TrainConfig) -> int:
     return min(train.max_length, encoder.max_length)
 
 
+def _check_room(encoder: Encoder, task: Task, head: Head, length: int, virtual: Virtual) -> None:
+    """Raise TrainingError where the virtual tokens leave too few of a sequence's for text."""
+    room, least = room_for_text(encoder, task, head, length, virtual)
+    if virtual.total and room < least:
+        raise TrainingError(
+            "`length`",
+            f"{virtual.total} virtual tokens of at most {length} in a sequence (`max_length`, or the base's own limit)",
+            f"at most {max(length - least, 0)}, so that text fits",
+            "give a smaller `length`",
+        )
+
+
 def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> None:
     count = tokens.truncated + held.truncated
     if count:
@@ -285,11 +303,20 @@ def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> No
 
 def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Parameters by what they belong to, on the CPU."""
-    parts: dict[str, dict[str, Tensor]] = {"site": {}, "shift": {}, "head": {}}
+    parts: dict[str, dict[str, Tensor]] = {"site": {}, "shift": {}, "extra": {}, "head": {}}
     for name, value in values.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value.cpu()
     return parts
+
+
+def _kept(family: Family, encoder: Encoder, values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What is kept of the extras that were trained."""
+    trained: dict[str, dict[str, Tensor]] = {extra.name: {} for extra in family.extras}
+    for name, value in values.items():
+        extra_name, _, key = name.partition(".")
+        trained[extra_name][key] = value
+    return {extra.name: extra.kept(extra.size(encoder), trained[extra.name]) for extra in family.extras}
 
 
 def _site_tensors(

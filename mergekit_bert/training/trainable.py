@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.attach import attach, set_head_dropout, shift_names, unfreeze
+from mergekit_bert.adapters.attach import attach, attach_extras, set_head_dropout, shift_names, unfreeze
 from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.family import FAMILIES, Size
@@ -23,8 +23,9 @@ from mergekit_bert.training.config import TrainConfig
 class Trainable:
     """A model in training.
 
-    ``parameters`` are named ``site.<site>.<tensor>``, ``shift.<parameter>`` (whole values; their change is taken
-    at the end), ``encoder.<parameter>`` and ``head.<tensor>``. ``source`` is the generator of every dropout.
+    ``parameters`` are named ``site.<site>.<tensor>``, ``extra.<name>.<tensor>``, ``shift.<parameter>`` (whole values;
+    their change is taken at the end), ``encoder.<parameter>`` and ``head.<tensor>``. ``source`` is the generator of
+    every dropout.
     """
 
     model: Classifier
@@ -64,6 +65,12 @@ def adapter_trainable(
         if name not in frozen
     }
     parameters |= {f"shift.{name}": parameter for name, parameter in shifts.items()}
+    extras = {
+        extra.name: extra.init(config, encoder, generator(train.seed, 4, place))
+        for place, extra in enumerate(family.extras)
+    }
+    for name, own in attach_extras(model.encoder, extras).items():
+        parameters |= {f"extra.{name}.{key}": parameter for key, parameter in own.items()}
     return _finish(model, parameters, source)
 
 
@@ -87,7 +94,7 @@ def _fresh(encoder: Encoder, task: Task, train: TrainConfig) -> tuple[Classifier
 
 
 def _finish(model: Classifier, parameters: dict[str, nn.Parameter], source: torch.Generator) -> Trainable:
-    head = model.head()
-    for parameter in head.values():
+    parameters |= {f"head.{name}": parameter for name, parameter in model.head().items()}
+    for parameter in parameters.values():
         parameter.requires_grad_(True)
-    return Trainable(model, parameters | {f"head.{name}": p for name, p in head.items()}, source)
+    return Trainable(model, parameters, source)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.classifier import head_shapes
@@ -88,7 +89,14 @@ def random_adapter(
         basis=basis,
         training={"examples": examples},
         scores={"held_out": 0.5},
+        extras={extra.name: _random_extra(extra, config, encoder, source) for extra in record.extras},
     ).on(encoder)
+
+
+def _random_extra(extra: Extra, options: Any, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
+    """Its tensors somewhat off where they begin."""
+    start = extra.kept(extra.size(encoder), extra.init(options, encoder, source))
+    return {name: value + 0.3 * torch.randn(value.shape, generator=source) for name, value in start.items()}
 
 
 def same_adapter(one: Adapter, two: Adapter) -> bool:
