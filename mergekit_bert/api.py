@@ -11,13 +11,13 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import InstanceOf
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import encoder_of, on_base
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import RECORDS, Options
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
@@ -85,7 +85,6 @@ AnyInput = AnyModel | InstanceOf[MergeInput]
 """An input of a merge, or its file or folder."""
 Answering = AnyModel | InstanceOf[Predictor]
 """A model, its file, or a predictor for it."""
-Config = TypeVar("Config", AdapterConfig, TrainConfig)
 
 
 def _encoder(base: Base) -> Encoder:
@@ -115,8 +114,8 @@ def _folder(path: str | Path) -> Path:
 
 
 def default_out(task: Task, kind: str) -> Path:
-    """``adapters/<task>.safetensors``, with the type in the name where it has no sites: no merge takes it."""
-    name = task.name if FAMILIES.get(kind).has_sites else f"{task.name}.{kind}"
+    """``adapters/<task>.safetensors``, with the type in the name of a head alone: no merge of a folder takes it."""
+    name = f"{task.name}.{kind}" if FAMILIES.get(kind).head_alone else task.name
     return ADAPTERS / f"{name}{SUFFIX}"
 
 
@@ -143,18 +142,18 @@ def _place(out: str | Path | None, task: Task, control: manifest.Control) -> Ite
             remove(one)
 
 
-def _check_options(options: Mapping[str, Any], *kinds: type[AdapterConfig] | type[TrainConfig]) -> None:
+def _check_options(options: Mapping[str, Any], *kinds: type[Options] | type[TrainConfig]) -> None:
     """Raise UnknownNameError for an option that is a field of none of ``kinds``."""
-    names = [one.name for kind in kinds for one in dataclasses.fields(kind)]
+    names = list(dict.fromkeys(one.name for kind in kinds for one in dataclasses.fields(kind)))
     for name in options:
         if name not in names:
             raise unknown("option of a training", name, names)
 
 
-def _config(kind: type[Config], record: Config | None, options: Mapping[str, Any]) -> Config | None:
-    """``record``, with ``options`` instead of its fields of that name."""
-    given = {one.name: options[one.name] for one in dataclasses.fields(kind) if one.name in options}
-    return dataclasses.replace(record or kind(), **given) if given else record
+def _split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of the loop, and the rest."""
+    loop = {one.name: options[one.name] for one in dataclasses.fields(TrainConfig) if one.name in options}
+    return loop, {name: value for name, value in options.items() if name not in loop}
 
 
 @checked
@@ -165,7 +164,7 @@ def train_adapter(
     *,
     base: Base = MINILM,
     type: str = "lora",
-    adapter: InstanceOf[AdapterConfig] | None = None,
+    adapter: InstanceOf[Options] | None = None,
     train: InstanceOf[TrainConfig] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -177,18 +176,20 @@ def train_adapter(
 ) -> Adapter:
     """Train an adapter for ``task``, and write it to ``out`` if that is given.
 
-    ``data`` are the labelled rows: a table, a folder that holds ``<task>/train.tsv``, or ``"sample"``. ``options`` are
-    fields of ``AdapterConfig`` and ``TrainConfig`` by name (``rank=8, epochs=2``), which may also be given whole as
-    ``adapter`` and ``train``. ``type`` is the adapter's family. ``with_stats`` names statistics (``gram``, ``fisher``)
-    to put into the adapter, for merges that then need no rows. ``avoid`` are other tasks' adapters or their files, for
-    ``basis="avoid"``. Adapters that are trained without ``out`` share the orthogonal basis of this process; those with
-    it, that of their folder. Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    ``data`` are the labelled rows: a table, a folder that holds ``<task>/train.tsv``, or ``"sample"``. ``type`` is the
+    adapter's family, or a sum of families (``"lora+bitfit"``). ``options`` are those of the family (for LoRA the fields
+    of ``AdapterConfig``) and of ``TrainConfig``, by name (``rank=8, epochs=2``); both may also be given whole as
+    ``adapter`` and ``train``. ``with_stats`` names statistics (``gram``, ``fisher``) to put into the adapter, so that
+    merges need no rows. ``avoid`` are other tasks' adapters or their files, for ``basis="avoid"``. Adapters that are
+    trained without ``out`` share the orthogonal basis of this process; those with it, that of their folder.
+    Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
-    family = FAMILIES.get(type).options
-    _check_options(options, family, TrainConfig)
-    configs = _config(family, adapter, options), _config(TrainConfig, train, options)
+    family = FAMILIES.get(type)
+    _check_options(options, *RECORDS, family.options, TrainConfig)
+    loop, own = _split_options(options)
+    configs = family.configured(own, adapter), dataclasses.replace(train or TrainConfig(), **loop)
     with _place(out, found, control) as (path, control):
         rows = load_rows(found, "train", given_data("data", data, [found], "train"))
         others = [read_adapter(Path(one)) if isinstance(one, str | Path) else one for one in avoid]
@@ -218,7 +219,7 @@ def finetune(
     _check_options(options, TrainConfig)
     if out is None:
         raise ArgumentError("`out` of finetune", "nothing", "a folder: a whole model is read from there", "name one")
-    path, config = _folder(out), _config(TrainConfig, train, options)
+    path, config = _folder(out), dataclasses.replace(train or TrainConfig(), **options)
     rows = load_rows(found, "train", given_data("data", data, [found], "train"))
     return run.finetune(_encoder(base), found, rows, path, config, control)
 

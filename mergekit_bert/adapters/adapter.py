@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import LowRankOptions, Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.extra import shapes_of
 from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors, extra_of
@@ -46,7 +46,7 @@ class Adapter(Patched, AdapterMethods):
     kind = "adapter"
 
     type: str
-    config: AdapterConfig
+    config: Options
     task: Task
     base: Base
     max_length: int
@@ -65,7 +65,8 @@ class Adapter(Patched, AdapterMethods):
         """One line."""
         tensors = (self.shifts, self.head, *self.tensors.values(), *self.extras.values())
         size = mebibytes(sum(tensor.nbytes for found in tensors for tensor in found.values()))
-        rank, sites = f" of rank {self.config.rank}" if self.sites else "", f"{len(self.sites)} sites"
+        rank = f" of rank {self.config.rank}" if isinstance(self.config, LowRankOptions) else ""
+        sites = f"{len(self.sites)} sites"
         return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
 
     @property
@@ -92,9 +93,11 @@ class Adapter(Patched, AdapterMethods):
 
         Raises CompositionError where the family needs the base's weights and the adapter is on none.
         """
-        family = self.family
+        beside = self.family.sites
+        if beside is None:
+            return {}
         return {
-            site: family.delta(
+            site: beside.delta(
                 {name: _wide(tensor) for name, tensor in tensors.items()},
                 self.config.at(site),
                 partial(self._weight, site),
@@ -129,7 +132,7 @@ class Adapter(Patched, AdapterMethods):
 
     def role(self) -> str:
         """What it is called in tables."""
-        return "adapter" if self.family.has_sites else "probe"
+        return "probe" if self.family.head_alone else "adapter"
 
     def as_adapter(self, task: str) -> "Adapter":
         """The adapter that answers ``task``: itself."""

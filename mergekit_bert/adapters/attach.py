@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import LowRankOptions, Options
 from mergekit_bert.adapters.delta import apply
 from mergekit_bert.adapters.family import FAMILIES, Tensors, extra_of
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
@@ -35,15 +35,17 @@ def attach(
     kind: str,
     tensors: Mapping[str, Tensors],
     frozen: frozenset[str],
-    config: AdapterConfig,
+    config: Options,
     source: torch.Generator,
 ) -> dict[str, dict[str, nn.Parameter]]:
     """Put an adapter of family ``kind`` beside every site of ``tensors``; returns the parameters in the same shape."""
-    family, placed = FAMILIES.get(kind), {}
+    beside, placed = FAMILIES.get(kind).sites, {}
     for site, values in tensors.items():
+        assert beside is not None
+        assert isinstance(config, LowRankOptions)
         linear = model.encoder.get_submodule(site)
         assert isinstance(linear, nn.Linear)
-        adapted = family.module(linear, values, frozen, config.at(site), source)
+        adapted = beside.module(linear, values, frozen, config.at(site), source)
         _replace(model.encoder, site, adapted)
         placed[site] = dict(adapted.tensors.items())
     return placed
@@ -161,14 +163,3 @@ def patched(name: str, weight: Tensor, patch: Patch | Part) -> Tensor:
         return weight + patch.shifts[name].to(weight.device)
     site = name.removesuffix(".weight")
     return apply(weight, patch.deltas[site]) if site != name and site in patch.deltas else weight
-
-
-def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:
-    """The parameters that ``train_bias`` (biases of linear layers) and ``train_layernorm`` train."""
-    names = []
-    for name, module in tree.named_modules():
-        if bias and isinstance(module, nn.Linear) and module.bias is not None:
-            names.append(f"{name}.bias")
-        if layernorm and "norm" in type(module).__name__.lower():
-            names += [f"{name}.{child}" for child, _ in module.named_parameters(recurse=False)]
-    return names

@@ -1,4 +1,4 @@
-"""The options of an adapter. Imports nothing heavy: the command line reads its defaults from here."""
+"""The options of adapters, by family. Imports nothing heavy: the command line reads its defaults from here."""
 
 import dataclasses
 import math
@@ -14,26 +14,76 @@ from mergekit_bert.strict import STRICT, Before, from_pairs
 
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
+Own = TypeVar("Own", bound="Options")
+LowRank = TypeVar("LowRank", bound="LowRankOptions")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e6
+LONGEST = 2**16
+"""Most virtual tokens."""
+PLACES = ("after", "before")
 _LONGEST_TARGETS = 2**16
 """In characters; older files list every site of a merge."""
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """The options of an adapter.
+class Options:
+    """The options of a family of adapters: none, unless its own record, a subclass, has some.
 
-    ``targets`` is a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`). The Delta of a site is
-    ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
-    arXiv 2312.03732). ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, random and trained,
-    or frozen directions that other tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`). ``rank_pattern`` and
-    ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names, see :func:`matching`;
-    the first that matches counts.
+    ``of`` is what help texts call the families that have them, empty for all. ``recorded`` are options of other
+    families that files of this one name as well, always with these values.
     """
 
     __pydantic_config__: ClassVar = STRICT
+    of: ClassVar[str] = ""
+    recorded: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError for an option of another type."""
+        from mergekit_bert.arguments import check_types
+
+        check_types(self)
+
+    def at(self: Own, site: str) -> Own:
+        """The options that hold at ``site``."""
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file's metadata; patterns only where there are any, as pairs, since the first that matches counts."""
+        value = {name: one for name, one in dataclasses.asdict(self).items() if name not in _PATTERNS or one}
+        value |= {name: [list(pair) for pair in value[name].items()] for name in _PATTERNS if name in value}
+        return {**value, **self.recorded}
+
+    @classmethod
+    def from_json(cls: type[Own], value: Any) -> Own:
+        """The inverse of :meth:`to_json`; raises SchemaError, TrainingError or UnknownNameError for anything else."""
+        from mergekit_bert.schema import validate
+
+        if isinstance(value, Mapping):
+            for name, expected in cls.recorded.items():
+                check_option(value.get(name, expected) == expected, name, value.get(name), f"{expected}")
+            value = {name: one for name, one in value.items() if name not in cls.recorded}
+        return validate(cls, value)
+
+
+def check_option(good: bool, name: str, found: object, expected: str) -> None:
+    """Raise TrainingError unless the option ``name`` is ``good``."""
+    if not good:
+        raise TrainingError(f"`{name}`", f"{found}", expected, f"correct `{name}`")
+
+
+@dataclass(frozen=True)
+class LowRankOptions(Options):
+    """The options of an adapter beside linear layers.
+
+    ``targets`` is a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`). LoRA's Delta of a site is
+    ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
+    arXiv 2312.03732). ``train_bias`` and ``train_layernorm`` also train what the families ``bitfit`` and ``layernorm``
+    do. ``rank_pattern`` and ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names,
+    see :func:`matching`; the first that matches counts.
+    """
+
+    of: ClassVar[str] = "families with target layers"
 
     rank: int = option(12, "Rank of each site's Delta.")
     alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
@@ -42,11 +92,6 @@ class AdapterConfig:
     targets: str = option(
         "all-linear", "Layers to adapt: qv, qkv, attention, all-linear, or a pattern for full layer names."
     )
-    basis: str = option(
-        "orthogonal",
-        "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see `avoid`).",
-        shown="orthogonal, or random for families without a basis",
-    )
     train_bias: bool = option(False, "Also train the biases of the linear layers.")
     train_layernorm: bool = option(False, "Also train the LayerNorms.")
     rank_pattern: Annotated[Mapping[str, int], Before(from_pairs)] = field(default_factory=dict)
@@ -54,22 +99,14 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
-        from mergekit_bert.arguments import check_types
-
-        check_types(self)
-
-        def check(good: bool, name: str, found: object, expected: str) -> None:
-            if not good:
-                raise TrainingError(f"`{name}`", f"{found}", expected, f"correct `{name}`")
-
-        rank, alpha = f"a whole number from 1 to {LARGEST_RANK}", f"a positive number up to {LARGEST_ALPHA:g}"
+        super().__post_init__()
+        check, rank = check_option, f"a whole number from 1 to {LARGEST_RANK}"
+        alpha = f"a positive number up to {LARGEST_ALPHA:g}"
         check(1 <= self.rank <= LARGEST_RANK, "rank", self.rank, rank)
         check(0 < self.alpha <= LARGEST_ALPHA, "alpha", self.alpha, alpha)
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
         size = len(self.targets)
         check(size <= _LONGEST_TARGETS, "targets", f"{size} characters", f"{_LONGEST_TARGETS} at most")
-        if self.basis not in BASES:
-            raise unknown("basis", self.basis, list(BASES))
         for one in self.rank_pattern.values():
             check(type(one) is int and 1 <= one <= LARGEST_RANK, "rank", one, f"{rank} in rank_pattern")
         for other in self.alpha_pattern.values():
@@ -78,32 +115,86 @@ class AdapterConfig:
             check_patterns([*self.rank_pattern, *self.alpha_pattern])
         except PatternError as error:
             check(False, "targets", error, "regular expressions in rank_pattern and alpha_pattern")
-        several = bool(self.rank_pattern) and self.basis == "orthogonal"
-        check(not several, "basis", "orthogonal with a rank_pattern", "one rank at every site, or `basis=random`")
 
     @property
     def scale(self) -> float:
         """The factor before ``B @ A``."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
-    def at(self, site: str) -> "AdapterConfig":
+    def at(self: LowRank, site: str) -> LowRank:
         """The options that hold at ``site``."""
         if not self.rank_pattern and not self.alpha_pattern:
             return self
         rank, alpha = matching(self.rank_pattern, site, self.rank), matching(self.alpha_pattern, site, self.alpha)
         return dataclasses.replace(self, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
-    def to_json(self) -> dict[str, Any]:
-        """For a file's metadata; patterns only where there are any, as pairs, since the first that matches counts."""
-        value = {name: one for name, one in dataclasses.asdict(self).items() if name not in _PATTERNS or one}
-        return value | {name: [list(pair) for pair in value[name].items()] for name in _PATTERNS if name in value}
 
-    @classmethod
-    def from_json(cls, value: Any) -> "AdapterConfig":
-        """The inverse of :meth:`to_json`; raises SchemaError, TrainingError or UnknownNameError for anything else."""
-        from mergekit_bert.schema import validate
+@dataclass(frozen=True)
+class AdapterConfig(LowRankOptions):
+    """The options of a LoRA.
 
-        return validate(cls, value)
+    ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, random and trained, or frozen directions
+    that other tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`).
+    """
+
+    of: ClassVar[str] = "lora"
+
+    basis: str = option(
+        "orthogonal",
+        "orthogonal (frozen A, for orthoada), random (ordinary LoRA), or avoid (frozen A, see `avoid`).",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        super().__post_init__()
+        if self.basis not in BASES:
+            raise unknown("basis", self.basis, list(BASES))
+        several = bool(self.rank_pattern) and self.basis == "orthogonal"
+        check_option(
+            not several, "basis", "orthogonal with a rank_pattern", "one rank at every site, or `basis=random`"
+        )
+
+
+@dataclass(frozen=True)
+class VirtualOptions(Options):
+    """The options of virtual tokens: how many there are in each sequence, of which `max_length` counts all."""
+
+    of: ClassVar[str] = "prefix and prompt"
+
+    length: int = option(16, "Virtual tokens in each sequence.")
+
+    def __post_init__(self) -> None:
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        super().__post_init__()
+        check_option(1 <= self.length <= LONGEST, "length", self.length, f"a whole number from 1 to {LONGEST}")
+
+
+@dataclass(frozen=True)
+class PrefixOptions(VirtualOptions):
+    """The options of a prefix."""
+
+    of: ClassVar[str] = "prefix"
+
+    projection: bool = option(False, "Train the prefix through an MLP, which is not kept (reparametrisation).")
+
+
+@dataclass(frozen=True)
+class PromptOptions(VirtualOptions):
+    """The options of a prompt: whether it stands before or after a sequence's first token."""
+
+    of: ClassVar[str] = "prompt"
+
+    place: str = option("after", "after the first token, which the head then reads as ever, or before it, as PEFT's.")
+
+    def __post_init__(self) -> None:
+        """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""
+        super().__post_init__()
+        if self.place not in PLACES:
+            raise unknown("place", self.place, list(PLACES))
+
+
+RECORDS: tuple[type[Options], ...] = (AdapterConfig, PrefixOptions, PromptOptions)
+"""The records whose options are flags of the command line, each with those that it inherits."""
 
 
 def matching(patterns: Mapping[str, T], name: str, default: T) -> T:

@@ -84,10 +84,11 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     rebuilt = family.frozen(basis)
     if basis and not rebuilt:
         raise ValueError(f"basis rows, which {family.name} takes none of")
+    shapes = _shapes(family, record)
     expected = {
         f"site.{site}.{name}": shape
-        for site, size in record.sites.items()
-        for name, shape in family.shapes(record.config.at(site), size).items()
+        for site in record.sites
+        for name, shape in shapes[site].items()
         if name not in rebuilt
     }
     expected |= {f"shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
@@ -95,8 +96,8 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     expected |= extra_shapes(family, record.config, record.extras)
     for statistic, sites in record.statistics.items():
         for site, told in sites.items():
-            shapes = STATISTICS[statistic].shapes(*told.shape)
-            expected |= {f"{statistic}.{site}.{name}": shape for name, shape in shapes.items()}
+            measured = STATISTICS[statistic].shapes(*told.shape)
+            expected |= {f"{statistic}.{site}.{name}": shape for name, shape in measured.items()}
     if record.extras.keys() != {one.name for one in family.extras}:
         raise ValueError(f"extras {', '.join(record.extras) or 'none'}, where the type is {family.name}")
     check_tensors(where, tensors, expected)
@@ -104,13 +105,13 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
     _check_rebuilt(where, tensors, record)
     by_site: dict[str, dict[str, Tensor]] = {site: {} for site in record.sites}
     for site, size in record.sites.items():
-        for name, shape in family.shapes(record.config.at(site), size).items():
+        for name, shape in shapes[site].items():
             built = basis.matrix(site, size[1]) if basis and name in rebuilt else tensors[f"site.{site}.{name}"]
             if tuple(built.shape) != shape:
                 raise ModelFileError(where, f"{len(built)} basis rows", f"{shape[0]}, the rank", REWRITE)
             by_site[site][name] = built
     return Adapter(
-        type=record.type,
+        type=family.name,
         config=record.config,
         task=record.task,
         base=record.base,
@@ -145,6 +146,15 @@ def unpack_extras(prefix: str, names: Iterable[str], tensors: Mapping[str, Tenso
     return {
         name: {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
         for name, start in found.items()
+    }
+
+
+def _shapes(family: Family, record: AdapterRecord) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Of the tensors of every site; raises ValueError for sites of a family that has none."""
+    if family.sites is None and record.sites:
+        raise ValueError(f"sites, which {family.name} has none of")
+    return {
+        site: family.sites.shapes(record.config.at(site), size) for site, size in record.sites.items() if family.sites
     }
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import LowRank
 
 
@@ -51,7 +51,7 @@ class AdaptedLinear(nn.Module):
         linear: nn.Linear,
         tensors: Mapping[str, Tensor],
         frozen: frozenset[str],
-        config: AdapterConfig,
+        config: LowRankOptions,
         source: torch.Generator,
     ) -> None:
         """``tensors`` are the family's; those in ``frozen`` are not trained. ``linear`` is still in float32."""

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import LARGEST_ALPHA, LARGEST_RANK, AdapterConfig
-from mergekit_bert.adapters.record import TrainingRecord
+from mergekit_bert.adapters.config import LARGEST_ALPHA, LARGEST_RANK
+from mergekit_bert.adapters.record import OptionsOfType, TrainingRecord
 from mergekit_bert.data.kind import HubFields
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -94,9 +94,13 @@ def _named(words: str | list[str] | tuple[()], module: str) -> bool:
 
 
 class AdapterRecord(Schema):
-    """What ``mbert.json`` says of the adapter: what it was before it was written as a PEFT folder."""
+    """What ``mbert.json`` says of the adapter: what it was before it was written as a PEFT folder.
 
-    config: AdapterConfig
+    Older ones name no type, and have the options of a LoRA or a DoRA.
+    """
+
+    type: Name | None = None
+    config: OptionsOfType
     basis: BasisRows | None
     training: TrainingRecord
     scores: dict[Name, Finite]

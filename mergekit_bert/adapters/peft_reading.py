@@ -15,18 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, carried
+from mergekit_bert.adapters.config import LowRankOptions, carried
 from mergekit_bert.adapters.delta import Delta, Dense, norm
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
+from mergekit_bert.adapters.record import options_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier, head_shapes
 from mergekit_bert.encoder.folder import RECORD, unscale_head
 from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Base, Encoder
-from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head
+from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head, shift_names
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
 from mergekit_bert.patterns import exactly
 
@@ -68,8 +68,9 @@ def adapter_of(
     sites = _sites(folder, names, encoder, shell, shapes)
     changed = _changed(folder, names, encoder, shell, task, shapes, body)
     config = _read_config(folder, family, encoder, sites, shell, changed)
+    assert family.sites is not None
     for site, size in sites.items():
-        _check_factors(folder, site, names.factors[f"{shell}{site}"], family.shapes(config.at(site), size))
+        _check_factors(folder, site, names.factors[f"{shell}{site}"], family.sites.shapes(config.at(site), size))
     _check_copies(folder, names)
     tensors = {
         site: {letter: _value(folder, name) for letter, name in sorted(names.factors[f"{shell}{site}"].items())}
@@ -266,23 +267,25 @@ def _read_config(
     sites: Mapping[str, Size],
     shell: str,
     changed: Mapping[str, str],
-) -> AdapterConfig:
+) -> LowRankOptions:
     given, names = folder.config, {f"{shell}{site}": site for site in sites}
     ranks, alphas = given.rank_pattern or {}, given.alpha_pattern or {}
     whole = {f"{site}.weight" for site in linear_layers(encoder)}
     biases = set(shift_names(encoder.model, bias=True, layernorm=False))
     try:
-        config = family.options(
-            rank=given.r,
-            alpha=given.lora_alpha,
-            rank_stabilized=bool(given.use_rslora),
-            dropout=given.lora_dropout or 0.0,
-            targets=_targets(encoder, sites, given.target_modules),
-            basis="random",
-            train_bias=not biases.isdisjoint(changed),
-            train_layernorm=not (biases | whole).issuperset(changed),
-            rank_pattern=ranks,
-            alpha_pattern=alphas,
+        config: LowRankOptions = family.configured(
+            {
+                "rank": given.r,
+                "alpha": given.lora_alpha,
+                "rank_stabilized": bool(given.use_rslora),
+                "dropout": given.lora_dropout or 0.0,
+                "targets": _targets(encoder, sites, given.target_modules),
+                "basis": "random",
+                "train_bias": not biases.isdisjoint(changed),
+                "train_layernorm": not (biases | whole).issuperset(changed),
+                "rank_pattern": ranks,
+                "alpha_pattern": alphas,
+            }
         )
         return dataclasses.replace(
             config,
@@ -307,19 +310,26 @@ def _targets(encoder: Encoder, sites: Mapping[str, Size], given: str | list[str]
 
 def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> Adapter:
     """The adapter as it was before its folder was written; the folder's other files must follow from it."""
-    frozen, path = adapter.family.frozen(record.basis), str(folder.path / RECORD)
+    path = str(folder.path / RECORD)
     try:
-        config = adapter.family.options.from_json(record.config.to_json())
-    except MbertError as error:
+        family = FAMILIES.get(record.type or adapter.type)
+        config = options_of(family.name, record.config.to_json())
+    except (MbertError, ValueError) as error:
         raise ModelFileError(path, f"broken ({error})", f"options of {adapter.type}", "remove it") from error
+    if family.sites is not adapter.family.sites:
+        raise ModelFileError(path, f"type {family.name}", f"{adapter.type}, as the other files say", "remove it")
+    frozen = family.frozen(record.basis)
     for site, tensors in adapter.tensors.items():
         own, recorded = adapter.config.at(site), config.at(site)
+        assert isinstance(own, LowRankOptions)
+        assert isinstance(recorded, LowRankOptions)
         same_basis = record.basis is None or any(_is_basis(record.basis, site, tensors[name]) for name in frozen)
         if (own.rank, own.scale) != (recorded.rank, recorded.scale) or not same_basis:
             what = "rank or alpha" if same_basis else "basis"
             raise ModelFileError(path, f"another {what} of {site!r}", "what the other files say", "remove it")
     return dataclasses.replace(
         adapter,
+        type=family.name,
         config=config,
         basis=record.basis,
         training=record.training.model_dump(exclude_unset=True),

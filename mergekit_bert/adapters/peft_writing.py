@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.config import carried
+from mergekit_bert.adapters.config import LowRankOptions, carried
 from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import RECORD, scale_head
@@ -74,6 +74,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
                 "base": dataclasses.asdict(adapter.base),
                 "sha256": identity(part),
                 "adapter": {
+                    "type": adapter.type,
                     "config": adapter.config.to_json(),
                     "basis": adapter.basis.to_json() if adapter.basis else None,
                     "training": dict(adapter.training),
@@ -85,7 +86,9 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
 
 def _written_config(adapter: Adapter, shell: str, saved: Sequence[str], biases: Sequence[str]) -> dict[str, Any]:
     """What PEFT needs to know; the rest are its defaults."""
-    config, names = adapter.config, {site: f"{shell}{site}" for site in adapter.sites}
+    config = adapter.config
+    assert isinstance(config, LowRankOptions)
+    names = {site: f"{shell}{site}" for site in adapter.sites}
     beside = all(module in adapter.sites for module in biases)
     return {
         "peft_type": "LORA",

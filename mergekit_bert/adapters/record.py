@@ -5,21 +5,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import AdapterConfig, Options
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base
+from mergekit_bert.errors import UnknownNameError
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 
-def _of_family(value: Any, info: Any) -> AdapterConfig:
-    """Options as the record of the family that the field ``type`` names; LoRA's where it is none."""
-    kind = info.data.get("type")
-    options = FAMILIES.get(kind).options if kind in FAMILIES.names() else AdapterConfig
-    return options.from_json(value)
+def options_of(kind: str | None, value: Any) -> Options:
+    """``value``, as a file keeps them, as the options of the family ``kind``; as LoRA's where that is none."""
+    try:
+        record = FAMILIES.get(kind or "").options
+    except UnknownNameError:
+        record = AdapterConfig
+    return record.from_json(value)
 
 
-Options = Annotated[AdapterConfig, BeforeValidator(_of_family)]
+OptionsOfType = Annotated[Options, BeforeValidator(lambda value, info: options_of(info.data.get("type"), value))]
 """An adapter's options, in a record that says its ``type`` before them."""
 
 
@@ -71,7 +74,7 @@ class PartRecord(Schema):
     """What a merge keeps of an adapter's record, and the SHA-256 of its file (empty for a whole checkpoint)."""
 
     type: Name
-    config: Options
+    config: OptionsOfType
     task: Task
     max_length: Length
     head: dict[Name, Shape]
@@ -85,7 +88,7 @@ class BodyRecord(Schema):
     """What a merge keeps of the record of an adapter without a head."""
 
     type: Name
-    config: Options
+    config: OptionsOfType
     training: TrainingRecord
     sha256: Sha256
 
@@ -94,7 +97,7 @@ class AdapterRecord(Schema):
     """An adapter's whole record."""
 
     type: Name
-    config: Options
+    config: OptionsOfType
     task: Task
     base: Base
     max_length: Length

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -121,24 +121,24 @@ def refuse_alone(these: Mapping[str, object], needed: str, given: object) -> Non
 
 
 def flags(
-    chosen: Mapping[str, Callable[[Mapping[str, Any]], type[Any]]] | None = None, **configs: type[Any]
+    chosen: Mapping[str, Callable[[Mapping[str, Any]], Callable[[Mapping[str, Any]], Any]]] | None = None,
+    **configs: type[Any] | Sequence[type[Any]],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag per option of each config record; the command receives the records by keyword.
 
-    ``chosen`` may replace a record type, depending on the other arguments, by one with other defaults for flags that
-    are not on the command line.
+    Where a keyword has several records, which are alternatives, ``chosen`` gives, from the other arguments, what makes
+    one from the flags that are on the command line.
     """
+    groups = {name: [one] if isinstance(one, type) else list(one) for name, one in configs.items()}
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(context: Any, **given: Any) -> None:
             asked = {name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-            values = {
-                name: {one.name: given.pop(one.name) for one in _told(config)} for name, config in configs.items()
-            }
+            values = {name: {one: given.pop(one) for one in _told(group)} for name, group in groups.items()}
             for name, options in values.items():
-                record = chosen[name](given) if chosen and name in chosen else configs[name]
-                given[name] = record(**{option: value for option, value in options.items() if option in asked})
+                typed = {option: value for option, value in options.items() if option in asked}
+                given[name] = chosen[name](given)(typed) if chosen and name in chosen else groups[name][0](**typed)
             command(**given)
 
         hints = get_type_hints(command, include_extras=True)
@@ -146,8 +146,8 @@ def flags(
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = [context]
         parameters += [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-        for config in configs.values():
-            parameters += _parameters(config)
+        for group in groups.values():
+            parameters += _parameters(group)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -155,21 +155,29 @@ def flags(
     return wrap
 
 
-def _told(config: type[Any]) -> list[Any]:
-    """The fields that are options: those with a help text."""
-    return [one for one in dataclasses.fields(config) if "help" in one.metadata]
+def _told(group: Sequence[type[Any]]) -> dict[str, tuple[Any, type[Any]]]:
+    """The fields that are options, those with a help text, by name, each with the record that defines it."""
+    found: dict[str, tuple[Any, type[Any]]] = {}
+    for config in group:
+        for one in dataclasses.fields(config):
+            if "help" in one.metadata:
+                owner = next(
+                    kind for kind in reversed(config.__mro__) if one.name in vars(kind).get("__annotations__", ())
+                )
+                found.setdefault(one.name, (one, owner))
+    return found
 
 
-def _parameters(config: type[Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(config)
+def _parameters(group: Sequence[type[Any]]) -> list[inspect.Parameter]:
     made = []
-    for one in _told(config):
+    for one, owner in _told(group).values():
+        of = getattr(owner, "of", "")
         flag = typer.Option(
             f"--{one.name.replace('_', '-')}",
-            help=in_flags(one.metadata["help"]),
+            help=in_flags(one.metadata["help"]) + (f" For {of}." if of else ""),
             show_default=one.metadata["shown"] or True,
         )
-        annotation = operator.getitem(Annotated, (hints[one.name], flag))
+        annotation = operator.getitem(Annotated, (get_type_hints(owner)[one.name], flag))
         keyword = inspect.Parameter.KEYWORD_ONLY
         made.append(inspect.Parameter(one.name, keyword, default=one.default, annotation=annotation))
     return made

@@ -1,12 +1,12 @@
 """``mbert train-adapter``: one small adapter for one task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import RECORDS, Options
 from mergekit_bert.cli import options
 from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
@@ -15,16 +15,16 @@ EXAMPLE = "Example: mbert train-adapter --task sts --data DIR — writes adapter
 NAMES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
 
 
-def _family_options(given: Mapping[str, Any]) -> type[AdapterConfig]:
-    """The options record of the family that ``--type`` names."""
+def _configured(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Options]:
+    """What makes the options of the family that ``--type`` names."""
     from mergekit_bert.adapters.family import FAMILIES
 
-    return FAMILIES.get(given["kind"]).options
+    return FAMILIES.get(given["kind"]).configured
 
 
-@options.flags({"adapter": _family_options}, adapter=AdapterConfig, train=TrainConfig)
+@options.flags({"adapter": _configured}, adapter=RECORDS, train=TrainConfig)
 def command(
-    adapter: AdapterConfig,
+    adapter: Options,
     train: TrainConfig,
     task: Annotated[
         list[str],
@@ -36,7 +36,9 @@ def command(
     data: options.Data = None,
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
-    kind: Annotated[str, typer.Option("--type", help=f"Adapter family: {NAMES}.")] = "lora",
+    kind: Annotated[
+        str, typer.Option("--type", help=f"Adapter family: {NAMES}; or a sum of families, such as lora+bitfit.")
+    ] = "lora",
     with_stats: Annotated[
         str,
         typer.Option(

@@ -72,4 +72,4 @@ def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, Merge
 
 
 def _is_probe(one: MergeInput) -> bool:
-    return one.adapter is not None and not one.adapter.family.has_sites
+    return one.adapter is not None and one.adapter.family.head_alone

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.record import AdapterRecord, BodyRecord, Options, PartRecord, TrainingRecord
+from mergekit_bert.adapters.record import AdapterRecord, BodyRecord, OptionsOfType, PartRecord, TrainingRecord
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.load import Base
 from mergekit_bert.schema import Count, Finite, Name, Plain, Rank, Schema, Shape, Size
@@ -122,7 +122,7 @@ class FolderRecord(Schema):
     """What the record of a model folder says of the adapter or the training that its weights came from."""
 
     type: Name | None = None
-    config: Options | None = None
+    config: OptionsOfType | None = None
     basis: BasisRows | None = None
     training: TrainingRecord | None = None
     scores: dict[Name, Finite | None] | None = None

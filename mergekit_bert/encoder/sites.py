@@ -64,3 +64,14 @@ def find_sites(encoder: Encoder, targets: str) -> dict[str, tuple[int, int]]:
             "correct `targets`",
         )
     return chosen
+
+
+def shift_names(tree: nn.Module, bias: bool, layernorm: bool) -> list[str]:
+    """The parameters that ``train_bias`` (biases of linear layers) and ``train_layernorm`` train."""
+    names = []
+    for name, module in tree.named_modules():
+        if bias and isinstance(module, nn.Linear) and module.bias is not None:
+            names.append(f"{name}.bias")
+        if layernorm and "norm" in type(module).__name__.lower():
+            names += [f"{name}.{child}" for child, _ in module.named_parameters(recurse=False)]
+    return names

@@ -9,7 +9,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.config import LowRankOptions
+from mergekit_bert.adapters.record import options_of
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.file import read_model
 from mergekit_bert.evaluation.records import read_record, record_path
@@ -133,13 +134,13 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "targets": MISSING,
         "basis": MISSING,
     }
-    family = FAMILIES.get(part["type"]) if part.get("type") in FAMILIES.names() else None
-    if config is not None and family is not None and family.has_sites:
-        options = family.options.from_json(config)
+    options = options_of(part.get("type"), config) if config is not None else None
+    if isinstance(options, LowRankOptions):
         stabilized = ", rank-stabilised" if options.rank_stabilized else ""
         facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
         others = [one.split()[0] for one in part["training"].get("avoid", [])]
-        facts["basis"] = options.basis + (f" {', '.join(others)}" if others else "")
+        kind = options.to_json().get("basis", MISSING)
+        facts["basis"] = kind + (f" {', '.join(others)}" if others else "")
     if basis:
         facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
     return facts

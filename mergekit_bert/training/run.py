@@ -14,7 +14,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
 from mergekit_bert.adapters.extra import NONE, Virtual
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
@@ -68,7 +68,7 @@ def train_adapter(
     rows: Rows,
     out: Path,
     kind: str = "lora",
-    adapter: AdapterConfig | None = None,
+    adapter: Options | None = None,
     train: TrainConfig | None = None,
     control: Control | None = None,
     with_stats: Sequence[str] = (),
@@ -81,20 +81,16 @@ def train_adapter(
     """
     check_kinds(with_stats)
     family, train, control = FAMILIES.get(kind), train or TrainConfig(), control or Control()
-    adapter = _options(family, adapter)
+    options: Options = family.configured({}, adapter)
     rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
-    if not family.has_sites and adapter != family.options():
-        raise TrainingError(
-            f"`type={kind}`", "options of an adapter", "none: it has a head and nothing else", "drop them or the type"
-        )
     head = HEADS.get(train.head)
-    found = find_sites(encoder, adapter.targets) if family.has_sites else {}
+    found = find_sites(encoder, options.targets) if isinstance(options, LowRankOptions) else {}
     sites = {site: size for site, size in found.items() if head.reads(site)}
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
-    check_avoided(others.values(), task.name, encoder, adapter, sites)
+    check_avoided(others.values(), task.name, encoder, options, sites)
     avoided = {"avoid": list(others)} if others else {}
-    virtual = virtual_tokens({extra.name: extra.shapes(adapter, extra.size(encoder)) for extra in family.extras})
-    described = {"type": kind, "adapter": adapter.to_json()}
+    virtual = virtual_tokens({extra.name: extra.shapes(options, extra.size(encoder)) for extra in family.extras})
+    described = {"type": family.name, "adapter": options.to_json()}
     described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
     with claim(out, control) as hold:
         setting = _setting(encoder, task, rows, train, control, run_folder(out), described, rates, virtual)
@@ -102,14 +98,14 @@ def train_adapter(
             check_recorded(setting.folder, setting.run, hold.finished)
         if hold.finished:
             return read_adapter(out).on(encoder)
-        basis = _basis_rows(encoder, out, adapter, sites)
-        frozen = avoiding(list(others.values()), adapter, sites) if others else basis
+        basis = _basis_rows(encoder, out, options, sites)
+        frozen = avoiding(list(others.values()), options, sites) if others else basis
         setting = dataclasses.replace(setting, run=setting.run | {"basis": basis.to_json() if basis else None})
         begin(setting, hold)
-        work = adapter_trainable(encoder, task, kind, adapter, sites, frozen, train)
+        work = adapter_trainable(encoder, task, family.name, options, sites, frozen, train)
         with gpu_meter(default_device()) as meter:
             outcome = fit(work, setting)
-        trained = _adapter(encoder, setting, outcome, kind, adapter, sites, basis, frozen, avoided)
+        trained = _adapter(encoder, setting, outcome, family.name, options, sites, basis, frozen, avoided)
         trained = dataclasses.replace(trained, statistics=_measured(trained, encoder, rows, train, with_stats))
         with delivered(setting, hold, outcome) as part:
             write_adapter(part, trained)
@@ -123,7 +119,7 @@ def _adapter(
     setting: Setting,
     outcome: Outcome,
     kind: str,
-    config: AdapterConfig,
+    config: Options,
     sites: Mapping[str, Size],
     basis: BasisRows | None,
     frozen: FrozenRows | None,
@@ -146,13 +142,6 @@ def _adapter(
         scores={f"held_out_{setting.task.metric}": outcome.progress.best_score or 0.0},
         extras=_kept(FAMILIES.get(kind), encoder, values["extra"]),
     ).on(encoder)
-
-
-def _options(family: Family, given: AdapterConfig | None) -> AdapterConfig:
-    """``given`` as options of ``family``, its defaults where nothing is; raises TrainingError."""
-    if given is None:
-        return family.options()
-    return given if type(given) is family.options else family.options.from_json(given.to_json())
 
 
 def finetune(
@@ -201,8 +190,8 @@ def _measured(
     return {kind: collect(kind, encoder, [adapter.part(adapter.name)], [sample]) for kind in sorted(set(kinds))}
 
 
-def _basis_rows(encoder: Encoder, out: Path, adapter: AdapterConfig, sites: Mapping[str, Size]) -> BasisRows | None:
-    if adapter.basis != "orthogonal" or not sites:
+def _basis_rows(encoder: Encoder, out: Path, adapter: Options, sites: Mapping[str, Size]) -> BasisRows | None:
+    if not isinstance(adapter, AdapterConfig) or adapter.basis != "orthogonal" or not sites:
         return None
     width = min(in_features for _, in_features in sites.values())
     return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)

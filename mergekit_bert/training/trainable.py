@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.attach import attach, attach_extras, set_head_dropout, shift_names, unfreeze
+from mergekit_bert.adapters.attach import attach, attach_extras, set_head_dropout, unfreeze
 from mergekit_bert.adapters.avoiding import FrozenRows
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.family import FAMILIES, Size
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import fresh_classifier
@@ -37,17 +37,17 @@ def adapter_trainable(
     encoder: Encoder,
     task: Task,
     kind: str,
-    config: AdapterConfig,
+    config: Options,
     sites: Mapping[str, Size],
     basis: FrozenRows | None,
     train: TrainConfig,
 ) -> Trainable:
     """An adapter of family ``kind`` at ``sites``, and a head; ``basis`` gives a tensor of every site and freezes it."""
     family, (model, source) = FAMILIES.get(kind), _fresh(encoder, task, train)
-    names = shift_names(model.encoder, config.train_bias, config.train_layernorm)
+    names = family.shifts(config, model.encoder) if family.shifts else []
     shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
-        site: family.init(
+        site: family.sites.init(
             config.at(site),
             size,
             basis.matrix(site, size[1]) if basis else None,
@@ -55,6 +55,7 @@ def adapter_trainable(
             generator(train.seed, 2, place),
         )
         for place, (site, size) in enumerate(sites.items())
+        if family.sites
     }
     frozen = family.frozen(basis)
     placed = attach(model, kind, values, frozen, config, source)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.attach import shift_names
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions
 from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task, get_task
@@ -48,12 +48,14 @@ def random_adapter(
     spread: float = 0.3,
     **options: Any,
 ) -> Adapter:
-    """An adapter of ``kind`` with random tensors, shifts and head; ``options`` are of its family.
+    """An adapter of ``kind`` with random tensors, shifts and head; ``options`` that it does not have are left out.
 
     With the orthogonal basis it holds the rows from ``start`` on.
     """
     record, found = FAMILIES.get(kind), get_task(task)
-    config = record.options(rank=rank, **{"alpha": 4.0, **options})
+    own = {one.name for one in dataclasses.fields(record.options)}
+    given = {name: one for name, one in {"rank": rank, "alpha": 4.0, **options}.items() if name in own}
+    config = record.options(**given)
     source = generator(seed, 99)
 
     def noise(shape: tuple[int, ...]) -> Tensor:
@@ -63,21 +65,24 @@ def random_adapter(
         """What its noise is in proportion to: a vector of norms, which are small and far from zero, to itself."""
         return value if value.dim() == 1 else 1.0
 
-    sites = find_sites(encoder, config.targets) if record.has_sites else {}
-    basis = BasisRows(0, start, rank) if config.basis == "orthogonal" and sites else None
+    sites = find_sites(encoder, config.targets) if isinstance(config, LowRankOptions) else {}
+    basis = BasisRows(0, start, rank) if isinstance(config, AdapterConfig) and config.basis == "orthogonal" else None
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for site, size in sites.items():
         rows = basis.matrix(site, size[1]) if basis else None
-        made = record.init(config.at(site), size, rows, partial(encoder.weights.__getitem__, f"{site}.weight"), source)
+        assert record.sites is not None
+        made = record.sites.init(
+            config.at(site), size, rows, partial(encoder.weights.__getitem__, f"{site}.weight"), source
+        )
         frozen = record.frozen(basis)
         tensors[site] = {
             name: value if name in frozen else value + size_of(value) * noise(tuple(value.shape))
             for name, value in made.items()
         }
     parameters = dict(encoder.model.named_parameters())
-    shifted = shift_names(encoder.model, config.train_bias, config.train_layernorm)
+    shifted = record.shifts(config, encoder.model) if record.shifts else []
     return Adapter(
-        type=kind,
+        type=record.name,
         config=config,
         task=found,
         base=Base.of(encoder),
@@ -117,6 +122,7 @@ def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 def dense64(adapter: Adapter) -> dict[str, Tensor]:
     """The Deltas of a LoRA from its definition, in float64."""
+    assert isinstance(adapter.config, LowRankOptions)
     scale = adapter.config.alpha / (adapter.config.rank**0.5 if adapter.config.rank_stabilized else adapter.config.rank)
     return {site: scale * (one["B"].double() @ one["A"].double()) for site, one in adapter.tensors.items()}
 

@@ -16,7 +16,6 @@ from mergekit_bert.adapters.attach import (
     dropout_on,
     fold,
     set_head_dropout,
-    shift_names,
     unfreeze,
 )
 from mergekit_bert.adapters.family import FAMILIES
@@ -24,12 +23,13 @@ from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
 from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, share
 from mergekit_bert.encoder.head import Classifier
+from mergekit_bert.encoder.sites import shift_names
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter
 from tests.tiny import tiny_rows
 
-SITED = [record.name for record in FAMILIES if record.has_sites]
-BASES = [(one.name, basis) for one in FAMILIES if one.has_sites for basis in {one.options().basis, "random"}]
+SITED = [record.name for record in FAMILIES if record.sites]
+BASES = [(name, "random") for name in SITED] + [("lora", "orthogonal")]
 
 
 def inputs(encoder: mb.Encoder) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ from tests.tiny import tiny_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 DORA = FAMILIES.get("dora")
+SITES = DORA.sites
+assert SITES is not None
 ARCHITECTURES = ("bert", "distilbert", "roberta", "deberta-v2")
 SQUARE = "encoder.layer.0.attention.self.query"
 PARTS = {"A": "lora_A", "B": "lora_B", "m": "lora_magnitude_vector"}
@@ -127,7 +129,7 @@ def test_the_norm_of_every_row_is_its_magnitude(bert: mb.Encoder) -> None:
 
 def test_it_starts_at_the_norms_of_the_weight_and_changes_nothing(bert: mb.Encoder) -> None:
     weight = torch.randn(30, 400, generator=generator(2))
-    values = DORA.init(DORA.options(rank=3), (30, 400), None, lambda: weight, generator(1))
+    values = SITES.init(DORA.options(rank=3), (30, 400), None, lambda: weight, generator(1))
     assert torch.equal(values["B"], torch.zeros(30, 3))
     np.testing.assert_allclose(values["m"], weight.double().square().sum(1).sqrt(), rtol=1e-6)
 
@@ -138,9 +140,9 @@ def test_a_row_of_zeros_stays_one_and_gives_no_nan() -> None:
         linear.weight[1] = 0
     linear.requires_grad_(False)
     config = DORA.options(rank=2)
-    values = DORA.init(config, (4, 6), None, lambda: linear.weight, generator(0))
-    assert not bool(DORA.delta(values, config, lambda: linear.weight).dense()[1].any())
-    layer = DORA.module(linear, values, frozenset(), config, generator(0))
+    values = SITES.init(config, (4, 6), None, lambda: linear.weight, generator(0))
+    assert not bool(SITES.delta(values, config, lambda: linear.weight).dense()[1].any())
+    layer = SITES.module(linear, values, frozenset(), config, generator(0))
     x = torch.randn(5, 6, generator=generator(1))
     out = layer(x)
     torch.testing.assert_close(out, linear(x), atol=1e-6, rtol=0)

@@ -25,7 +25,8 @@ from tests.tiny import tiny_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-LORA = FAMILIES.get("lora")
+SITES = FAMILIES.get("lora").sites
+assert SITES is not None
 
 
 def unread() -> Tensor:
@@ -43,7 +44,7 @@ def test_the_delta_is_scale_b_a(bert: mb.Encoder, rank: int, stabilized: bool) -
 
 def test_it_starts_at_zero_with_a_uniform_a(bert: mb.Encoder) -> None:
     config = mb.AdapterConfig(rank=50, basis="random")
-    values = LORA.init(config, (30, 400), None, unread, generator(1))
+    values = SITES.init(config, (30, 400), None, unread, generator(1))
     assert values["A"].shape == (50, 400)
     assert torch.equal(values["B"], torch.zeros(30, 50))
     assert float(values["A"].abs().max()) <= 1 / 20
@@ -53,7 +54,7 @@ def test_it_starts_at_zero_with_a_uniform_a(bert: mb.Encoder) -> None:
 
 def test_with_a_basis_a_is_its_rows() -> None:
     rows = BasisRows(0, 2, 3).matrix("site", 16)
-    values = LORA.init(mb.AdapterConfig(rank=3), (8, 16), rows, unread, generator(1))
+    values = SITES.init(mb.AdapterConfig(rank=3), (8, 16), rows, unread, generator(1))
     assert torch.equal(values["A"], rows)
     assert torch.equal(values["B"], torch.zeros(8, 3))
 

@@ -17,13 +17,14 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach_extras, fold
 from mergekit_bert.adapters.families.prefix import PREFIX
 from mergekit_bert.adapters.family import FAMILIES
-from mergekit_bert.adapters.patch import Part, Patch
+from mergekit_bert.adapters.patch import Part, Patch, check_part
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier, share
 from mergekit_bert.encoder.forward import encode, outputs_of
 from mergekit_bert.errors import EncoderError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
+from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter
 from tests.tiny import tiny_rows
 
@@ -117,8 +118,8 @@ def test_its_forward_is_that_of_peft(
     with torch.no_grad():
         ours = outputs_of(classifier(fold(encoder, part), para, head), tokens.batch(list(range(6))))
         expected = model(**given).logits
-    assert expected.std() > 1e-3
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert expected.std(0).max() > 1e-5
+    np.testing.assert_allclose(ours, expected, atol=1e-7)
 
 
 def _head_names(encoder: mb.Encoder) -> list[str]:
@@ -167,28 +168,21 @@ def test_an_architecture_that_is_padded_has_no_place_for_it(encoders: dict[str, 
 def test_it_must_leave_room_for_text(bert: mb.Encoder, tmp_path: Path, length: int, fits: bool) -> None:
     """A pair takes three marks and a token of each text; the tiny models have 40 positions."""
     adapter = adapter_of(bert, length)
-    where = adapter.answering if fits else None
-    if where is not None:
+    if fits:
+        adapter.answering(bert, "x")
         assert tokens_of(adapter, bert).parts == [(5,)] * 6
-        where(bert, "x")
         return
     with pytest.raises(ModelFileError, match="36 virtual tokens of at most 40 in a sequence; expected at least 5"):
         adapter.answering(bert, "x")
     options = FAMILIES.get("prefix").options(length=length)
     with pytest.raises(TrainingError, match=r"`length`: 36 virtual tokens of at most 40.*at most 35"):
-        mb.train(rows(), "para", bert, out=tmp_path / "x", kind="prefix", adapter=options)
-
-
-def rows() -> Any:
-    return tiny_rows(mb.get_task("para"), 40)
+        train_adapter(bert, mb.get_task("para"), tiny_rows(mb.get_task("para"), 40), tmp_path / "x", "prefix", options)
 
 
 def test_one_of_another_size_is_refused(encoders: dict[str, mb.Encoder]) -> None:
     adapter = adapter_of(encoders["bert"])
     narrow = {"prefix": {name: value[:, :, :16].clone() for name, value in adapter.extras["prefix"].items()}}
     part = Part(adapter.task, 40, {}, {}, adapter.head, narrow)
-    from mergekit_bert.adapters.patch import check_part
-
     with pytest.raises(ModelFileError, match=r"a prefix of size \(2, 16\); expected \(2, 32\)"):
         check_part("x", part, encoders["bert"])
     assert Patch(extras=adapter.extras).described()["extras"]["prefix.key"]["size"] == [2, 5, 32]

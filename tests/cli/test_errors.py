@@ -104,7 +104,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "probe with a rank": (
         (*TRAIN, "--type", "probe", "--rank", "4"),
-        r"--type probe: options of an adapter; expected none: it has a head and nothing else; drop them",
+        r"--rank: given for --type probe; expected none of them: it has no options; drop --rank",
     ),
     "output of another suffix": (
         (*TRAIN, "--out", "new/x"),

@@ -1,6 +1,7 @@
 """What every registered family of adapters keeps to."""
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
-from mergekit_bert.adapters.family import FAMILIES, Family, Size
+from mergekit_bert.adapters.family import FAMILIES, Family, Sites, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.patch import check_part
@@ -39,6 +40,17 @@ def kind(request: pytest.FixtureRequest) -> Family:
     return FAMILIES.get(request.param)
 
 
+@pytest.fixture(params=[one.name for one in FAMILIES if one.sites])
+def sited(request: pytest.FixtureRequest) -> Family:
+    """The families that have sites."""
+    return FAMILIES.get(request.param)
+
+
+def sites_of(kind: Family) -> Sites:
+    assert kind.sites is not None
+    return kind.sites
+
+
 def weight_of(kind: Family, size: Size) -> Tensor:
     """A frozen weight, for the families that say they need one."""
     if not kind.needs_weight:
@@ -48,11 +60,11 @@ def weight_of(kind: Family, size: Size) -> Tensor:
 
 def made(kind: Family, options: dict[str, Any], size: Size, seed: int = 0, basis: bool = False) -> dict[str, Tensor]:
     rows = BasisRows(0, 0, options["rank"]).matrix("site", size[1]) if basis else None
-    return kind.init(kind.options(**options), size, rows, partial(weight_of, kind, size), generator(seed))
+    return sites_of(kind).init(kind.options(**options), size, rows, partial(weight_of, kind, size), generator(seed))
 
 
 def delta_of(kind: Family, values: dict[str, Tensor], options: dict[str, Any], size: Size) -> Delta:
-    return kind.delta(values, kind.options(**options), partial(weight_of, kind, size))
+    return sites_of(kind).delta(values, kind.options(**options), partial(weight_of, kind, size))
 
 
 def random_values(kind: Family, options: dict[str, Any], size: Size) -> dict[str, Tensor]:
@@ -61,7 +73,7 @@ def random_values(kind: Family, options: dict[str, Any], size: Size) -> dict[str
 
 
 def bases(kind: Family) -> list[str]:
-    return ["orthogonal", "random"] if kind.basis_tensor or not kind.has_sites else ["random"]
+    return ["orthogonal", "random"] if kind.frozen(basis=True) else ["random"]
 
 
 def test_it_is_a_frozen_record_that_explains_itself(kind: Family) -> None:
@@ -74,10 +86,11 @@ def test_it_is_a_frozen_record_that_explains_itself(kind: Family) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", SIZES)
-def test_it_makes_the_tensors_that_it_names(kind: Family, options: dict[str, Any], size: Size) -> None:
-    for basis in (False, True) if kind.basis_tensor else (False,):
+def test_it_makes_the_tensors_that_it_names(sited: Family, options: dict[str, Any], size: Size) -> None:
+    kind = sited
+    for basis in (False, True) if kind.frozen(basis=True) else (False,):
         values = made(kind, options, size, basis=basis)
-        shapes = kind.shapes(kind.options(**options), size)
+        shapes = sites_of(kind).shapes(kind.options(**options), size)
         assert {name: tuple(value.shape) for name, value in values.items()} == shapes
         assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
         assert kind.frozen(basis) <= shapes.keys()
@@ -86,24 +99,36 @@ def test_it_makes_the_tensors_that_it_names(kind: Family, options: dict[str, Any
 
 
 def test_a_basis_is_one_of_its_options_only_where_it_has_a_tensor_for_it(kind: Family) -> None:
-    assert kind.options().basis in bases(kind)
     for basis in ("orthogonal", "avoid"):
-        if kind.basis_tensor or not kind.has_sites:
-            assert kind.options(basis=basis).basis == basis
+        if kind.frozen(basis=True):
+            assert kind.configured({"basis": basis}).basis == basis
         else:
-            with pytest.raises(TrainingError, match=f"`basis`: {basis} for {kind.name}"):
-                kind.options(basis=basis)
+            with pytest.raises(TrainingError, match=f"`basis`: given for `type={kind.name}`; .*; drop `basis`"):
+                kind.configured({"basis": basis})
 
 
 def test_its_options_come_back_from_json(kind: Family) -> None:
-    one = kind.options(rank=3, alpha=2.0, alpha_pattern={"a": 3.0})
-    two = kind.options.from_json(one.to_json())
+    given = {"rank": 3, "alpha": 2.0, "alpha_pattern": {"a": 3.0}} if kind.sites else {}
+    one = kind.configured(given)
+    two = kind.options.from_json(json.loads(json.dumps(one.to_json())))
     assert two == one
     assert type(two) is kind.options
 
 
+def test_options_of_another_family_are_taken_where_they_mean_something(kind: Family) -> None:
+    assert kind.configured({}, mb.AdapterConfig()) == kind.options()
+    given = mb.AdapterConfig(rank=5, basis="random", train_bias=True)
+    if kind.sites:
+        found = kind.configured({"alpha": 3.0}, given)
+        assert (found.rank, found.alpha, found.train_bias) == (5, 3.0, True)
+    else:
+        with pytest.raises(TrainingError, match=f"`rank`: given for `type={kind.name}`"):
+            kind.configured({}, given)
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_its_start_follows_from_the_generator_alone(kind: Family, size: Size) -> None:
+def test_its_start_follows_from_the_generator_alone(sited: Family, size: Size) -> None:
+    kind = sited
     torch.manual_seed(1)
     one = made(kind, OPTIONS[-1], size)
     torch.manual_seed(2)
@@ -114,10 +139,8 @@ def test_its_start_follows_from_the_generator_alone(kind: Family, size: Size) ->
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", SIZES)
-def test_its_delta_has_the_sites_size_and_can_be_trained(kind: Family, options: dict[str, Any], size: Size) -> None:
-    if not kind.has_sites:
-        assert kind.shapes(kind.options(**options), size) == {}
-        return
+def test_its_delta_has_the_sites_size_and_can_be_trained(sited: Family, options: dict[str, Any], size: Size) -> None:
+    kind = sited
     values = random_values(kind, options, size)
     values = {name: value.requires_grad_() for name, value in values.items()}
     delta = delta_of(kind, values, options, size)
@@ -129,10 +152,9 @@ def test_its_delta_has_the_sites_size_and_can_be_trained(kind: Family, options: 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_training_starts_at_the_encoder_as_it_is(kind: Family, size: Size) -> None:
-    if kind.has_sites:
-        delta = delta_of(kind, made(kind, OPTIONS[-1], size), OPTIONS[-1], size)
-        np.testing.assert_allclose(delta.dense(), np.zeros(size), atol=1e-6)
+def test_training_starts_at_the_encoder_as_it_is(sited: Family, size: Size) -> None:
+    delta = delta_of(sited, made(sited, OPTIONS[-1], size), OPTIONS[-1], size)
+    np.testing.assert_allclose(delta.dense(), np.zeros(size), atol=1e-6)
 
 
 def test_every_trained_tensor_has_a_gradient(kind: Family, bert: mb.Encoder) -> None:
@@ -145,25 +167,25 @@ def test_every_trained_tensor_has_a_gradient(kind: Family, bert: mb.Encoder) -> 
         for parameter in values.values():
             assert parameter.grad is not None
             assert parameter.grad.abs().max() > 0
-    assert bool(placed) == kind.has_sites
+    assert bool(placed) == bool(kind.sites)
 
 
 def test_beside_the_weights_or_folded_into_them_is_the_same(kind: Family, bert: mb.Encoder) -> None:
     adapter = random_adapter(bert, kind=kind.name)
     inputs = bert.tokenizer(["good film", "the cat likes"], padding=True, return_tensors="pt")
-    beside = classifier(bert, adapter.task, adapter.head)
+    beside = classifier(fold(bert, {}, adapter.shifts), adapter.task, adapter.head)
     attach(beside, kind.name, adapter.tensors, frozenset(), adapter.config, generator(0))
     folded = classifier(fold(bert, adapter.part(adapter.name)), adapter.task, adapter.head)
     with torch.no_grad():
         np.testing.assert_allclose(folded(**inputs), beside(**inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_beside_the_weights_with_dropout_its_delta_alone_sees_it(kind: Family, bert: mb.Encoder) -> None:
-    adapter = random_adapter(bert, kind=kind.name, dropout=0.4)
+def test_beside_the_weights_with_dropout_its_delta_alone_sees_it(sited: Family, bert: mb.Encoder) -> None:
+    adapter = random_adapter(bert, kind=sited.name, dropout=0.4)
     for site, tensors in list(adapter.tensors.items())[:1]:
         linear = bert.model.get_submodule(site)
         assert isinstance(linear, nn.Linear)
-        layer = kind.module(linear, tensors, frozenset(), adapter.config, generator(5))
+        layer = sites_of(sited).module(linear, tensors, frozenset(), adapter.config, generator(5))
         x = torch.randn(6, linear.in_features, generator=generator(6))
         layer.dropout.train()
         found = layer(x)
@@ -189,7 +211,7 @@ def test_a_file_of_one_that_takes_no_basis_cannot_claim_rows_of_one(
     kind: Family, bert: mb.Encoder, tmp_path: Path
 ) -> None:
     """Orthogonal merges go by these rows."""
-    if kind.basis_tensor or not kind.has_sites:
+    if kind.frozen(basis=True):
         return
     write_adapter(tmp_path / "x", dataclasses.replace(random_adapter(bert, kind=kind.name), basis=BasisRows(0, 0, 3)))
     with pytest.raises(ModelFileError, match=f"basis rows, which {kind.name} takes none of"):

@@ -35,7 +35,7 @@ def train(
 ) -> Adapter:
     """A tiny adapter of family ``kind``."""
     family = FAMILIES.get(kind)
-    found, config = get_task(task), adapter or family.options(**({"rank": 2} if family.has_sites else {}))
+    found, config = get_task(task), adapter or family.options(**({"rank": 2} if family.sites else {}))
     control = control or Control(show=False)
     return train_adapter(encoder, found, tiny_rows(found, rows), out, kind, config, quick(**options), control)
 

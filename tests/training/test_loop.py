@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data import batches
 from mergekit_bert.data.batches import Tokens, tokenise
@@ -45,9 +46,10 @@ def work_of(encoder: Encoder, task: Task, kind: str, config: TrainConfig) -> Tra
     name, options = KINDS[kind]
     if name == "full":
         return full_trainable(encoder, task, config)
-    adapter = FAMILIES.get(name).options(**({"rank": 3} | options))
-    sites = find_sites(encoder, adapter.targets) if FAMILIES.get(name).has_sites else {}
-    basis = BasisRows(0, 3, adapter.rank) if sites and adapter.basis == "orthogonal" else None
+    record = FAMILIES.get(name).options
+    adapter = record(**({"rank": 3} | options)) if issubclass(record, LowRankOptions) else record()
+    sites = find_sites(encoder, adapter.targets) if isinstance(adapter, LowRankOptions) else {}
+    basis = BasisRows(0, 3, 3) if isinstance(adapter, AdapterConfig) and adapter.basis == "orthogonal" else None
     return adapter_trainable(encoder, task, name, adapter, sites, basis, config)
 
 

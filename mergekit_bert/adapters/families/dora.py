@@ -6,51 +6,41 @@ part of ``W``: it is dense, it needs ``W``, and no choice of ``A`` makes it orth
 trained.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.families import lora
-from mergekit_bert.adapters.family import Family, Peft, Size, Tensors, Weight
+from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
-from mergekit_bert.errors import TrainingError
 
 
 @dataclass(frozen=True)
-class Options(AdapterConfig):
-    """Those of LoRA, without a basis."""
+class Options(LowRankOptions):
+    """Those of LoRA but for a basis; files name one all the same, as they always did."""
 
-    basis: str = "random"
-
-    def __post_init__(self) -> None:
-        """Raise TrainingError for an option out of its range, or a basis."""
-        super().__post_init__()
-        if self.basis != "random":
-            raise TrainingError(
-                "`basis`",
-                f"{self.basis} for dora",
-                "random: its Deltas hold parts of W, which no basis keeps apart",
-                "choose `basis=random`, or `type=lora`",
-            )
+    recorded: ClassVar[Mapping[str, Any]] = {"basis": "random"}
 
 
-def _shapes(config: AdapterConfig, size: Size) -> dict[str, tuple[int, ...]]:
+def _shapes(config: LowRankOptions, size: Size) -> dict[str, tuple[int, ...]]:
     return {**lora.shapes(config, size), "m": (size[0],)}
 
 
 def _init(
-    config: AdapterConfig, size: Size, rows: Tensor | None, weight: Weight, source: torch.Generator
+    config: LowRankOptions, size: Size, rows: Tensor | None, weight: Weight, source: torch.Generator
 ) -> dict[str, Tensor]:
     """LoRA's start, and the norms of ``W``: nothing is changed at first."""
     return {**lora.init(config, size, rows, weight, source), "m": torch.linalg.vector_norm(weight(), dim=1)}
 
 
-def _delta(tensors: Tensors, config: AdapterConfig, weight: Weight) -> Dense:
+def _delta(tensors: Tensors, config: LowRankOptions, weight: Weight) -> Dense:
     """``m · (W + scale · B @ A) / ‖…‖ − W``, worked out in float64; rows of zeros stay zeros."""
     W = weight().double()
     turned = W + lora.low_rank(tensors, config).to(torch.float64).dense()
@@ -72,7 +62,7 @@ class _Beside(AdaptedLinear):
         linear: nn.Linear,
         tensors: Tensors,
         frozen: frozenset[str],
-        config: AdapterConfig,
+        config: LowRankOptions,
         source: torch.Generator,
     ) -> None:
         super().__init__(linear, tensors, frozen, config, source)
@@ -108,10 +98,7 @@ RECORD = Family(
     description="direction and magnitude of each site's weight, m · (W + scale · B @ A) / ‖W + scale · B @ A‖",
     source="arXiv 2402.09353",
     options=Options,
-    shapes=_shapes,
-    init=_init,
-    delta=_delta,
-    module=_Beside,
-    needs_weight=True,
+    sites=Sites(shapes=_shapes, init=_init, delta=_delta, module=_Beside, needs_weight=True),
+    shifts=lora.shifts,
     peft=Peft({**lora.PEFT, "m": "lora_magnitude_vector"}, frozenset({"use_dora"})),
 )

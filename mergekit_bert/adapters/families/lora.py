@@ -8,23 +8,24 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions
 from mergekit_bert.adapters.delta import LowRank
-from mergekit_bert.adapters.family import Family, Peft, Size, Tensors, Weight
+from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
+from mergekit_bert.encoder.sites import shift_names
 
 
-def shapes(config: AdapterConfig, size: Size) -> dict[str, tuple[int, ...]]:
+def shapes(config: LowRankOptions, size: Size) -> dict[str, tuple[int, ...]]:
     """``A (rank, in)`` and ``B (out, rank)``."""
     out_features, in_features = size
     return {"A": (config.rank, in_features), "B": (out_features, config.rank)}
 
 
 def init(
-    config: AdapterConfig, size: Size, rows: Tensor | None, weight: Weight, source: torch.Generator
+    config: LowRankOptions, size: Size, rows: Tensor | None, weight: Weight, source: torch.Generator
 ) -> dict[str, Tensor]:
     """``B = 0``; ``A`` is the rows given, or uniform on ±1/√in as in the paper's code."""
     out_features, in_features = size
@@ -33,9 +34,14 @@ def init(
     return {"A": drawn if rows is None else rows, "B": torch.zeros(out_features, config.rank)}
 
 
-def low_rank(tensors: Tensors, config: AdapterConfig) -> LowRank:
+def low_rank(tensors: Tensors, config: LowRankOptions) -> LowRank:
     """``scale · B @ A``."""
     return LowRank(config.scale * tensors["B"], tensors["A"])
+
+
+def shifts(config: LowRankOptions, tree: nn.Module) -> list[str]:
+    """The biases and norms that the options ask for."""
+    return shift_names(tree, config.train_bias, config.train_layernorm)
 
 
 class _Beside(AdaptedLinear):
@@ -53,10 +59,14 @@ RECORD = Family(
     name="lora",
     description="low-rank update of each site, scale · B @ A",
     source="arXiv 2106.09685",
-    shapes=shapes,
-    init=init,
-    delta=lambda tensors, config, weight: low_rank(tensors, config),
-    module=_Beside,
-    basis_tensor="A",
+    options=AdapterConfig,
+    sites=Sites(
+        shapes=shapes,
+        init=init,
+        delta=lambda tensors, config, weight: low_rank(tensors, config),
+        module=_Beside,
+        basis_tensor="A",
+    ),
+    shifts=shifts,
     peft=Peft(PEFT),
 )

@@ -9,7 +9,6 @@ has none: its keys are not turned, and every window sees it.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,24 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import PrefixOptions
 from mergekit_bert.adapters.extra import Extra, Shapes, Size, Virtual
 from mergekit_bert.adapters.family import Family, Tensors
-from mergekit_bert.adapters.linear import AdaptedLinear
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import EncoderError
-from mergekit_bert.option import option
 
 _POSITIONS = "embeddings.position_embeddings"
-
-
-@dataclass(frozen=True)
-class Options(AdapterConfig):
-    """How long the prefix is, and how it is trained."""
-
-    length: int = option(16, "Virtual tokens.")
-    projection: bool = option(False, "Train the prefix through an MLP (reparametrisation), which is not stored.")
 
 
 def _size(encoder: Encoder) -> Size:
@@ -49,7 +38,7 @@ def _size(encoder: Encoder) -> Size:
     return encoder.config.num_hidden_layers, encoder.config.hidden_size
 
 
-def _shapes(options: Options, size: Size) -> dict[str, tuple[int, ...]]:
+def _shapes(options: PrefixOptions, size: Size) -> dict[str, tuple[int, ...]]:
     """``key`` and ``value`` (layers, length, width)."""
     layers, width = size
     return dict.fromkeys(("key", "value"), (layers, options.length, width))
@@ -60,7 +49,7 @@ def _size_of(shapes: Shapes) -> Size:
     return layers, width
 
 
-def _init(options: Options, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
+def _init(options: PrefixOptions, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
     """Standard normal, as PEFT's; the MLP's layers are uniform on ±1/√in, as torch's."""
     layers, width = _size(encoder)
     if not options.projection:
@@ -193,13 +182,8 @@ PREFIX = Extra(
 
 RECORD = Family(
     name="prefix",
-    description="DESC",
-    source="SRC",
-    options=Options,
-    shapes=lambda config, size: {},
-    init=lambda config, size, rows, weight, source: {},
-    delta=lambda *_: None,
-    module=AdaptedLinear,
-    has_sites=False,
+    description="trained keys and values that every layer sees before the tokens",
+    source="arXiv 2101.00190, arXiv 2110.07602",
+    options=PrefixOptions,
     extras=(PREFIX,),
 )

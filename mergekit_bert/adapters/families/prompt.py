@@ -5,7 +5,6 @@ of them. ``place=after`` puts them after it (Jia et al. 2022, arXiv 2203.12119),
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,21 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import PromptOptions
 from mergekit_bert.adapters.extra import Extra, Shapes, Size, Virtual
 from mergekit_bert.adapters.family import Family
-from mergekit_bert.adapters.linear import AdaptedLinear
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.option import option
-
-
-@dataclass(frozen=True)
-class Options(AdapterConfig):
-    """How long the prompt is, and where it stands."""
-
-    length: int = option(16, "Virtual tokens.")
-    place: str = option("after", "Where the prompt stands: after the first token, or before it (as PEFT has it).")
 
 
 def _size(encoder: Encoder) -> Size:
@@ -35,7 +24,7 @@ def _size(encoder: Encoder) -> Size:
     return (encoder.words.embedding_dim,)
 
 
-def _shapes(options: Options, size: Size) -> dict[str, tuple[int, ...]]:
+def _shapes(options: PromptOptions, size: Size) -> dict[str, tuple[int, ...]]:
     """``before`` or ``after`` (length, width)."""
     return {options.place: (options.length, *size)}
 
@@ -45,7 +34,7 @@ def _size_of(shapes: Shapes) -> Size:
     return (width,)
 
 
-def _init(options: Options, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
+def _init(options: PromptOptions, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
     """The embeddings of random words of the vocabulary, as PEFT's."""
     drawn = torch.randint(encoder.words.num_embeddings, (options.length,), generator=source)
     return {options.place: encoder.words.weight.detach().cpu()[drawn].float()}
@@ -102,13 +91,8 @@ PROMPT = Extra(
 
 RECORD = Family(
     name="prompt",
-    description="DESC",
-    source="SRC",
-    options=Options,
-    shapes=lambda config, size: {},
-    init=lambda config, size, rows, weight, source: {},
-    delta=lambda *_: None,
-    module=AdaptedLinear,
-    has_sites=False,
+    description="trained embeddings of virtual tokens in every sequence",
+    source="arXiv 2104.08691",
+    options=PromptOptions,
     extras=(PROMPT,),
 )
