@@ -218,7 +218,7 @@ def _config(path: Path) -> PeftConfig:
         if not good:
             raise ModelFileError(where, f"{key} is {value.get(key)!r}", expected, remedy)
 
-    kind = "LORA: no other kind is a change of weights that mbert knows"
+    kind = "LORA: no other kind is a change of weights that mbert reads, and no prompt or prefix"
     check(value.get("peft_type") == "LORA", "peft_type", kind, "give a LoRA")
     for key in sorted(value.keys() - PeftConfig.model_fields.keys()):
         check(not value[key], key, "LoRA, rsLoRA or DoRA without further settings", "merge it with PEFT")

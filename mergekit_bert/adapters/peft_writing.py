@@ -35,6 +35,11 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
             f"adapter {adapter.name!r}", f"the head {kind.name}", "transformers' own, the only one that PEFT has",
             "convert it to a Hugging Face folder (`to=hf`)",
         )  # fmt: skip
+    if adapter.extras:
+        raise CompositionError(
+            f"adapter {adapter.name!r}", f"a {' and a '.join(adapter.extras)}",
+            "Deltas and shifts alone: mbert does not write prompt learning of PEFT's", "keep it as a file of mbert's",
+        )  # fmt: skip
     if peft is None or not adapter.sites:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites",

@@ -342,7 +342,7 @@ def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
         raise CompositionError(
             f"task {part.task.name!r}",
             f"a {' and a '.join(part.extras)} beside its Deltas",
-            "Deltas alone, for one PEFT adapter",
+            "Deltas and shifts alone, for a PEFT folder",
             "keep it as a file of mbert's",
         )
     low: dict[str, LowRank] = {}

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.attach import attach, fold
+from mergekit_bert.adapters.attach import attach, attach_extras, fold
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.family import FAMILIES, Family, Sites, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.adapters.patch import check_part
+from mergekit_bert.adapters.patch import Patch, check_part
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import FullModel
+from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
-from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
+from tests.adapters.helpers import edit_metadata, random_adapter, same_adapter, same_tensors
 from tests.tiny import tiny_rows
 
 SIZES: tuple[Size, ...] = ((12, 8), (8, 12), (9, 9))
@@ -173,7 +174,7 @@ def test_every_trained_tensor_has_a_gradient(kind: Family, bert: mb.Encoder) -> 
 def test_beside_the_weights_or_folded_into_them_is_the_same(kind: Family, bert: mb.Encoder) -> None:
     adapter = random_adapter(bert, kind=kind.name)
     inputs = bert.tokenizer(["good film", "the cat likes"], padding=True, return_tensors="pt")
-    beside = classifier(fold(bert, {}, adapter.shifts), adapter.task, adapter.head)
+    beside = classifier(fold(bert, Patch({}, adapter.shifts, adapter.extras)), adapter.task, adapter.head)
     attach(beside, kind.name, adapter.tensors, frozenset(), adapter.config, generator(0))
     folded = classifier(fold(bert, adapter.part(adapter.name)), adapter.task, adapter.head)
     with torch.no_grad():
@@ -232,12 +233,120 @@ def test_it_goes_the_whole_way(kind: Family, bert: mb.Encoder, tmp_path: Path) -
     mixed = mb.predictor(mb.merge([one, adapters[1]], "ensemble", base=bert), base=bert).mixed(requests)[:6]
     for two, three in zip(alone, mixed, strict=True):
         np.testing.assert_allclose(three.outputs, two.outputs, atol=1e-5)
-    (folder,) = mb.export(one, tmp_path / "dense", base=bert)
-    answers = mb.predictor(mb.load(folder)).predict("sst", [row for task, row in requests if task == "sst"])
-    for two, three in zip(alone, answers, strict=True):
-        np.testing.assert_allclose(three.outputs, two.outputs, atol=1e-5)
+    merged = mb.predictor(mb.merge([one], "fedavg", base=bert), base=bert)
+    answers = [merged.predict("sst", [row for task, row in requests if task == "sst"])]
+    if not kind.extras:
+        (folder,) = mb.export(one, tmp_path / "dense", base=bert)
+        answers.append(mb.predictor(mb.load(folder)).predict("sst", [row for task, row in requests if task == "sst"]))
+    for found in answers:
+        for two, three in zip(alone, found, strict=True):
+            np.testing.assert_allclose(three.outputs, two.outputs, atol=1e-5)
     grams = collect("gram", bert, [one.on(bert).part("sst")], [tiny_rows(mb.get_task("sst"), 8)])
     assert all(bool(gram.dense().isfinite().all()) for gram in grams.values())
+
+
+@pytest.fixture
+def added(kind: Family) -> Family:
+    """A family that has extras."""
+    if not kind.extras:
+        pytest.skip("it adds nothing")
+    return kind
+
+
+def trained_extras(kind: Family, encoder: mb.Encoder, options: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    return {one.name: one.init(kind.options(**options), encoder, generator(0)) for one in kind.extras}
+
+
+EXTRAS: tuple[dict[str, Any], ...] = (
+    *({"length": length, "projection": projection} for length in (1, 5) for projection in (False, True)),
+    *({"length": 5, "place": place} for place in ("before", "after")),
+)
+
+
+@pytest.mark.parametrize("given", EXTRAS)
+def test_it_trains_and_keeps_the_extras_that_it_names(
+    added: Family, bert: mb.Encoder, given: dict[str, Any], tmp_path: Path
+) -> None:
+    own = {one.name for one in dataclasses.fields(added.options)}
+    given = {name: value for name, value in given.items() if name in own}
+    torch.manual_seed(1)
+    trained, state = trained_extras(added, bert, given), torch.random.get_rng_state()
+    for extra in added.extras:
+        assert same_tensors(extra.init(added.options(**given), bert, generator(0)), trained[extra.name])
+        size = extra.size(bert)
+        kept = extra.kept(size, trained[extra.name])
+        shapes = {name: tuple(value.shape) for name, value in kept.items()}
+        assert shapes == extra.shapes(added.options(**given), size)
+        assert extra.size_of(shapes) == size
+        assert extra.virtual(shapes).total == given["length"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    adapter = random_adapter(bert, kind=added.name, **given)
+    tokens = adapter.part("sst").tokens(bert, tiny_rows(adapter.task, 4))
+    model = classifier(bert, adapter.task, adapter.head)
+    placed = attach_extras(model.encoder, trained)
+    parameters = [one.requires_grad_(True) for values in placed.values() for one in values.values()]
+    outputs_of(model, tokens.batch([0, 1, 2, 3])).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in parameters)
+
+
+def test_its_extras_stay_each_tasks_own_in_a_merge(added: Family, bert: mb.Encoder, tmp_path: Path) -> None:
+    """Beside whatever else is merged; with a LoRA among the inputs, and in a merge of merges."""
+    one, two = (random_adapter(bert, task, kind=added.name, basis="random") for task in ("sst", "sts"))
+    lora = random_adapter(bert, "para", basis="random")
+    merged = mb.merge([mb.merge([one, two], "fedavg"), lora], "fedavg", keep_inputs=False)
+    mb.save(merged, tmp_path / "m.safetensors")
+    read = mb.load(tmp_path / "m.safetensors")
+    assert isinstance(read, mb.Merged)
+    for adapter in (one, two):
+        found = read.own[adapter.name].extras
+        assert found.keys() == adapter.extras.keys()
+        assert all(same_tensors(found[name], adapter.extras[name]) for name in found)
+    assert read.own["para"].extras == {}
+    requests = [(task, row) for task in ("sst", "para", "sts") for row in tiny_rows(mb.get_task(task), 5, 5).texts]
+    predictor = mb.predictor(read, base=bert)
+    alone = [predictor.predict(task, [row])[0] for task, row in requests]
+    for single, together in zip(alone, predictor.mixed(requests), strict=True):
+        np.testing.assert_allclose(together.outputs, single.outputs, atol=1e-5)
+    private = mb.merge([one, lora], "fedavg", private=2)
+    assert same_tensors(*(value.extras[added.extras[0].name] for value in (private.own["sst"], one)))
+
+
+def test_a_folder_of_transformers_has_no_place_for_its_extras(added: Family, bert: mb.Encoder, tmp_path: Path) -> None:
+    one, name = random_adapter(bert, kind=added.name), added.extras[0].name
+    for place, model in enumerate((one, mb.merge([one, random_adapter(bert, "sts")], "fedavg"))):
+        with pytest.raises(CompositionError, match=f"a {name}; expected weights alone"):
+            mb.export(model, tmp_path / "dense", base=bert)
+        mb.save(model, tmp_path / f"{place}.safetensors")
+        with pytest.raises(CompositionError, match=rf"a {name}( beside its Deltas)?; expected Deltas and shifts alone"):
+            mb.convert(tmp_path / f"{place}.safetensors", "peft", tmp_path / "peft", base=bert)
+        assert not (tmp_path / "dense").exists()
+        assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize("spoil", ["none", "more", "other", "wider", "longer"])
+def test_a_file_whose_extras_are_not_those_of_its_options_is_refused(
+    added: Family, bert: mb.Encoder, tmp_path: Path, spoil: str
+) -> None:
+    write_adapter(tmp_path / "x", random_adapter(bert, kind=added.name))
+
+    def change(metadata: dict[str, Any]) -> None:
+        record = metadata["adapter"]
+        name = added.extras[0].name
+        size = record["extras"][name]
+        if spoil == "none":
+            del record["extras"]
+        elif spoil == "more":
+            record["extras"]["lora"] = [1]
+        elif spoil == "other":
+            record["type"], record["config"] = "probe", mb.AdapterConfig().to_json()
+        elif spoil == "wider":
+            record["extras"][name] = [*size[:-1], 2**31]
+        else:
+            record["config"]["length"] += 1
+
+    edit_metadata(change)(tmp_path / "x")
+    with pytest.raises(ModelFileError):
+        read_adapter(tmp_path / "x")
 
 
 def test_without_its_base_it_gives_its_deltas_or_says_what_it_needs(kind: Family, bert: mb.Encoder) -> None:

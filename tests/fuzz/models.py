@@ -112,6 +112,8 @@ ADAPTER = Format(
         "statistics": _measured,
         "probe": lambda shop, folder: mb.save(random_adapter(shop.encoder, "sst", kind="probe"), folder / FILE),
         "dora": _adapter(task="sst", kind="dora", targets="qv"),
+        "prefix": _adapter(task="sst", kind="prefix", length=3),
+        "prompt": _adapter(task="sts", kind="lora+prompt", basis="random", targets="qv", length=3),
     },
     targets={FILE: MODEL},
     use=use_file,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import AdapterConfig, PrefixOptions
 from mergekit_bert.encoder.forward import check_same_outputs
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ModelFileError, TrainingError
@@ -54,10 +54,12 @@ def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps:
         {"task": "sts"},
         {"kind": "probe"},
         {"kind": "dora"},
+        {"kind": "prefix", "adapter": PrefixOptions(length=3, projection=True)},
+        {"kind": "lora+prompt"},
         {"precision": "bf16"},
         {"adapter": AdapterConfig(rank=2, dropout=0.2, basis="random", train_bias=True, train_layernorm=True)},
     ],
-    ids=["regression", "probe", "dora", "bf16", "dropout and shifts"],
+    ids=["regression", "probe", "dora", "prefix by its MLP", "lora and prompt", "bf16", "dropout and shifts"],
 )
 def test_every_kind_of_run_goes_on_to_the_same_bytes(
     bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int
