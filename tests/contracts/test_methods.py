@@ -146,6 +146,8 @@ def test_one_adapter_stays_itself_times_its_weight(
         np.testing.assert_allclose(part.deltas[site].dense(), exact, atol=5e-6 * float(exact.abs().max()))
     assert same_tensors(part.shifts, {name: weight * shift for name, shift in one.shifts.items()})
     assert same_tensors(model.own["sst"].head, one.head)
+    assert part.extras.keys() == one.extras.keys()
+    assert all(same_tensors(part.extras[name], values) for name, values in one.extras.items())
 
 
 def test_the_order_of_the_adapters_does_not_matter(
