@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import LowRankOptions, Options
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors
 from mergekit_bert.adapters.patch import Part, Patch
@@ -128,6 +128,12 @@ class Adapter(Patched, AdapterMethods):
         """All of it, for ``task``, its own."""
         return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head)
 
+    def trainable(self) -> int:
+        """How many numbers its training chose, those of the head included."""
+        frozen = self.family.frozen(isinstance(self.config, AdapterConfig) and self.config.basis != "random")
+        sites = [tensor for one in self.tensors.values() for name, tensor in one.items() if name not in frozen]
+        return sum(tensor.numel() for tensor in [*sites, *self.shifts.values(), *self.head.values()])
+
     def role(self) -> str:
         """What it is called in tables."""
         return "probe" if self.family.head_alone else "adapter"
@@ -213,6 +219,7 @@ class Adapter(Patched, AdapterMethods):
             "sites": self.described_sites(),
             "shifts": Patch(shifts=self.shifts).described()["shifts"],
             "statistics": self._statistics(),
+            "trainable": self.trainable(),
         }
 
     def described_part(self) -> dict[str, Any]:

@@ -348,8 +348,8 @@ def test_minilm_both_ways(tmp_path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], type[MbertError], str]] = {
-    "IA3": (edit(peft_type="IA3"), ModelFileError, r"adapter_config.json: peft_type is 'IA3'; expected LORA"),
-    "no kind": (edit(peft_type=None), ModelFileError, "peft_type is None; expected LORA"),
+    "IA3": (edit(peft_type="IA3"), ModelFileError, r"adapter_config.json: peft_type is 'IA3'; expected one of LORA"),
+    "no kind": (edit(peft_type=None), ModelFileError, "peft_type is None; expected one of LORA"),
     "prompts": (edit(peft_type="PROMPT_TUNING"), ModelFileError, "peft_type is 'PROMPT_TUNING'"),
     "PiSSA": (edit(init_lora_weights="pissa_niter_4"), ModelFileError, "init_lora_weights is 'pissa_niter_4'"),
     "a bias of LoRA's own": (edit(lora_bias=True), ModelFileError, "lora_bias is True; expected LoRA, rsLoRA or DoRA"),

@@ -7,7 +7,7 @@ trained.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.families import lora
-from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
+from mergekit_bert.adapters.family import Family, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
 
 
@@ -100,5 +100,7 @@ RECORD = Family(
     options=Options,
     sites=Sites(shapes=_shapes, init=_init, delta=_delta, module=_Beside, needs_weight=True),
     shifts=lora.shifts,
-    peft=Peft({**lora.PEFT, "m": "lora_magnitude_vector"}, frozenset({"use_dora"})),
+    peft=replace(
+        lora.PEFT, tensors={**lora.PEFT.tensors, "m": "lora_magnitude_vector"}, switches=frozenset({"use_dora"})
+    ),
 )
