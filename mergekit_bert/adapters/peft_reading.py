@@ -286,7 +286,7 @@ def _read_config(
         config: LowRankOptions = family.configured(
             {
                 **{option: value for option, value in given.items() if value is not None},
-                **({"basis": "random"} if family.sites.basis_tensor else {}),
+                "basis": "random",
                 "targets": _targets(encoder, sites, folder.config.target_modules),
                 "train_bias": not biases.isdisjoint(changed),
                 "train_layernorm": not (biases | whole).issuperset(changed),
