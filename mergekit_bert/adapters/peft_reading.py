@@ -115,8 +115,8 @@ def _switches(folder: PeftFolder) -> dict[str, bool]:
 
 def _by_name(folder: PeftFolder, family: Family) -> _Names:
     """What each tensor is, by its name."""
-    assert family.peft is not None
-    endings = {f".{end}": name for name, end in family.peft.tensors.items()}
+    kinds = [one.peft for one in FAMILIES if one.peft and one.peft.type == folder.config.peft_type]
+    endings = {f".{end}": name for peft in kinds for name, end in peft.tensors.items()}
     names, shapes = _Names(), folder.tensors.shapes
     for key, shape in shapes.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".ln_tuning_layers.", ".")
@@ -135,8 +135,8 @@ def _by_name(folder: PeftFolder, family: Family) -> _Names:
             raise ModelFileError(str(folder.path), f"{found[short]!r} and {key!r}", "one tensor for each place", AGAIN)
         found[short] = key
     if family.sites and not names.factors:
-        expected = f"{', '.join(family.peft.tensors.values())} of some layers"
-        raise ModelFileError(str(folder.path), f"no tensors of {family.name}", expected, AGAIN)
+        expected = f"{', '.join(end.strip('.') for end in endings)} of some layers"
+        raise ModelFileError(str(folder.path), f"no {folder.config.title} tensors", expected, AGAIN)
     return names
 
 
