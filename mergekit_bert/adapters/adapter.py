@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import LowRankOptions, Options
+from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.extra import shapes_of
 from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors, extra_of
@@ -130,6 +130,13 @@ class Adapter(Patched, AdapterMethods):
         """All of it, for ``task``, its own."""
         return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head, self.extras)
 
+    def trainable(self) -> int:
+        """How many numbers its training chose, those of the head included, and those that extras keep."""
+        frozen = self.family.frozen(isinstance(self.config, AdapterConfig) and self.config.basis != "random")
+        sites = [tensor for one in self.tensors.values() for name, tensor in one.items() if name not in frozen]
+        extras = [tensor for own in self.extras.values() for tensor in own.values()]
+        return sum(tensor.numel() for tensor in [*sites, *self.shifts.values(), *extras, *self.head.values()])
+
     def role(self) -> str:
         """What it is called in tables."""
         return "probe" if self.family.head_alone else "adapter"
@@ -221,6 +228,7 @@ class Adapter(Patched, AdapterMethods):
             "parts": {self.name: self.described_part()},
             **self.described_changes(),
             "statistics": self._statistics(),
+            "trainable": self.trainable(),
         }
 
     def described_part(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class LowRankOptions(Options):
     """
 
     of: ClassVar[str] = "families with target layers"
+    recorded: ClassVar[Mapping[str, Any]] = {"basis": "random"}
 
     rank: int = option(12, "Rank of each site's Delta.")
     alpha: float = option(32.0, "The Delta is (alpha / rank) · B @ A.")
@@ -138,6 +139,7 @@ class AdapterConfig(LowRankOptions):
     """
 
     of: ClassVar[str] = "lora"
+    recorded: ClassVar[Mapping[str, Any]] = {}
 
     basis: str = option(
         "orthogonal",

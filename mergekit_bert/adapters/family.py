@@ -30,10 +30,17 @@ Weight = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Peft:
-    """How PEFT stores a family: the ending of each tensor's name, and which of its switches are on."""
+    """How PEFT stores a family.
 
+    ``type`` is its ``peft_type``; ``tensors`` gives the ending of each tensor's name, ``options`` the setting that each
+    option is; ``switches`` are the settings that are on. ``biases``: it has a place for biases that are trained whole.
+    """
+
+    type: str
     tensors: Mapping[str, str]
+    options: Mapping[str, str]
     switches: frozenset[str] = frozenset()
+    biases: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ checked that can be: here each file by itself, in :mod:`mergekit_bert.adapters.p
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -40,41 +40,31 @@ _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
 _Alpha = Annotated[float, Field(gt=0, le=LARGEST_ALPHA)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PeftConfig(Schema):
-    """The settings that are heeded, or that change nothing in a trained adapter of linear layers.
+    """The settings that are heeded, or that change nothing in a trained adapter; those that all kinds have.
 
     What may be None is what PEFT itself takes None for; ``target_modules`` as a text is a pattern of whole names, as a
     list their endings.
     """
 
-    peft_type: Literal["LORA"]
+    title: ClassVar[str]
+
+    peft_type: Name
     peft_version: Text | None = None
     task_type: Text | None = None
     auto_mapping: Plain = None
     base_model_name_or_path: Text | None = None
     revision: Text | None = None
-    r: _Rank
-    lora_alpha: _Alpha = 8.0
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Alpha] | None = None
-    use_rslora: bool | None = None
-    use_dora: bool | None = None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    bias: Literal["none", "all", "lora_only"] = "none"
     target_modules: Words | None = None
     exclude_modules: Words | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: Words | None = None
     modules_to_save: Annotated[list[Name], Field(max_length=1000)] | None = None
-    fan_in_fan_out: bool | None = None
-    init_lora_weights: bool | Text | None = None
-    eva_config: Plain = None
     inference_mode: bool | None = None
     runtime_config: Plain = None
-    megatron_core: Text | None = None
-    qalora_group_size: int | None = None
 
     def targets(self, module: str) -> bool | None:
         """Whether LoRA belongs at the linear layer ``module``, by PEFT's rules; None where they leave it open."""
@@ -86,6 +76,51 @@ class PeftConfig(Schema):
         every = isinstance(self.target_modules, str) and self.target_modules.lower() == "all-linear"
         found = every or _named(self.target_modules, module)
         return None if found and self.layers_to_transform not in (None, []) else found
+
+
+class _LowRankConfig(PeftConfig):
+    r: _Rank
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+
+
+class LoraConfig(_LowRankConfig):
+    """LoRA, rsLoRA and DoRA."""
+
+    title: ClassVar[str] = "LoRA"
+
+    lora_alpha: _Alpha = 8.0
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    lora_dropout: _Share | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    fan_in_fan_out: bool | None = None
+    init_lora_weights: bool | Text | None = None
+    eva_config: Plain = None
+    megatron_core: Text | None = None
+    qalora_group_size: int | None = None
+
+
+class LohaConfig(_LowRankConfig):
+    """LoHa; its own dropouts drop nothing of a trained adapter."""
+
+    title: ClassVar[str] = "LoHa"
+
+    alpha: _Alpha = 8.0
+    rank_dropout: _Share | None = None
+    module_dropout: _Share | None = None
+    use_effective_conv2d: bool | None = None
+    init_weights: bool | None = None
+
+
+class LNTuningConfig(PeftConfig):
+    """Norms, and whatever else is targeted, trained whole."""
+
+    title: ClassVar[str] = "LayerNorm tuning"
+
+
+KINDS: Mapping[str, type[PeftConfig]] = {"LORA": LoraConfig, "LOHA": LohaConfig, "LN_TUNING": LNTuningConfig}
+"""The settings of each ``peft_type`` that can be read."""
 
 
 def _named(words: str | list[str] | tuple[()], module: str) -> bool:
@@ -211,26 +246,29 @@ def _validated(kind: Callable[..., T], value: Mapping[str, Any], where: str, exp
 
 
 def _config(path: Path) -> PeftConfig:
-    """The settings of a LoRA that mbert can use."""
+    """The settings of an adapter that mbert can use."""
     value, where = _read(path, AGAIN), str(path)
 
     def check(good: bool, key: str, expected: str, remedy: str) -> None:
         if not good:
             raise ModelFileError(where, f"{key} is {value.get(key)!r}", expected, remedy)
 
-    kind = "LORA: no other kind is a change of weights that mbert reads, and no prompt or prefix"
-    check(value.get("peft_type") == "LORA", "peft_type", kind, "give a LoRA")
-    for key in sorted(value.keys() - PeftConfig.model_fields.keys()):
-        check(not value[key], key, "LoRA, rsLoRA or DoRA without further settings", "merge it with PEFT")
+    kinds = f"{', '.join(KINDS)}: no other kind is a change of weights that mbert knows"
+    kind, named = value.get("peft_type"), "an adapter of such a kind"
+    check(isinstance(kind, str) and kind in KINDS, "peft_type", f"one of {kinds}", f"give {named}")
+    settings = KINDS[str(kind)]
+    for key in sorted(value.keys() - settings.model_fields.keys()):
+        check(not value[key], key, f"{settings.title} without further settings", "merge it with PEFT")
     check(value.get("init_lora_weights", True) in _INITS, "init_lora_weights",
           "an initialisation that leaves the base's weights as they are",
           "convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion)")  # fmt: skip
-    known = {key: one for key, one in value.items() if key in PeftConfig.model_fields}
-    config = _validated(PeftConfig, known, where, "settings of a LoRA", AGAIN)
+    known = {key: one for key, one in value.items() if key in settings.model_fields}
+    config = _validated(settings, known, where, f"settings of a {settings.title}", AGAIN)
     try:
         for words in (config.target_modules, config.exclude_modules):
             check_patterns([words] if isinstance(words, str) else [])
-        check_patterns([*(config.rank_pattern or ()), *(config.alpha_pattern or ())])
+        if isinstance(config, _LowRankConfig):
+            check_patterns([*(config.rank_pattern or ()), *(config.alpha_pattern or ())])
     except PatternError as error:
         raise ModelFileError(where, f"broken ({error})", "patterns of names", AGAIN) from error
     return config

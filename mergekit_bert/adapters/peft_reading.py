@@ -1,4 +1,4 @@
-"""What a PEFT folder is on its base: LoRA, rsLoRA and DoRA with patterns, biases and whole modules, and a head.
+"""What a PEFT folder is on its base: LoRA, DoRA and LoHa with patterns, biases and whole modules, and a head.
 
 Tensors are named ``base_model.model.<module>.<ending>``, with the endings that the family of the adapter says; biases
 and the modules saved whole (the head among them) are there as values, not as changes. Names and sizes are compared with
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import LowRankOptions, carried
+from mergekit_bert.adapters.config import LowRankOptions, Options, carried
 from mergekit_bert.adapters.delta import Delta, Dense, norm
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
-from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
+from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, LoraConfig, PeftFolder
 from mergekit_bert.adapters.record import options_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier, head_shapes
@@ -60,16 +60,16 @@ def adapter_of(
     """
     family = _family(folder)
     shell = native_prefix(encoder.config, task)
-    names, shapes = _by_name(folder), head_shapes(encoder.config, task)
-    if not any(module.startswith(shell) for module in names.factors):
+    names, shapes = _by_name(folder, family), head_shapes(encoder.config, task)
+    if not any(name.startswith(shell) for name in names.factors or names.values):
         shell = ""  # it was trained on the encoder itself, as AutoModel loads it
     if body:
         _leave_out_pooler(names, encoder, shell)
     sites = _sites(folder, names, encoder, shell, shapes)
     changed = _changed(folder, names, encoder, shell, task, shapes, body)
     config = _read_config(folder, family, encoder, sites, shell, changed)
-    assert family.sites is not None
     for site, size in sites.items():
+        assert family.sites is not None
         _check_factors(folder, site, names.factors[f"{shell}{site}"], family.sites.shapes(config.at(site), size))
     _check_copies(folder, names)
     tensors = {
@@ -92,7 +92,7 @@ def adapter_of(
         shifts=changes,
         head=head,
         basis=None,
-        training={"peft_version": str(folder.config.peft_version), "use_dora": bool(folder.config.use_dora)},
+        training={"peft_version": str(folder.config.peft_version)} | _switches(folder),
         scores={},
     ).on(encoder)
     _check_sizes(str(folder.path), {**adapter.deltas(), **dense}, {**changes, **head})
@@ -100,21 +100,26 @@ def adapter_of(
 
 
 def _family(folder: PeftFolder) -> Family:
-    """The family whose switches are those of the folder."""
-    known = {name for one in FAMILIES if one.peft for name in one.peft.switches}
-    on = {name for name in known if getattr(folder.config, name)}
-    found = next((one for one in FAMILIES if one.peft and one.peft.switches == on), None)
+    """The family of the folder's kind whose switches are the folder's."""
+    kinds = {one: one.peft for one in FAMILIES if one.peft and one.peft.type == folder.config.peft_type}
+    on = {name for peft in kinds.values() for name in peft.switches if getattr(folder.config, name)}
+    found = next((one for one, peft in kinds.items() if peft.switches == on), None)
     if found is None:
         raise ModelFileError(str(folder.path / CONFIG), f"{' and '.join(sorted(on))}", "one of them", AGAIN)
     return found
 
 
-def _by_name(folder: PeftFolder) -> _Names:
+def _switches(folder: PeftFolder) -> dict[str, bool]:
+    return {"use_dora": bool(folder.config.use_dora)} if isinstance(folder.config, LoraConfig) else {}
+
+
+def _by_name(folder: PeftFolder, family: Family) -> _Names:
     """What each tensor is, by its name."""
-    endings = {f".{end}": name for one in FAMILIES if one.peft for name, end in one.peft.tensors.items()}
+    kinds = [one.peft for one in FAMILIES if one.peft and one.peft.type == folder.config.peft_type]
+    endings = {f".{end}": name for peft in kinds for name, end in peft.tensors.items()}
     names, shapes = _Names(), folder.tensors.shapes
     for key, shape in shapes.items():
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".ln_tuning_layers.", ".")
         plain = {PREFIX + re.sub(part, ".", name) for part in _COPIES} - {PREFIX + name}
         repeated = next((one for one in sorted(plain) if shapes.get(one) == shape), None)
         ending = next((one for one in endings if name.endswith(one)), None)
@@ -129,8 +134,9 @@ def _by_name(folder: PeftFolder) -> _Names:
         if short in found:
             raise ModelFileError(str(folder.path), f"{found[short]!r} and {key!r}", "one tensor for each place", AGAIN)
         found[short] = key
-    if not names.factors:
-        raise ModelFileError(str(folder.path), "no LoRA tensors", "lora_A and lora_B of some layers", AGAIN)
+    if family.sites and not names.factors:
+        expected = f"{', '.join(end.strip('.') for end in endings)} of some layers"
+        raise ModelFileError(str(folder.path), f"no {folder.config.title} tensors", expected, AGAIN)
     return names
 
 
@@ -158,22 +164,22 @@ def _weight(encoder: Encoder, name: str) -> Tensor:
 def _sites(
     folder: PeftFolder, names: _Names, encoder: Encoder, shell: str, head: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Size]:
-    """The sites that have LoRA, in the encoder's order: those that the settings say."""
-    layers, where = linear_layers(encoder), str(folder.path)
+    """The sites that have an adapter, in the encoder's order: those that the settings say."""
+    layers, where, kind = linear_layers(encoder), str(folder.path), folder.config.title
     for module in names.factors:
         if f"{module}.weight" in head:
             raise ModelFileError(
                 where,
-                f"LoRA at {module!r} of the head",
-                "LoRA in the encoder alone: the base has no weights of a head to add to",
+                f"{kind} at {module!r} of the head",
+                f"{kind} in the encoder alone: the base has no weights of a head to add to",
                 "train with the head's modules in modules_to_save",
             )
         if not module.startswith(shell) or module.removeprefix(shell) not in layers:
-            raise ModelFileError(where, f"LoRA at {module!r}", f"linear layers of {encoder.name!r}", _NAME_BASE)
-    for site in layers:
+            raise ModelFileError(where, f"{kind} at {module!r}", f"linear layers of {encoder.name!r}", _NAME_BASE)
+    for site in layers if folder.config.peft_type != "LN_TUNING" else ():  # whose targets are saved whole
         module = f"{shell}{site}"
         if (wanted := folder.config.targets(module)) not in (None, module in names.factors):
-            found, expected = ("no LoRA", "some") if wanted else ("LoRA", "none")
+            found, expected = (f"no {kind}", "some") if wanted else (kind, "none")
             raise ModelFileError(where, f"{found} at {module!r}", f"{expected}, by target_modules in {CONFIG}", AGAIN)
     return {site: size for site, size in layers.items() if f"{shell}{site}" in names.factors}
 
@@ -207,7 +213,7 @@ def _changed(
     for name, stored in names.values.items():
         shape, expected = folder.tensors.shapes[stored], head.get(name)
         if name.removesuffix(".weight") in names.factors:
-            raise ModelFileError(where, f"tensor {stored!r} beside LoRA", "one of the two", AGAIN)
+            raise ModelFileError(where, f"tensor {stored!r} beside {folder.config.title}", "one of the two", AGAIN)
         if expected and shape != expected and shape[1:] == expected[1:]:
             raise CompositionError(
                 where,
@@ -267,33 +273,34 @@ def _read_config(
     sites: Mapping[str, Size],
     shell: str,
     changed: Mapping[str, str],
-) -> LowRankOptions:
-    given, names = folder.config, {f"{shell}{site}": site for site in sites}
-    ranks, alphas = given.rank_pattern or {}, given.alpha_pattern or {}
+) -> Options:
+    """The options that the folder's settings are."""
+    assert family.peft is not None
+    if not family.sites:
+        return family.options()
+    names = {f"{shell}{site}": site for site in sites}
+    given = {option: getattr(folder.config, setting) for option, setting in family.peft.options.items()}
     whole = {f"{site}.weight" for site in linear_layers(encoder)}
     biases = set(shift_names(encoder.model, bias=True, layernorm=False))
     try:
         config: LowRankOptions = family.configured(
             {
-                "rank": given.r,
-                "alpha": given.lora_alpha,
-                "rank_stabilized": bool(given.use_rslora),
-                "dropout": given.lora_dropout or 0.0,
-                "targets": _targets(encoder, sites, given.target_modules),
+                **{option: value for option, value in given.items() if value is not None},
                 "basis": "random",
+                "targets": _targets(encoder, sites, folder.config.target_modules),
                 "train_bias": not biases.isdisjoint(changed),
                 "train_layernorm": not (biases | whole).issuperset(changed),
-                "rank_pattern": ranks,
-                "alpha_pattern": alphas,
             }
         )
         return dataclasses.replace(
             config,
-            rank_pattern=carried(ranks, config.rank, names),
-            alpha_pattern=carried(alphas, config.alpha, names),
+            rank_pattern=carried(config.rank_pattern, config.rank, names),
+            alpha_pattern=carried(config.alpha_pattern, config.alpha, names),
         )
     except MbertError as error:
-        raise ModelFileError(str(folder.path / CONFIG), f"broken ({error})", "options of a LoRA", AGAIN) from error
+        raise ModelFileError(
+            str(folder.path / CONFIG), f"broken ({error})", f"options of {family.name}", AGAIN
+        ) from error
 
 
 def _targets(encoder: Encoder, sites: Mapping[str, Size], given: str | list[str] | None) -> str:
@@ -316,7 +323,7 @@ def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> 
         config = options_of(family.name, record.config.to_json())
     except (MbertError, ValueError) as error:
         raise ModelFileError(path, f"broken ({error})", f"options of {adapter.type}", "remove it") from error
-    if family.sites is not adapter.family.sites:
+    if family.peft is not adapter.family.peft:
         raise ModelFileError(path, f"type {family.name}", f"{adapter.type}, as the other files say", "remove it")
     frozen = family.frozen(record.basis)
     for site, tensors in adapter.tensors.items():

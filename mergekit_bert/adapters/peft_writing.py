@@ -7,6 +7,7 @@ from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import LowRankOptions, carried
+from mergekit_bert.adapters.family import Peft
 from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import RECORD, scale_head
@@ -27,7 +28,7 @@ _HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None:
     """Write ``adapter`` as a PEFT folder, atomically; raises CompositionError where PEFT has no place for it.
 
-    Biases become ``bias="all"`` (or ``"lora_only"``), LayerNorms modules saved whole.
+    A LoRA's biases become ``bias="all"`` (or ``"lora_only"``), LayerNorms modules saved whole.
     """
     peft, kind = adapter.family.peft, head_of(adapter.head)
     if not kind.is_native:
@@ -40,11 +41,12 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
             f"adapter {adapter.name!r}", f"a {' and a '.join(adapter.extras)}",
             "Deltas and shifts alone: mbert does not write prompt learning of PEFT's", "keep it as a file of mbert's",
         )  # fmt: skip
-    if peft is None or not adapter.sites:
+    if reason := _no_place(adapter):
         raise CompositionError(
-            f"adapter {adapter.name!r}", f"type {adapter.type}, {len(adapter.sites)} sites",
-            "an adapter of some sites that PEFT knows", "convert it to a Hugging Face folder (`to=hf`)",
+            f"adapter {adapter.name!r}", reason, "what PEFT has a place for",
+            "convert it to a Hugging Face folder (`to=hf`)",
         )  # fmt: skip
+    assert peft is not None
     model = classifier(encoder, adapter.task, adapter.head)
     scale_head(model, adapter.task)
     shell = native_prefix(encoder.config, adapter.task)
@@ -64,11 +66,15 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     for name, value in shifted.items():
         module, _, tensor = name.rpartition(".")
         inner = f"{module}.base_layer" if module in adapter.sites else module
+        inner = inner if adapter.sites else f"{inner}.ln_tuning_layers"
         tensors[f"{PREFIX}{shell}{inner}.{tensor}"] = value
-    saved = [*sorted({name.partition(".")[0] for name in head}), *(f"{shell}{module}" for module in whole)]
+    saved = sorted({name.partition(".")[0] for name in head})
+    targets = [f"{shell}{module}" for module in (adapter.sites or whole)]
+    saved += [f"{shell}{module}" for module in whole if adapter.sites]
     with atomic_folder(path) as part:
         write_plain_tensors(part / WEIGHTS, tensors)
-        write_json(part / CONFIG, _written_config(adapter, shell, saved, biases) | dict.fromkeys(peft.switches, True))
+        written = _common(adapter, peft, targets, saved) | _options(adapter, peft, shell, biases)
+        write_json(part / CONFIG, written | dict.fromkeys(peft.switches, True))
         write_json(
             part / RECORD,
             {
@@ -89,24 +95,41 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
         )
 
 
-def _written_config(adapter: Adapter, shell: str, saved: Sequence[str], biases: Sequence[str]) -> dict[str, Any]:
-    """What PEFT needs to know; the rest are its defaults."""
-    config = adapter.config
-    assert isinstance(config, LowRankOptions)
-    names = {site: f"{shell}{site}" for site in adapter.sites}
-    beside = all(module in adapter.sites for module in biases)
+def _no_place(adapter: Adapter) -> str:
+    """What PEFT has no place for, empty where it has one for everything."""
+    peft, config = adapter.family.peft, adapter.config
+    if peft is None:
+        return f"type {adapter.type}, which PEFT does not have"
+    if not adapter.sites and (adapter.family.sites or not adapter.shifts):
+        return f"type {adapter.type} without a layer that it changes"
+    biases = [name.removesuffix(".bias") for name in adapter.shifts if name.endswith(".bias")]
+    if not peft.biases and any(f"{module}.weight" not in adapter.shifts for module in biases):
+        return f"biases beside {adapter.type}, which PEFT has for LoRA alone"
+    if isinstance(config, LowRankOptions) and config.rank_stabilized and "rank_stabilized" not in peft.options:
+        return f"a rank-stabilised {adapter.type}"
+    return ""
+
+
+def _common(adapter: Adapter, peft: Peft, targets: Sequence[str], saved: Sequence[str]) -> dict[str, Any]:
+    """What PEFT needs to know of an adapter of any kind; the rest are its defaults."""
     return {
-        "peft_type": "LORA",
+        "peft_type": peft.type,
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": _HUB.get(adapter.base.name, adapter.base.name),
         "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "rank_pattern": carried(config.rank_pattern, config.rank, names),
-        "alpha_pattern": carried(config.alpha_pattern, config.alpha, names),
-        "use_rslora": config.rank_stabilized,
-        "lora_dropout": config.dropout,
-        "target_modules": sorted(names.values()),
-        "bias": "none" if not biases else "lora_only" if beside else "all",
+        "target_modules": sorted(targets),
         "modules_to_save": list(saved),
     }
+
+
+def _options(adapter: Adapter, peft: Peft, shell: str, biases: Sequence[str]) -> dict[str, Any]:
+    """The options as PEFT's settings, and which biases are trained."""
+    config = adapter.config
+    if not isinstance(config, LowRankOptions):
+        return {}
+    names = {site: f"{shell}{site}" for site in adapter.sites}
+    values: dict[str, Any] = {setting: getattr(config, option) for option, setting in peft.options.items()}
+    values["rank_pattern"] = carried(config.rank_pattern, config.rank, names)
+    values["alpha_pattern"] = carried(config.alpha_pattern, config.alpha, names)
+    beside = all(module in adapter.sites for module in biases)
+    return values | ({"bias": "none" if not biases else "lora_only" if beside else "all"} if peft.biases else {})

@@ -16,6 +16,7 @@ from mergekit_bert.composing.file import read_model
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.training.manifest import parameters_of
 
 _TRAINING = (
     "examples",
@@ -46,7 +47,7 @@ def describe(path: Location) -> dict[str, Any]:
         "bytes": size if size is not None else path.stat().st_size,
         "sha256": file_fingerprint(path),
     }
-    told |= {"base": dataclasses.asdict(model.base), **model.described()}
+    told |= {"base": dataclasses.asdict(model.base), **model.described(), **parameters_of(path)}
     record = read_record(record_path(path))
     told["recorded"] = [vars(score) for score in record.scores] if record else []
     return told
@@ -85,6 +86,8 @@ def _file_table(told: Mapping[str, Any]) -> Table:
         table.add_row("weights", ", ".join(f"{name} {weight:.4g}" for name, weight in told["weights"].items()))
     if "router" in told:
         table.add_row("router", told["router"])
+    if "trainable" in told:
+        table.add_row("trained", _share(told))
     if told.get("space", "full") != "full":
         table.add_row("space", told["space"])
     for name, sites in (("sites", told.get("sites", {})), ("own sites", _all_sites({**told, "sites": {}}))):
@@ -108,6 +111,14 @@ def _file_table(told: Mapping[str, Any]) -> Table:
 def _extras(told: Mapping[str, Any]) -> Mapping[str, Any]:
     found: Mapping[str, Any] = told.get("extras", {})
     return found
+
+
+def _share(told: Mapping[str, Any]) -> str:
+    """How many parameters were trained, of how many where the manifest beside the file says so."""
+    if "total" not in told:
+        return f"{told['trainable']:,} parameters"
+    fewer = f" ({told['reduction_percent']:.2f} % fewer)" if told["reduction_percent"] else ""
+    return f"{told['trainable']:,} of {told['total']:,} parameters{fewer}"
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:

@@ -149,6 +149,13 @@ class Manifest(_Part):
     peak_memory_bytes: Count
 
 
+class _Made(_Part):
+    """Which file a run has made, and from how many parameters."""
+
+    sha256: Name
+    parameters: _Parameters
+
+
 def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
     """The manifest of the run that made ``out``, and the best epoch's held-out figure; raises TrainingError."""
     path = run_folder(out) / MANIFEST
@@ -157,6 +164,15 @@ def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
         return manifest, manifest.history[manifest.training.best_epoch - 1][f"held_out_{metric}"]
     except (OSError, DocumentError, SchemaError, LookupError) as error:
         raise _broken(path, error) from error
+
+
+def parameters_of(out: Path) -> dict[str, Any]:
+    """What the manifest of the run that made ``out`` says of its parameters; nothing without one of this very file."""
+    try:
+        found = validate(_Made, read_mapping(run_folder(out) / MANIFEST))
+    except (OSError, DocumentError, SchemaError):
+        return {}
+    return found.parameters.model_dump() if found.sha256 == file_fingerprint(out) else {}
 
 
 def recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:

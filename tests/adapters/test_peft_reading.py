@@ -20,7 +20,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.patch import TaskSpecific
-from mergekit_bert.adapters.peft import CONFIG, WEIGHTS, PeftConfig
+from mergekit_bert.adapters.peft import CONFIG, WEIGHTS, LoraConfig
 from mergekit_bert.adapters.peft_reading import _LARGEST, _check_sizes
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.peft import read_peft, write_peft
@@ -477,7 +477,7 @@ WORDS_OR_PATTERN = st.lists(WORD, min_size=1, max_size=3) | st.sampled_from(
 @given(WORDS_OR_PATTERN, st.none() | WORDS_OR_PATTERN, st.none() | st.lists(WORD, max_size=2), NAME)
 def test_targets_are_chosen_as_peft_chooses(targets: Any, without: Any, saved: Any, name: str) -> None:
     theirs = peft.LoraConfig(target_modules=targets, exclude_modules=without, modules_to_save=saved)
-    ours = PeftConfig(peft_type="LORA", r=3, target_modules=targets, exclude_modules=without, modules_to_save=saved)
+    ours = LoraConfig(peft_type="LORA", r=3, target_modules=targets, exclude_modules=without, modules_to_save=saved)
     found = check_target_module_exists(theirs, name)
     assert ours.targets(name) == (bool(found) and type(found).__name__ != "_ExcludedModule")
 

@@ -27,18 +27,22 @@ Request = tuple[str, tuple[str, ...]]
 
 
 def many(encoder: mb.Encoder, count: int) -> list[Adapter]:
-    """Adapters of all kinds: ranks, targets, shifts, label counts, and probes."""
-    made = []
+    """Adapters of all kinds: ranks, targets, shifts, label counts, probes, and prefixes and prompts of many lengths."""
+    made, kinds = [], ["lora", "prefix", "lora", "prompt", "lora+prefix", "lora+prompt", "probe"]
+    if not packing.enabled(encoder.model):
+        kinds = [kind.replace("prefix", "prompt") for kind in kinds]
     for number in range(count):
-        task, kind = ("sst", "sts", "para")[number % 3], "probe" if number % 7 == 6 else "lora"
+        task, kind = ("sst", "sts", "para")[number % 3], kinds[number % 7]
         options = {
             "rank": (2, 5, 3)[number % 3 if number % 2 else 0],
             "targets": ("all-linear", "qv", "attention")[number % 3],
             "train_bias": number % 4 == 1,
             "train_layernorm": number % 5 == 2,
             "basis": "random",
+            "length": 1 + number % 5,
+            "place": ("before", "after")[number % 2],
         }
-        one = random_adapter(encoder, task, seed=number, kind=kind, **({} if kind == "probe" else options))  # type: ignore[arg-type]
+        one = random_adapter(encoder, task, seed=number, kind=kind, **options)  # type: ignore[arg-type]
         made.append(renamed(one, f"{task}_{number}"))
     return made
 

@@ -6,9 +6,7 @@ part of ``W``: it is dense, it needs ``W``, and no choice of ``A`` makes it orth
 trained.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -18,15 +16,8 @@ from torch.nn import functional
 from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.families import lora
-from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
+from mergekit_bert.adapters.family import Family, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
-
-
-@dataclass(frozen=True)
-class Options(LowRankOptions):
-    """Those of LoRA but for a basis; files name one all the same, as they always did."""
-
-    recorded: ClassVar[Mapping[str, Any]] = {"basis": "random"}
 
 
 def _shapes(config: LowRankOptions, size: Size) -> dict[str, tuple[int, ...]]:
@@ -97,8 +88,10 @@ RECORD = Family(
     name="dora",
     description="direction and magnitude of each site's weight, m · (W + scale · B @ A) / ‖W + scale · B @ A‖",
     source="arXiv 2402.09353",
-    options=Options,
+    options=LowRankOptions,
     sites=Sites(shapes=_shapes, init=_init, delta=_delta, module=_Beside, needs_weight=True),
     shifts=lora.shifts,
-    peft=Peft({**lora.PEFT, "m": "lora_magnitude_vector"}, frozenset({"use_dora"})),
+    peft=replace(
+        lora.PEFT, tensors={**lora.PEFT.tensors, "m": "lora_magnitude_vector"}, switches=frozenset({"use_dora"})
+    ),
 )

@@ -53,7 +53,19 @@ class _Beside(AdaptedLinear):
         return out + functional.linear(functional.linear(self.dropout(x), delta.A), delta.B)
 
 
-PEFT = {"A": "lora_A.weight", "B": "lora_B.weight"}
+PEFT = Peft(
+    type="LORA",
+    tensors={"A": "lora_A.weight", "B": "lora_B.weight"},
+    options={
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "rank_stabilized": "use_rslora",
+        "dropout": "lora_dropout",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+    },
+    biases=True,
+)
 
 RECORD = Family(
     name="lora",
@@ -68,5 +80,5 @@ RECORD = Family(
         basis_tensor="A",
     ),
     shifts=shifts,
-    peft=Peft(PEFT),
+    peft=PEFT,
 )
