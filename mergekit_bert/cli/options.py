@@ -174,7 +174,7 @@ def _parameters(group: Sequence[type[Any]]) -> list[inspect.Parameter]:
         of = getattr(owner, "of", "")
         flag = typer.Option(
             f"--{one.name.replace('_', '-')}",
-            help=in_flags(one.metadata["help"]) + (f" For {of}." if of else ""),
+            help=in_flags(one.metadata["help"]) + (f" ({of})" if of else ""),
             show_default=one.metadata["shown"] or True,
         )
         annotation = operator.getitem(Annotated, (get_type_hints(owner)[one.name], flag))
