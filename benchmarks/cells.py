@@ -15,11 +15,11 @@ from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.composing.merge_input import MergeInput, of_adapter
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
-from mergekit_bert.data.invented import invent
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metrics import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
@@ -31,7 +31,7 @@ from mergekit_bert.evaluation.sources import at_most
 RESAMPLES = 1000
 CALIBRATED = 256
 """Rows of each task for a calibration, as ``mbert merge`` takes unless told."""
-_BESIDE = ("weight", "invented", "calibrate")
+_BESIDE = ("weight", "synthetic", "calibrate")
 """What stands beside the arguments of a recipe."""
 Dev = Mapping[str, tuple[Task, Rows]]
 
@@ -120,17 +120,19 @@ class Set:
         """The ensemble of all: what any merge of some of them is compared with."""
         return self.cell(tuple(self.dev), {"method": ENSEMBLE})
 
-    def given(self, rows: int, invented: bool = False) -> MergeContext:
-        """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
-        if invented:
+    def given(self, rows: int, synthetic: bool = False) -> MergeContext:
+        """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or synthetic ones."""
+        if synthetic:
             words = whole_words(self.encoder.tokenizer)
-            return MergeContext(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
+            return MergeContext(
+                lambda: self.encoder, lambda task: synthetic_rows(task_of(task), words, rows), show=True
+            )
         return MergeContext(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
 
     def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
 
-        With ``invented`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
+        With ``synthetic`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
         """
         recipe = Recipe(**{key: value for key, value in told.items() if key not in _BESIDE})
         if "weight" in told:
@@ -139,7 +141,7 @@ class Set:
         if recipe.method == ENSEMBLE:  # its file would hold the statistics, which no answer needs
             inputs = [of_adapter(dataclasses.replace(one.adapter, statistics={})) for one in inputs if one.adapter]
         dev = {name: self.dev[name] for name in names}
-        given = self.given(rows or rows_for(recipe), told.get("invented", False))
+        given = self.given(rows or rows_for(recipe), told.get("synthetic", False))
         calibration = {step: {name: self._rows_of(step, name) for name in names} for step in told.get("calibrate", ())}
         return run_cells(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
 

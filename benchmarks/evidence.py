@@ -32,7 +32,7 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
     "distill": {"method": "distill"},
     "distill, rank 12": {"method": "distill", "rank": 12},
     "distill, layer by layer": {"method": "distill", "options": {"local": True}},
-    "distill, invented texts": {"method": "distill", "invented": True},
+    "distill, synthetic texts": {"method": "distill", "synthetic": True},
     "regmean": {"method": "regmean"},
     "pico": {"method": "pico"},
     "iso_c": {"method": "iso_c"},

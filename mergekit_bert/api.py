@@ -38,7 +38,7 @@ from mergekit_bert.composing.recommendation import refuse_beside_size, with_meth
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.given import Data, Tables, given_data, texts_of
 from mergekit_bert.data.kind import Prediction
-from mergekit_bert.data.source import INVENTED, load_rows
+from mergekit_bert.data.source import is_synthetic, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
@@ -312,7 +312,7 @@ def merge(
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A recipe may also be
     given whole in place of the method; what is given besides comes first. ``data`` is for methods that need rows:
     ``rows`` of ``train`` for each task (None: the method's own number), without labels, from a folder or from tables by
-    task, ``{"sst": ["a text", …]}``; ``"invented"``: texts made up here, for where there are none.
+    task, ``{"sst": ["a text", …]}``; ``"synthetic"``: generated texts, for when there are none.
     ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
     a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
     fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
@@ -327,8 +327,8 @@ def merge(
     check_together(merge_inputs)
     source = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
     refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
-    made_up = str(source) == INVENTED and not texts
-    recipe, _ = with_method(recipe, merge_inputs, bool(source or texts), invented=made_up, size=size)
+    synthetic = is_synthetic(source) and not texts
+    recipe, _ = with_method(recipe, merge_inputs, bool(source or texts), synthetic=synthetic, size=size)
     given = _given(merge_inputs, source, texts, rows or rows_for(recipe), base, progress)
     if given is not None and folder is not None:
         given = dataclasses.replace(given, folder=Path(folder))
@@ -447,7 +447,7 @@ def calibrate(
     ``heads`` refits every task's head to the merged features and reads labels, of rows that the adapters' training
     held out where there are enough, and no search has read; ``scales`` scales the merged Delta of
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
-    which may be ``texts`` or invented as in :func:`merge`.
+    which may be ``texts`` or synthetic as in :func:`merge`.
     """
     taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
@@ -655,9 +655,9 @@ def doctor(
     """Whether every merge method (or ``methods``) keeps its invariants on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read; ``"invented"`` ones do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site`` tries
-    the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies: beside
-    the first file, unless given.
+    read; ``"synthetic"`` rows will do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site``
+    tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies:
+    beside the first file, unless given.
     """
     names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
     merge_inputs = _read_all(inputs, base)
@@ -666,5 +666,5 @@ def doctor(
     given = _given(merge_inputs, data, texts, rows, base, progress)
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
-    report = numbers(merge_inputs, given, ledger, str(data) == INVENTED)
+    report = numbers(merge_inputs, given, ledger, is_synthetic(data))
     return Diagnosis(try_invariants(merge_inputs, names, every_site, progress, given), report)

@@ -21,7 +21,7 @@ def command(
         str | None,
         typer.Option(
             help="Folder with <task>/train.tsv, for the numbers that need rows (labels are never read); or 'sample'; "
-            "or 'invented': synthetic texts.",
+            "or 'synthetic': generated texts.",
             show_default="none",
         ),
     ] = None,

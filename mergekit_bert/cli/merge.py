@@ -123,7 +123,7 @@ def command(
 
     Every task keeps its own head. Inputs may differ in family, rank, targets and number of labels, but must share
     their base. Methods that need rows read the train split of --data, or --texts. Labels are not needed, except for
-    --search and --calibrate heads. If there are no rows, --data invented generates synthetic texts. Without --method,
+    --search and --calibrate heads. If there are no rows, --data synthetic generates texts. Without --method,
     the recommended method for the inputs is used. Checkpoints merged with --dense, and without --out, --data or
     --texts, are streamed through memory a few tensors at a time.
     """
@@ -136,7 +136,7 @@ def command(
     from mergekit_bert.composing.method import read_settings
     from mergekit_bert.composing.recipe import changed, read_recipe
     from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
-    from mergekit_bert.data.source import INVENTED
+    from mergekit_bert.data.source import is_synthetic
     from mergekit_bert.outputs import Output, claimed
     from mergekit_bert.terminal import say
 
@@ -171,7 +171,7 @@ def command(
             asked,
             inputs,
             bool(data or plain),
-            invented=data == INVENTED and not plain,
+            synthetic=is_synthetic(data) and not plain,
             searched=bool(search),
             calibrated=bool(steps),
             size=size,
@@ -253,9 +253,9 @@ def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], searc
 
 def _note_idle(method: str, data: str) -> None:
     """Warn that ``data`` is not read. It is no error, since a script may pass the same --data to every method."""
-    from mergekit_bert.data.source import INVENTED
+    from mergekit_bert.data.source import is_synthetic
 
-    others = "--calibrate scales" if data == INVENTED else "--search or --calibrate"
+    others = "--calibrate scales" if is_synthetic(data) else "--search or --calibrate"
     warnings.warn(
         f"--data {data}: {method} reads no rows here, so they are ignored; rows are used by methods that need them "
         f"(see `mbert methods`) and by {others}",

@@ -66,14 +66,14 @@ class Report:
 
     ``expected`` is the loss to be expected of each input in the sum of all at 0.5 each, by name.
     ``capacity`` is how many more adapters of the largest rank have room in the basis that these share (None: they
-    share none). ``invented`` says that the rows were made up.
+    share none). ``synthetic`` says that the rows were made up.
     """
 
     names: Sequence[str]
     matrices: Mapping[str, Matrix]
     capacity: int | None = None
     expected: Mapping[str, float] = field(default_factory=dict)
-    invented: bool = False
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def numbers(
     merge_inputs: Sequence[MergeInput],
     given: MergeContext | None = None,
     ledger: Ledger | None = None,
-    invented: bool = False,
+    synthetic: bool = False,
 ) -> Report:
     """Measure every pair of inputs; raises MbertError for inputs that cannot meet.
 
-    ``given`` adds what rows tell, ``invented`` ones or real; ``ledger`` knows of rows of the basis that other adapters
+    ``given`` adds what rows tell, ``synthetic`` ones or real; ``ledger`` knows of rows of the basis that other adapters
     hold.
     """
     check_together(merge_inputs)
@@ -132,7 +132,7 @@ def numbers(
     if given is not None:
         moved, expected = _moved(merge_inputs, given)
         matrices |= moved
-    return Report([one.name for one in merge_inputs], matrices, _capacity(merge_inputs, ledger), expected, invented)
+    return Report([one.name for one in merge_inputs], matrices, _capacity(merge_inputs, ledger), expected, synthetic)
 
 
 def _basis(merge_inputs: Sequence[MergeInput]) -> Matrix:
@@ -293,7 +293,7 @@ def verdicts(report: Report) -> list[Verdict]:
     They rest on the expected loss, which of all numbers goes best with the loss that follows (docs/evidence.md). What
     the Deltas alone tell does not foretell it, and made-up rows are moved by other amounts.
     """
-    if not report.expected or report.invented:
+    if not report.expected or report.synthetic:
         return []
     found = []
     for place, name in enumerate(report.names):

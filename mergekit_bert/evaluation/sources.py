@@ -11,9 +11,9 @@ from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.data.given import Data
-from mergekit_bert.data.invented import invent
 from mergekit_bert.data.rows import Rows, shuffled
-from mergekit_bert.data.source import INVENTED, load_rows, unlabelled_rows
+from mergekit_bert.data.source import is_synthetic, load_rows, unlabelled_rows
+from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
@@ -163,9 +163,9 @@ def _check_named(texts: Texts, tasks: Mapping[str, Task]) -> None:
 
 
 def _unlabelled(task: Task, data: Data, texts: Texts, count: int, encoder: Callable[[], Encoder]) -> Rows:
-    """At most ``count`` rows of ``task`` without labels: of its plain text, invented, or of ``train``."""
-    if str(data) == INVENTED and task.name not in texts:
-        return invent(task, whole_words(encoder().tokenizer), count)
+    """At most ``count`` rows of ``task`` without labels: of its plain text, synthetic, or of ``train``."""
+    if is_synthetic(data) and task.name not in texts:
+        return synthetic_rows(task, whole_words(encoder().tokenizer), count)
     return at_most(unlabelled_rows(task, data, texts), count)
 
 

@@ -298,7 +298,7 @@ def test_rows_that_are_too_few_and_another_base_are_told(
         numbers(inputs([three[0], three[0]]))
 
 
-def report_of(value: float, norms: float = 1.0, rows: bool = True, invented: bool = False) -> Report:
+def report_of(value: float, norms: float = 1.0, rows: bool = True, synthetic: bool = False) -> Report:
     """Two inputs, of which the first is expected to lose ``value`` and the second half of it."""
     square = np.eye(2)
     matrices = {"basis": np.zeros((2, 2)), "inputs": square, "outputs": np.ones((2, 2))}
@@ -306,7 +306,7 @@ def report_of(value: float, norms: float = 1.0, rows: bool = True, invented: boo
     if not rows:
         return Report(["a", "b"], matrices, 1)
     matrices["expected"] = np.array([[0.0, value], [value / 2, 0.0]])
-    return Report(["a", "b"], matrices, 1, {"a": value, "b": value / 2}, invented)
+    return Report(["a", "b"], matrices, 1, {"a": value, "b": value / 2}, synthetic)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_one_number_gives_the_verdict(value: float, word: str) -> None:
 
 
 def test_without_real_rows_there_is_none() -> None:
-    for report in (report_of(0.5, rows=False), report_of(0.5, invented=True)):
+    for report in (report_of(0.5, rows=False), report_of(0.5, synthetic=True)):
         assert verdicts(report) == []
         assert any("real rows" in hint for hint in hints(report))
 
