@@ -23,9 +23,9 @@ from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
-from mergekit_bert.evaluation.cells import Cell, run_cells
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.held_out import training_split
+from mergekit_bert.evaluation.merge_results import MergeResult, run_recipe
 from mergekit_bert.evaluation.sources import at_most
 
 RESAMPLES = 1000
@@ -43,7 +43,7 @@ class Result:
     place: str
     label: str
     rows: int | None
-    cell: Cell
+    cell: MergeResult
     own: Mapping[str, float]
     whole: Mapping[str, float]
 
@@ -116,7 +116,7 @@ class Set:
         return {name: of_adapter(read_adapter(self.folder / f"{name}.safetensors")) for name in self.dev}
 
     @cached_property
-    def whole(self) -> Cell:
+    def whole(self) -> MergeResult:
         """The ensemble of all: what any merge of some of them is compared with."""
         return self.cell(tuple(self.dev), {"method": ENSEMBLE})
 
@@ -129,7 +129,7 @@ class Set:
             )
         return MergeContext(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
 
-    def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
+    def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> MergeResult:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
 
         With ``synthetic`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
@@ -143,7 +143,7 @@ class Set:
         dev = {name: self.dev[name] for name in names}
         given = self.given(rows or rows_for(recipe), told.get("synthetic", False))
         calibration = {step: {name: self._rows_of(step, name) for name in names} for step in told.get("calibrate", ())}
-        return run_cells(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
+        return run_recipe(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
 
     def _rows_of(self, step: str, name: str) -> Rows:
         """What a calibration takes of a task, apart from dev: for heads, rows with labels that training held out."""
@@ -187,7 +187,9 @@ def draws(dev: Dev) -> dict[str, Int[np.ndarray, "draws rows"]]:
     return {name: source.integers(0, len(rows), (RESAMPLES, len(rows))) for name, (_, rows) in dev.items()}
 
 
-def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws rows"]]) -> Float[np.ndarray, "draws"]:
+def redrawn(
+    dev: Dev, cell: MergeResult, index: Mapping[str, Int[np.ndarray, "draws rows"]]
+) -> Float[np.ndarray, "draws"]:
     """The overall score of ``cell`` on each draw of the rows."""
     figures = []
     for name, (task, rows) in dev.items():

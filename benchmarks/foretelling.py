@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from benchmarks.cells import RESAMPLES, Set, markdown
-from mergekit_bert.evaluation.doctor import numbers
+from mergekit_bert.evaluation.doctor import measure_pairs
 from mergekit_bert.files import fingerprint, write_json
 
 ROWS = 64
@@ -26,7 +26,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
     key = fingerprint([[two.identify() for two in inputs], [given.rows(name).fingerprint() for name in names]])
     path = one.kept / f"{key[:32]}.numbers.json"
     if not path.exists():
-        report = numbers(inputs, given)
+        report = measure_pairs(inputs, given)
         matrices = {**report.matrices, "inputs × outputs": report.matrices["inputs"] * report.matrices["outputs"]}
         others = ~np.eye(len(names), dtype=bool)
         means = {key: matrix.mean(1, where=others) for key, matrix in matrices.items()}
@@ -35,7 +35,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
             {
                 name: {
                     **{key: float(mean[row]) if np.isfinite(mean[row]) else None for key, mean in means.items()},
-                    "expected among all": report.expected[name],
+                    "expected among all": report.predicted_loss[name],
                     "others": len(names) - 1,
                 }
                 for row, name in enumerate(names)

@@ -129,7 +129,7 @@ def command(
     """
     from mergekit_bert import api
     from mergekit_bert.adapters.base import encoder_of
-    from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
+    from mergekit_bert.cli.merge_report import print_choice, print_file, print_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.dense import dense_outputs
     from mergekit_bert.composing.merging import parse_weights, reads_rows
@@ -212,17 +212,17 @@ def command(
                 sources={"data": data, "texts": plain, "base": encoder or base},
             )
             api.save(model, out, force=force)
-            tell_file(model, out)
+            print_file(model, out)
 
         if reason:
-            tell_choice(asked.method, reason, len(inputs))
+            print_choice(asked.method, reason, len(inputs))
         if save_recipe is not None:
             _save_recipe(Output(save_recipe, force), model, asked, named)
         if not streams:
             say(f"what it costs: mbert eval {out}")
         if dense is not None:
             for path in api.export(model, dense, base=encoder, force=force):
-                tell_folder(model, path)
+                print_folder(model, path)
 
 
 def _are_checkpoints(files: Sequence[Path]) -> bool:

@@ -33,7 +33,7 @@ def test_it_tells_promises_pairs_and_verdicts_and_writes_nothing(home: Path) -> 
         done = mbert("doctor", *FEW, here=home)
     assert done.code == 0, done.err
     assert done.out.count("kept") == 5
-    assert "BROKEN" not in done.out
+    assert "VIOLATED" not in done.out
     assert "interference" not in done.out
     assert "room in the basis: 8 more adapters" in done.out
     assert "verdict" not in done.out.replace("hint: for a verdict give real rows, --data DIR", "")
@@ -92,7 +92,7 @@ def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeyp
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=lambda site: merge(site).scaled(1.01)))
     done = mbert("doctor", *FEW, here=home)
     assert done.code == 1
-    assert "BROKEN" in done.out
+    assert "VIOLATED" in done.out
     assert "hint: for a verdict" in done.out
     assert "error" not in done.err
 

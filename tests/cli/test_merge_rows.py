@@ -200,7 +200,7 @@ def test_no_evidence_is_cited_for_a_single_input(home: Path, words: tuple[str, .
     done = merge(home, "adapters/sst.safetensors", *words)
     assert done.code == 0, done.err
     method = "distill" if words else "pico"
-    assert f"chosen: {method}, but a single input has nothing to be merged with\n" in done.out
+    assert f"chosen: {method}, but a single input is not merged with anything\n" in done.out
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {

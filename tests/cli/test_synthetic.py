@@ -108,7 +108,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
 def test_the_doctor_takes_them(home: Path, bert: mb.Encoder, adapters: list[mb.Adapter]) -> None:
     given = MergeContext(lambda: bert, rows_of(bert, 8).__getitem__)
     found = mb.doctor(adapters, SYNTHETIC, methods=["fedavg"], rows=8, base=bert, folder=home / "adapters")
-    expected = api.numbers(merge_inputs_of(adapters), given, None)
+    expected = api.measure_pairs(merge_inputs_of(adapters), given, None)
     answers = found.report.matrices["answers"]
     assert answers.any()
     assert np.array_equal(answers, expected.matrices["answers"])

@@ -31,8 +31,8 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError
-from mergekit_bert.evaluation.cells import Cell
 from mergekit_bert.evaluation.describe import describe, description_tables
+from mergekit_bert.evaluation.merge_results import MergeResult
 from mergekit_bert.evaluation.tables import as_text
 from tests.adapters.helpers import edit_metadata, edit_tensors, random_adapter
 from tests.cli.command import mbert
@@ -154,7 +154,7 @@ def test_a_model_comes_back_as_it_was_and_says_what_it_keeps(three: list[Adapter
     assert model.private == {"rank": 2, "bytes": held}
     told = describe(tmp_path / "x")
     assert told["private"] == model.private
-    assert "remainders of rank 2 at most" in "".join(map(as_text, description_tables(told)))
+    assert "residuals of rank 2 or less" in "".join(map(as_text, description_tables(told)))
 
 
 def remainders_of(model: mb.Merged) -> dict[str, Tensor]:
@@ -386,7 +386,7 @@ def test_a_recipe_says_it_in_yaml_and_a_cell_in_its_name(tmp_path: Path) -> None
     (tmp_path / "r.yml").write_text("method: iso_c\nprivate: 1.5\n")
     with pytest.raises(CompositionError, match=r"line 2, key 'private': 1\.5; expected a whole number"):
         read_recipe(tmp_path / "r.yml")
-    assert Cell(recipe, {}, 0.0, 0, None).name == "iso_c + private 4"
+    assert MergeResult(recipe, {}, 0.0, 0, None).name == "iso_c + private 4"
 
 
 def test_the_command_says_what_each_task_keeps(three: list[Adapter], tmp_path: Path) -> None:
