@@ -1,4 +1,4 @@
-"""What the doctor foretells: its numbers for the tasks of a merge, and how these go with what the tasks then lose."""
+"""How well the doctor predicts losses: its numbers for the tasks of a merge, and their correlation with the losses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ ROWS = 64
 POOLED, WITHIN = "mean of the merges", "the same within a task"
 
 
-def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+def doctor_numbers(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
     """The doctor's numbers for each task: the mean over the others where there are several; kept with the cells.
 
     ``others`` is how many there are, which needs no doctor.
