@@ -1,4 +1,4 @@
-"""The evidence: which merge works, over seeds, bases and tasks; what its cost buys; how well the doctor predicts losses.
+"""The evidence: which merge works, over seeds, bases and tasks; what its cost buys; how well the doctor predicts.
 
 Usage: python -m benchmarks.evidence merges|curves|tasks|doctor|options --sets FOLDER --data DIR --out FOLDER
 
@@ -313,7 +313,7 @@ def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
     write_picture(picture, path)
 
 
-# --- how well the doctor predicts losses ----------------------------------------------------------------------------------------
+# --- how well the doctor predicts losses ------------------------------------------------------------------------------
 
 
 @app.command()
