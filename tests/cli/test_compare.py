@@ -36,7 +36,7 @@ def test_probes_in_the_folder_are_no_inputs_and_two_of_one_task_are_a_choice(ber
     assert done.code == 0, done.err
     assert [line.split()[0] for line in done.out.splitlines()[2:5]].count("ensemble") == 1
     assert "scored on dev rows: 30 of sst, 30 of sts" in done.out
-    assert "recorded by: mbert finetune --task sst --data data" in done.out
+    assert "record them with: mbert finetune --task sst --data data" in done.out
     assert "memory rise" in done.out
     write_adapter(home / "adapters/more.safetensors", random_adapter(bert, "sst", start=6, seed=7, targets="qv"))
     done = mbert("compare", *FEW, "--out", "two", here=home)

@@ -93,7 +93,7 @@ def test_rows_that_an_adapter_may_have_learned_are_told(bert: Encoder, home: Pat
     ):
         model = mb.search(files[:1], "ties", 1, home / "data", held_out=300, base=bert)
     assert model.trace["search"]["rows"]["sst"]["held_out_in_training"] == 4
-    with pytest.warns(MbertWarning, match="`steps=heads`: the training of its adapter held out 0 of the 10 rows"):
+    with pytest.warns(MbertWarning, match="`steps=heads`: the training of its adapter held out only 0 of the 10 rows"):
         model = mb.calibrate(model, home / "data", rows=10, base=bert)
     assert not seen(model)["search", "sst"] & seen(model)["heads", "sst"]
     with pytest.warns(

@@ -108,7 +108,7 @@ def test_held_out_rows_of_other_training_are_refused(
         run(three, bert, data, tmp_path / "c", on="held-out")
     told = {"hold_out": 0.1, "hold_out_limit": 1000, "seed": 0, "data": "of other rows"}
     other = [dataclasses.replace(one, training={**one.training, **told}) for one in three]
-    with pytest.raises(CompositionError, match="not those it was trained on"):
+    with pytest.raises(CompositionError, match="other than those it was trained on"):
         run(other, bert, data, tmp_path / "c", on="held-out")
     with pytest.raises(UnknownNameError, match="`on`"):
         run(three, bert, data, tmp_path / "c", on="train")
