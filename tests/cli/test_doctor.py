@@ -88,9 +88,7 @@ def test_what_exists_is_overwritten_by_force_alone(home: Path, tmp_path: Path) -
         assert path.read_bytes() != b"mine"
 
 
-def test_a_violated_invariant_is_exit_code_one_after_everything_is_printed(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_violated_invariant_is_exit_code_one_after_all_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = ties.RECORD.merge
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=lambda site: merge(site).scaled(1.01)))
     done = mbert("doctor", *FEW, here=home)
