@@ -33,7 +33,7 @@ SECTIONS = {
 BATTERY = {
     "A merge method": ("test_methods.py", "median", 15),
     "A task": ("test_tasks.py", "headlines", 10),
-    "A kind of task": ("test_kinds.py", "stars", 6),
+    "A kind of task": ("test_kinds.py", "ordinal", 13),
     "A family of adapters": ("test_families.py", "scaled", 30),
     "A head": ("test_heads.py", "beside", 5),
 }

@@ -13,7 +13,7 @@ from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -68,7 +68,7 @@ def standings(cells: Sequence[Cell], tasks: Mapping[str, tuple[Task, Rows]]) -> 
         raise CompositionError(
             "compare", f"every merge was refused ({reasons})", "one that works", "give other inputs or methods"
         )
-    columns = {name: (task, rows.label_column()) for name, (task, rows) in tasks.items()}
+    columns = {name: (task, rows.label_column(task)) for name, (task, rows) in tasks.items()}
 
     def values(cell: Cell, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The figures on each draw of the rows."""

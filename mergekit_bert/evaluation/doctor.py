@@ -263,20 +263,21 @@ def _moved(merge_inputs: Sequence[MergeInput], given: MergeContext) -> tuple[dic
         for i, one in enumerate(merge_inputs):
             bar(i, one.name)
             for task in one.parts:
-                kind, alone = kind_of(Task.from_json(one.parts[task]["task"])), answers(task, [one])
+                known, alone = Task.from_json(one.parts[task]["task"]), answers(task, [one])
+                kind = kind_of(known)
                 for j, two in enumerate(merge_inputs):
                     if two is not one:
                         beside, sum_of_two = answers(task, [one, two]), answers(task, [one, two], TRIAL)
                         found = (
                             _distance(alone.features, beside.features),
                             _distance(alone.outputs, beside.outputs),
-                            kind.expected_loss(alone.outputs, sum_of_two.outputs),
+                            kind.expected_loss(known, alone.outputs, sum_of_two.outputs),
                         )
                         for matrix, value in zip(matrices.values(), found, strict=True):
                             matrix[i, j] += value / len(one.parts)
                 if count > 1:
                     sum_of_all = answers(task, merge_inputs, TRIAL)
-                    among_all[one.name] += kind.expected_loss(alone.outputs, sum_of_all.outputs) / len(one.parts)
+                    among_all[one.name] += kind.expected_loss(known, alone.outputs, sum_of_all.outputs) / len(one.parts)
     return matrices, among_all
 
 

@@ -88,7 +88,7 @@ def transformers_outputs(model: Any, changes: dict[str, Tensor], encoder: Encode
     with torch.no_grad():
         for site, change in changes.items():
             inner.base_model.get_submodule(site).weight.add_(change.float())
-        task = task_from_hub("any", HubFields({0: "a", 1: "b"}, ""))
+        task = task_from_hub("any", HubFields({0: "a", 1: "b"}))
         tokens = tokenise(ROWS, task, encoder.tokenizer, encoder.max_length, encoder.pad_token)
         outputs: np.ndarray = inner(**tokens.batch(list(range(len(TEXTS)))).padded()).logits.numpy()
     return outputs
@@ -397,7 +397,7 @@ def test_lora_in_a_head_is_no_body(tiny_folders: dict[str, Path], bert: Encoder,
 def test_a_record_of_ones_own_comes_before_the_folders_name(bert: Encoder, two_labels: Path, tmp_path: Path) -> None:
     path = linked(two_labels, tmp_path / "tone")
     edit(base_model_name_or_path=None)(path)
-    own = task_from_hub("mine", HubFields({0: "a", 1: "b"}, ""))
+    own = task_from_hub("mine", HubFields({0: "a", 1: "b"}))
     found = read_peft(path, bert, own)
     assert isinstance(found, Adapter)
     assert found.tasks == (own,)
