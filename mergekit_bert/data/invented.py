@@ -54,13 +54,12 @@ _SPEECH, _RARE = 20.0, 500.0
 
 
 def invent(task: Task, words: Sequence[str], count: int, seed: int = 0) -> Rows:
-    """``count`` rows of texts without labels for ``task``, one or two a row as its columns say.
+    """``count`` rows of texts without labels for ``task``, as many a row as it has columns.
 
     ``words`` are a vocabulary, the most common words first. Tasks of different names get different rows.
     """
     inventor = _Inventor(words if len(words) >= FEWEST_WORDS else _corpus_words(), Random(f"{task.name} {seed}"))
-    write = inventor.single if len(task.text) == 1 else inventor.pair
-    return Rows(tuple(write() for _ in range(count)), None, f"invented {task.name}")
+    return Rows(tuple(inventor.row(len(task.text)) for _ in range(count)), None, f"invented {task.name}")
 
 
 @cache
@@ -95,6 +94,10 @@ class _Inventor:
     def __init__(self, words: Sequence[str], rng: Random) -> None:
         self.speech, self.rare, self.rng = _Words(words, _SPEECH), _Words(words, _RARE), rng
         self.sentences, self.pairs = _corpus()
+
+    def row(self, texts: int) -> tuple[str, ...]:
+        """A text, a pair, or more texts that have nothing to do with each other."""
+        return self.pair() if texts == 2 else tuple(text for _ in range(texts) for text in self.single())
 
     def single(self) -> tuple[str]:
         """A sentence, two of them, or words at random."""

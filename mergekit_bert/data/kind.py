@@ -66,6 +66,10 @@ class TaskFields(Protocol):
         """The name of its kind."""
 
     @property
+    def text(self) -> tuple[str, ...]:
+        """The columns of its texts."""
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Labels as they stand in the data."""
 
@@ -99,13 +103,14 @@ class HubFields:
 class Example:
     """A small task of a kind, on which tests/contracts tries whatever every kind keeps to.
 
-    ``fields`` are those of the task beside its name, kind and text; ``cells`` are labels as they may stand in the data,
-    ``refused`` some that may not.
+    ``fields`` are those of the task beside its name and kind (one column of text where they name none); ``cells`` are
+    labels as they may stand in the data, ``refused`` some that may not; ``head`` is one that answers the task.
     """
 
     fields: Mapping[str, Any]
     cells: tuple[Any, ...]
     refused: tuple[Any, ...]
+    head: str = "native"
 
 
 class Kind(ABC):
@@ -116,6 +121,8 @@ class Kind(ABC):
     example: ClassVar[Example]
     metrics: ClassVar[tuple[str, ...]]
     """The metrics that fit it, first the one for a task that names none."""
+    texts: ClassVar[tuple[int, int]] = (1, 2)
+    """The fewest and the most texts of a row."""
     has_entropy: ClassVar[bool] = True
     has_probability: ClassVar[bool] = True
     """Whether a prediction has a probability, which then is its ``value``."""

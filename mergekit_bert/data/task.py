@@ -76,13 +76,15 @@ class Task:
         plain = self.name.replace("-", "_").isidentifier()
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
         check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
-        check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
+        kind = kind_of(self)  # whose metrics come with it
+        fewest, most = kind.texts
+        counted = "one or two" if kind.texts == (1, 2) else f"{fewest} to {most}"
+        check(fewest <= len(self.text) <= most, "text", list(self.text), f"{counted} columns")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         once = len(set(self.metrics)) == len(self.metrics) > 0
         check(once, "metric", list(self.metrics), "at least one metric, each once")
-        kind = kind_of(self)  # whose metrics come with it
         for name in self.metrics:
             check(kind.fits(metric(name)), "metric", name, f"a metric of a task of kind {self.kind!r}")
         short: dict[str, Iterable[str]] = {"name": [self.name], "text": self.text, "label": [self.label]}

@@ -1,7 +1,9 @@
 """What every kind of task must keep to, on one small task of each kind."""
 
 import dataclasses
+import functools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoConfig
 
 import mergekit_bert as mb
+from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.composing.checkpoint import read_checkpoint
@@ -32,9 +35,11 @@ from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.manifest import Control
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_rows
 
-EXAMPLES = {kind.name: Task(kind.name, kind.name, ("a",), **kind.example.fields) for kind in KINDS}
+EXAMPLES = {
+    kind.name: Task(**{"name": kind.name, "kind": kind.name, "text": ("a",), **kind.example.fields}) for kind in KINDS
+}
 OWN = names_in("mergekit_bert.data.kinds")
 
 
@@ -46,23 +51,37 @@ def outputs_of(name: str, rows: int = 4, seed: int = 0) -> torch.Tensor:
 def rows_of(name: str, count: int, seed: int = 0) -> Rows:
     """Rows whose label follows from the words."""
     task, source = EXAMPLES[name], random.Random(seed)
-    texts = [" ".join(source.choices(WORDS, k=source.randint(2, 9))) for _ in range(count)]
+    texts = [tuple(" ".join(source.choices(WORDS, k=source.randint(2, 9))) for _ in task.text) for _ in range(count)]
     cells = kind_of(task).example.cells
-    marks = [("good" in text) + ("cat" in text) + ("film" in text) for text in texts]
+    marks = [("good" in row[0]) + ("cat" in row[0]) + ("film" in row[0]) for row in texts]
     labels: list[Label] = [kind_of(task).parse(task, cells[mark % len(cells)]) for mark in marks]
-    return Rows(tuple((text,) for text in texts), tuple(labels), f"tiny {task.name}")
+    return Rows(tuple(texts), tuple(labels), f"tiny {task.name}")
 
 
 QUICK = {"batch_size": 8, "max_length": 40, "precision": "fp32"}
 SILENT = Control(show=False)
 
 
+@pytest.fixture(scope="module")
+def trained(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Adapter]:
+    """An adapter of each kind, trained when it is first asked for and read from its file."""
+    folder, config = tmp_path_factory.mktemp("kinds"), AdapterConfig(rank=2, basis="random")
+
+    @functools.cache
+    def of(name: str) -> Adapter:
+        task, out = EXAMPLES[name], folder / f"{name}.safetensors"
+        train = TrainConfig(epochs=2, head=kind_of(task).example.head, **QUICK)
+        train_adapter(bert, task, rows_of(name, 80), out, "lora", config, train, SILENT)
+        return read_adapter(out)
+
+    return of
+
+
 @pytest.mark.parametrize("name", KINDS.names())
-def test_it_goes_the_whole_way(name: str, bert: mb.Encoder, tmp_path: Path) -> None:
+def test_it_goes_the_whole_way(name: str, bert: mb.Encoder, trained: Callable[[str], Adapter], tmp_path: Path) -> None:
     """Trained, saved, reloaded, scored, merged, predicted alone and in a mixed batch, exported, and merged again."""
-    task, config, out = EXAMPLES[name], AdapterConfig(rank=2, basis="random"), tmp_path / "own.safetensors"
-    adapter = train_adapter(bert, task, rows_of(name, 80), out, "lora", config, TrainConfig(epochs=2, **QUICK), SILENT)
-    assert read_adapter(out).task == task
+    task, adapter = EXAMPLES[name], trained(name)
+    assert adapter.task == task
     rows = rows_of(name, 30, seed=1)
     result = score_task(Predictor(adapter, bert), task, rows)
     assert [score.metric for score in result.scores] == list(task.metrics)
@@ -73,12 +92,13 @@ def test_it_goes_the_whole_way(name: str, bert: mb.Encoder, tmp_path: Path) -> N
     np.testing.assert_allclose(np.array([line[3:] for line in lines], dtype=float), result.outputs, rtol=1e-6)
     merged = merge([adapter, random_adapter(bert, "sst", basis="random")], Recipe("task_arithmetic"))
     predictor = Predictor(merged, bert)
-    table = predict_table(predictor, task, given_rows("texts", ["good cat", "bad dog"]))
-    with_names = mixed_table(predictor, [(name, ["good cat"]), (name, ["bad dog"])])
+    texts = [("good cat",) * len(task.text), ("bad dog",) * len(task.text)]
+    table = predict_table(predictor, task, given_rows("texts", texts))
+    with_names = mixed_table(predictor, [(name, row) for row in texts])
     for line, same in zip(table.splitlines()[1:], with_names.splitlines()[1:], strict=True):
-        assert line.split("\t")[1:] == [cell for cell in same.split("\t")[1:] if cell]
-    alone = predictor.predict(task.name, ["good cat", "bad dog"])
-    mixed = predictor.mixed([(task.name, "good cat"), ("sst", "a film"), (task.name, "bad dog")])
+        assert line.split("\t")[len(task.text) :] == [cell for cell in same.split("\t")[1:] if cell]
+    alone = predictor.predict(task.name, texts)
+    mixed = predictor.mixed([(task.name, texts[0]), ("sst", "a film"), (task.name, texts[1])])
     assert [one.label for one in alone] == [mixed[0].label, mixed[2].label]
     for answer in alone:
         kind_of(task).parse(task, answer.label)
@@ -99,11 +119,12 @@ def _headings(task: Task) -> list[str]:
 
 @pytest.mark.parametrize("method", ["distill", "adamerging"])
 @pytest.mark.parametrize("name", KINDS.names())
-def test_a_merge_that_learns_comes_nearer_to_what_it_wants(name: str, bert: mb.Encoder, method: str) -> None:
-    task = EXAMPLES[name]
-    rows = dataclasses.replace(rows_of(name, 24), labels=None)
-    adapters = [random_adapter(bert, one, seed=seed, basis="random") for seed, one in enumerate((task, "sst"))]
-    context = MergeContext(lambda: bert, lambda wanted: rows)
+def test_a_merge_that_learns_comes_nearer_to_what_it_wants(
+    name: str, bert: mb.Encoder, trained: Callable[[str], Adapter], method: str
+) -> None:
+    adapters = [trained(name), random_adapter(bert, "sst", basis="random")]
+    rows = {name: dataclasses.replace(rows_of(name, 24), labels=None), "sst": tiny_rows(mb.get_task("sst"), 24)}
+    context = MergeContext(lambda: bert, lambda task: rows[task])
     options = {"steps": 12, "batch_size": 24, "lr": 0.01, "precision": "fp32"}
     known = {one.name for one in dataclasses.fields(METHODS.get(method).options)}
     options = {key: value for key, value in options.items() if key in known}

@@ -84,7 +84,7 @@ class _Expert:
         kept = {}
         for batch in self.tokens.in_order():
             found = self._ask(batch.index)
-            states = [state.to(self.dtype).split(batch.lengths) for state in found.hidden]
+            states = [state.to(self.dtype).split(batch.row_lengths) for state in found.hidden]
             for place, row in enumerate(batch.index):
                 own = [state[place].clone() for state in states]
                 kept[row] = Answers(found.features[place, None], found.outputs[place, None], own)
