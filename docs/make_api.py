@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mergekit_bert as mb
+from mergekit_bert import api
 
 WIDTH = 110
 PAGE = Path(__file__).with_name("api.md")
@@ -61,7 +62,10 @@ def signature(name: str, node: ast.FunctionDef) -> str:
 
 def _argument(one: ast.arg, default: ast.expr | None) -> str:
     text = re.sub(r"InstanceOf\[([\w.]+)\]", r"\1", ast.unparse(one))
-    return text if default is None else f"{text} = {ast.unparse(default)}".replace("'", '"')
+    if default is None:
+        return text
+    value = repr(getattr(api, default.id)) if isinstance(default, ast.Name) else ast.unparse(default)
+    return f"{text} = {value}".replace("'", '"')
 
 
 def fields_of(thing: Any) -> Iterator[str]:

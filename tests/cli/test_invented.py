@@ -8,6 +8,7 @@ import pytest
 
 import mergekit_bert as mb
 from mergekit_bert import api
+from mergekit_bert.composing.calibration import calibrate_scales
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merging import MergeContext, merge_inputs_of
 from mergekit_bert.composing.merging import merge as compose
@@ -93,7 +94,7 @@ def test_scales_are_calibrated_on_them(adapters: list[mb.Adapter], bert: mb.Enco
     merged = mb.merge(adapters, "ties", base=bert)
     assert isinstance(merged, Merged)
     found = mb.calibrate(merged, INVENTED, steps=["scales"], rows=12, inputs=adapters, base=bert)
-    expected = api.calibrate_scales(merged, merge_inputs_of(adapters), bert, rows_of(bert, 12))
+    expected = calibrate_scales(merged, merge_inputs_of(adapters), bert, rows_of(bert, 12))
     assert found.trace == expected.trace
     with pytest.raises(DataError, match="`data=invented`: texts that have no labels"):
         mb.calibrate(merged, INVENTED, steps=["heads"], base=bert)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert import api
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
@@ -282,7 +281,7 @@ def test_what_cannot_be_or_has_no_effect_is_told_before_any_work(
         pytest.fail("it was tried")
 
     monkeypatch.setattr("mergekit_bert.composing.merging.merged_sites", work)
-    monkeypatch.setattr(api, "search_merge", work)
+    monkeypatch.setattr("mergekit_bert.request.search", work)
     with unchanged(home):
         done = mbert("merge", *words, "--out", "new.safetensors", here=home)
     assert done.code == 1
