@@ -188,7 +188,11 @@ class Kind(ABC):
         truth: Float[Tensor, "rows outputs"],
         spread: float,
     ) -> Float[Tensor, ""]:
-        """How far outputs are from those of another model; ``spread`` is the variance of ``truth``."""
+        """How far outputs are from those of another model; ``spread`` is the variance of ``truth``.
+
+        It is a divergence of the two distributions: 0 at ``truth``, where its curvature is the Fisher information of
+        :meth:`directions`. Of a value without one it is the squared difference in units of ``spread``.
+        """
 
     def entropy(self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
         """Mean entropy of the rows' predictions, in nats; 0 where a kind has none."""

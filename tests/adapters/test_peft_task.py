@@ -24,7 +24,7 @@ from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.peft import read_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.kind import HubFields
+from mergekit_bert.data.kind import KINDS, HubFields
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import task_from_hub
 from mergekit_bert.encoder.load import Encoder
@@ -197,6 +197,36 @@ def test_labels_are_those_that_somebody_wrote(
     task = task_of(open_peft(path), bert)
     assert task is not None
     assert (task.kind, task.labels) == (kind, labels)
+
+
+class Coded(type(KINDS.get("classify"))):  # type: ignore[misc]
+    """A kind of another package, which writes its labels into a field of its own."""
+
+    name = "coded"
+
+    def from_hub(self, fields: HubFields) -> dict[str, Any] | None:
+        labels = fields.more.get("codes")
+        return {"labels": tuple(labels)} if isinstance(labels, list) else None
+
+
+@pytest.mark.parametrize("written_in", ["the folder", "the base"])
+def test_a_kind_of_another_package_reads_what_it_wrote(
+    two_labels: Path, bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_in: str
+) -> None:
+    """Although a classification would take the rest of the configuration."""
+    monkeypatch.setattr(KINDS, "_added", {"coded": Coded()})
+    path, codes = linked(two_labels, tmp_path / "tone"), ["x1", "x2"]
+    if written_in == "the folder":
+        (path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b"}, "codes": codes}))
+    else:
+        monkeypatch.setattr(bert.config, "codes", codes, raising=False)
+    task = task_of(open_peft(path), bert)
+    assert task is not None
+    assert (task.kind, task.labels, task.metrics) == ("coded", ("x1", "x2"), ("accuracy",))
+    (path / "config.json").unlink(missing_ok=True)
+    (path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b"}, "codes": ["x", "x"]}))
+    with pytest.raises(DataError, match=r"labels is .*; expected two or more different labels"):
+        task_of(open_peft(path), bert)
 
 
 @pytest.mark.parametrize(
