@@ -16,7 +16,7 @@ PAGE = Path(__file__).with_name("api.md")
 HEAD = """# The Python interface
 
 Made by `python docs/make_api.py` from the docstrings of `mergekit_bert`, which the examples call `mb`. Calls return
-objects and write only where they are told to. A wrong argument raises an `MbertError` that names the parameter.
+objects, and write files only if you name one. A wrong argument raises an `MbertError` that names the parameter.
 
 | in a signature | is |
 |---|---|
@@ -28,7 +28,7 @@ objects and write only where they are told to. A wrong argument raises an `Mbert
 | `AnyComposition` | an `Adapter`, `Merged` or `Ensemble` |
 | `AnyInput` | an input of a merge: a model, or its file or folder |
 
-`data` is a folder, `"sample"`, `"invented"`, or rows: a list of tuples or of dicts, a dict of columns, a table of
+`data` is a folder, `"sample"`, `"synthetic"`, or rows: a list of tuples or of dicts, a dict of columns, a table of
 pandas or `datasets`, `Rows`, or the path of a file; where there are several tasks, a dict of these by the tasks' names.
 """
 

@@ -36,33 +36,33 @@ from mergekit_bert.composing.recipe import Recipe, changed, rows_for
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.given import Tables, given_data, texts_of
 from mergekit_bert.data.kind import Prediction
-from mergekit_bert.data.source import INVENTED, load_rows
+from mergekit_bert.data.source import is_synthetic, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import ArgumentError, CompositionError, OutputError
-from mergekit_bert.evaluation.cells import recipes_for, run_cells
 from mergekit_bert.evaluation.comparison import command_for
-from mergekit_bert.evaluation.contest import (
-    RESULTS,
-    Contest,
-    comparison_of,
-    full_figures,
-    refuse_other,
-    standings,
-    to_json,
-    with_earlier,
-)
-from mergekit_bert.evaluation.doctor import Diagnosis, numbers
+from mergekit_bert.evaluation.doctor import Diagnosis, measure_pairs
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
 from mergekit_bert.evaluation.held_out import DEV
-from mergekit_bert.evaluation.invariants import try_invariants
+from mergekit_bert.evaluation.invariants import check_invariants
+from mergekit_bert.evaluation.merge_results import recipes_for, run_recipe
+from mergekit_bert.evaluation.method_comparison import (
+    RESULTS,
+    MethodComparison,
+    comparison_fingerprint,
+    comparison_rows,
+    full_finetuning_scores,
+    refuse_other_results,
+    to_json,
+    with_earlier_results,
+)
 from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
-from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
+from mergekit_bert.evaluation.tables import as_markdown, method_table, scored_rows
 from mergekit_bert.files import SUFFIX, remove, write_atomic, write_json
 from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
@@ -309,7 +309,7 @@ def merge(
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A recipe may also be
     given whole in place of the method; what is given besides comes first. ``data`` is for methods that need rows:
     ``rows`` of ``train`` for each task (None: the method's own number), without labels, from a folder or from tables by
-    task, ``{"sst": ["a text", …]}``; ``"invented"``: texts made up here, for where there are none.
+    task, ``{"sst": ["a text", …]}``; ``"synthetic"``: generated texts, for when there are none.
     ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
     a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
     fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
@@ -424,7 +424,7 @@ def calibrate(
     ``heads`` refits every task's head to the merged features and reads labels, of rows that the adapters' training
     held out where there are enough, and no search has read; ``scales`` scales the merged Delta of
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
-    which may be ``texts`` or invented as in :func:`merge`.
+    which may be ``texts`` or synthetic as in :func:`merge`.
     """
     taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
@@ -516,17 +516,17 @@ def compare(
     references: Sequence[Location] = (),
     force: bool = False,
     progress: bool = False,
-) -> Contest:
+) -> MethodComparison:
     """Merge ``inputs`` by every method (or those named) in every space, and score each merge on rows of all tasks.
 
     ``on`` says on which: ``"dev"``, or ``"held-out"``, what the adapters' training held out of ``train``, so that a
     choice by this table leaves dev untouched; ``limit`` is the most of a task. ``data`` is a folder, or tables by task:
     those to score on, or both splits, ``{"sst": {"train": …, "dev": …}}``. ``texts`` and ``rows`` are as in
     :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
-    :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. With ``out``,
-    a folder, finished cells are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
-    are written there, with the lines of earlier calls, and over those of other inputs or rows only with ``force``.
-    ``references`` are more files around which the figures of full fine-tuning may lie. Raises a
+    :func:`calibrate`; every merge then has a second row, after them, on ``calibrate_rows`` of each task. With ``out``,
+    a folder, finished results are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
+    are written there, with the rows of earlier calls; a table for other inputs or rows is overwritten only with
+    ``force``. ``references`` are more files beside which the scores of full fine-tuning may be recorded. Raises a
     :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
     for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
@@ -542,28 +542,28 @@ def compare(
     elif texts:
         raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _later(base, merge_inputs)()
-    comparison = comparison_of(merge_inputs, encoder, sources.tasks)
+    comparison = comparison_fingerprint(merge_inputs, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)
-    cells = []
+    results = []
     with _kept(out) as folder:
-        refuse_other(folder, comparison, force)
+        refuse_other_results(folder, comparison, force)
         with progress_bar("compare", len(recipes), progress) as bar:
             for number, recipe in enumerate(recipes):
                 bar(number, recipe.method)
-                given = sources.given(rows or rows_for(recipe), encoder, progress)
-                cells += run_cells(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
-        placed = standings(with_earlier(cells, folder, comparison, sources.tasks), sources.tasks)
+                given = sources.context(rows or rows_for(recipe), encoder, progress)
+                results += run_recipe(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
+        merges = comparison_rows(with_earlier_results(results, folder, comparison, sources.tasks), sources.tasks)
         records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-        figures = full_figures(records, encoder.fingerprint, sources.tasks)
+        figures = full_finetuning_scores(records, encoder.fingerprint, sources.tasks)
         full = figures if "overall" in figures else None
         absent = [name for name in sources.tasks if name not in figures and sources.whole]
         missing = [command_for("full", name, merge_inputs[0].base.name, data) for name in absent]
-        refused = {cell.name: cell.refused for cell in cells if cell.refused}
+        refused = {result.name: result.refused for result in results if result.refused}
         counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
-        contest = Contest(placed, full, refused, on, counts, missing)
+        compared = MethodComparison(merges, full, refused, on, counts, missing)
         if out is not None:
-            _write_contest(folder, contest, comparison, force)
-    return contest
+            _write_comparison(folder, compared, comparison, force)
+    return compared
 
 
 @contextlib.contextmanager
@@ -577,14 +577,14 @@ def _kept(out: str | Path | None) -> Iterator[Path]:
             yield Path(out)
 
 
-def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool) -> None:
+def _write_comparison(folder: Path, compared: MethodComparison, comparison: str, force: bool) -> None:
     """Write the results; those of an earlier call may go, not what has been put there since this one began."""
-    refuse_other(folder, comparison, force)
+    refuse_other_results(folder, comparison, force)
     with written(*(Output(folder / name, (folder / name).exists()) for name in RESULTS)) as (table, markdown, picture):
-        write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
-        text = as_markdown(contest_table(contest.placed, contest.full))
-        write_atomic(markdown, f"{contest_rows(contest)}\n\n{text}".encode())
-        write_picture(contest.plot(), picture)
+        write_json(table, {**to_json(compared), "comparison": comparison, "made_by": made_by()})
+        text = as_markdown(method_table(compared.merges, compared.full))
+        write_atomic(markdown, f"{scored_rows(compared)}\n\n{text}".encode())
+        write_picture(compared.plot(), picture)
 
 
 def _beside(inputs: Sequence[AnyInput]) -> list[Path]:
@@ -610,11 +610,13 @@ def doctor(
     """Whether every merge method (or ``methods``) keeps its invariants on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read; ``"invented"`` ones do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site`` tries
-    the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies: beside
-    the first file, unless given.
+    read; ``"synthetic"`` rows will do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site``
+    tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies:
+    beside the first file, unless given.
     """
-    names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
+    names = [
+        METHODS.get(name).name for name in methods or METHODS.names()
+    ]  # unknown names are reported before any work
     merge_inputs = _read_all(inputs, base)
     check_count("rows", rows)
     data = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
@@ -622,5 +624,5 @@ def doctor(
     given = given_rows(merge_inputs, data, texts, rows, encoder, progress) if data or texts else None
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
-    report = numbers(merge_inputs, given, ledger, str(data) == INVENTED)
-    return Diagnosis(try_invariants(merge_inputs, names, every_site, progress, given), report)
+    report = measure_pairs(merge_inputs, given, ledger, is_synthetic(data))
+    return Diagnosis(check_invariants(merge_inputs, names, every_site, progress, given), report)

@@ -22,10 +22,10 @@ from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.recipe import Recipe, rows_for
 from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
 from mergekit_bert.data.given import given_data
-from mergekit_bert.data.source import INVENTED
+from mergekit_bert.data.source import is_synthetic
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ArgumentError, CompositionError, MbertWarning
-from mergekit_bert.evaluation.held_out import apart_from_training, tell_learned
+from mergekit_bert.evaluation.held_out import apart_from_training, warn_of_training_rows
 from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search
 from mergekit_bert.evaluation.sources import calibration_rows, given_rows, tasks_of
@@ -79,7 +79,7 @@ class MergeRequest:
             self.recipe,
             self.inputs,
             bool(data or self.texts),
-            invented=str(data) == INVENTED and not self.texts,
+            synthetic=is_synthetic(data) and not self.texts,
             searched=bool(self.search),
             calibrated=bool(self.calibrate),
             size=self.size,
@@ -111,7 +111,7 @@ class MergeRequest:
             )
             raise CompositionError(unread, f"{method} reads no rows here", "a method that does", remedy)
         if self.data is not None and not self.search and not self.calibrate:
-            others = "`calibrate=scales`" if str(self.data) == INVENTED else "`search` or `calibrate`"
+            others = "`calibrate=scales`" if is_synthetic(self.data) else "`search` or `calibrate`"
             warnings.warn(
                 f"`data={self.data}`: {method} reads no rows here, so they are ignored; rows are used by methods that "
                 f"need them (see `mbert methods`) and by {others}",
@@ -163,7 +163,7 @@ class MergeRequest:
             name: apart_from_training(task, self.inputs, self.data, self.search_rows, _MOST_SEARCHED)
             for name, task in tasks_of(self.inputs).items()
         }
-        tell_learned("`evaluations`", chosen)
+        warn_of_training_rows("`evaluations`", chosen)
         tasks = {name: (task, chosen[name].rows) for name, task in tasks_of(self.inputs).items()}
         known = {name: rows.held_out for name, rows in chosen.items()}
         path = beside(out, SEARCHED) if out is not None else None
@@ -203,7 +203,7 @@ def calibrated(
         scaled_on = {name: one.rows for name, one in chosen["scales"].items()}
         model = calibrate_scales(model, experts, encoder(), scaled_on)
     if "heads" in steps:
-        tell_learned("`steps=heads`", chosen["heads"])
+        warn_of_training_rows("`steps=heads`", chosen["heads"])
         labelled = {name: one.rows for name, one in chosen["heads"].items()}
         held_out = {name: one.held_out for name, one in chosen["heads"].items()}
         model = calibrate_heads(model, encoder(), labelled, show=show, held=held_out)

@@ -122,12 +122,12 @@ def command(
 
     Every task keeps its own head. Inputs may differ in family, rank, targets and number of labels, but must share
     their base. Methods that need rows read the train split of --data, or --texts. Labels are not needed, except for
-    --search and --calibrate heads. If there are no rows, --data invented generates synthetic texts. Without --method,
+    --search and --calibrate heads. If there are no rows, --data synthetic generates texts. Without --method,
     the recommended method for the inputs is used. Checkpoints merged with --dense, and without --out, --data or
     --texts, are streamed through memory a few tensors at a time.
     """
     from mergekit_bert import api
-    from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
+    from mergekit_bert.cli.merge_report import print_choice, print_file, print_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.dense import dense_outputs
     from mergekit_bert.composing.merging import parse_weights
@@ -183,9 +183,9 @@ def command(
         model = request.run(out, folder=beside(out, ".run"), lazy=streams, show=True)
         if not streams:
             api.save(model, out, force=force)
-            tell_file(model, out)
+            print_file(model, out)
         if request.reason:
-            tell_choice(request.recipe.method, request.reason, len(inputs))
+            print_choice(request.recipe.method, request.reason, len(inputs))
         if save_recipe is not None:
             _save_recipe(Output(save_recipe, force), model, request.recipe, named)
         if not streams:
@@ -193,7 +193,7 @@ def command(
         if dense is not None:
             encoder = inputs[0].encoder if streams else request.encoder
             for path in api.export(model, dense, base=encoder, force=force):
-                tell_folder(model, path)
+                print_folder(model, path)
 
 
 def _are_checkpoints(files: Sequence[Path]) -> bool:

@@ -33,7 +33,7 @@ MergeData = Annotated[
     typer.Option(
         "--data",
         help="Folder with <task>/train.tsv, for methods that need rows, --search and --calibrate; or 'sample'; or "
-        "'invented': synthetic texts, for steps that read no labels.",
+        "'synthetic': generated texts, for steps that read no labels.",
         show_default="none",
     ),
 ]

@@ -24,7 +24,7 @@ from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
-from mergekit_bert.composing.private import remainders
+from mergekit_bert.composing.private import residuals
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metric import metric
@@ -287,7 +287,7 @@ def calibrate_scales(
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}
     own, private = dict(model.own), model.recipe.get("private")
     if private:
-        fresh = remainders(experts, deltas, model.shifts, private)
+        fresh = residuals(experts, deltas, model.shifts, private)
         own = {task: dataclasses.replace(fresh[task].read(), head=kept.head) for task, kept in own.items()}
     return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=own)
 

@@ -371,7 +371,7 @@ def side_by_side(body: Path, bert: Encoder) -> object:
 
 
 def measured(body: Path, bert: Encoder) -> object:
-    return mb.merge([random_adapter(bert, "sst"), body], "regmean", base=bert, data="invented")
+    return mb.merge([random_adapter(bert, "sst"), body], "regmean", base=bert, data="synthetic")
 
 
 def as_a_model(body: Path, bert: Encoder) -> object:
@@ -400,7 +400,7 @@ def test_rows_of_other_tasks_serve_a_merge_with_a_body(body: Path, bert: Encoder
     one = random_adapter(bert, "sst")
     (two,) = read_inputs(body, bert)
     for method in ("distill", "adamerging"):
-        merged = mb.merge([one, two], method, base=bert, data="invented", rows=8, options={"steps": 2})
+        merged = mb.merge([one, two], method, base=bert, data="synthetic", rows=8, options={"steps": 2})
         assert isinstance(merged, Merged)
         assert merged.weights.keys() == {"sst", "domain"}
     scaled = mb.calibrate(merged, "sample", steps=["scales"], rows=8, inputs=[one, two], base=bert)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import mergekit_bert as mb
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.invented import invent
 from mergekit_bert.data.kind import KINDS
+from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import TASKS, Task, get_task
 from mergekit_bert.errors import DataError, MbertError, UnknownNameError
 from mergekit_bert.schema import SchemaError
@@ -312,7 +312,7 @@ def test_a_kind_may_have_rows_of_more_texts(bert: mb.Encoder, monkeypatch: pytes
     task = mb.Task("which", "classify", ("a", "b", "c"), ("accuracy",), labels=("1", "2", "3"))
     with pytest.raises(DataError, match=r"text is \['a', 'b'\]; expected 3 to 4 columns"):
         dataclasses.replace(task, text=("a", "b"))
-    rows = invent(task, (), 5)
+    rows = synthetic_rows(task, (), 5)
     assert {len(row) for row in rows.texts} == {3}
     assert len({text for row in rows.texts for text in row}) > 10
     apart = tokenise(rows, task, bert.tokenizer, bert.max_length, bert.pad_token, apart=True)
