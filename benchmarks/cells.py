@@ -16,7 +16,7 @@ from mergekit_bert.composing.merge_input import MergeInput, of_adapter
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.synthetic import synthetic_rows
@@ -193,7 +193,7 @@ def redrawn(
     """The overall score of ``cell`` on each draw of the rows."""
     figures = []
     for name, (task, rows) in dev.items():
-        true, predicted = rows.label_column(), kind_of(task).predicted(task, cell.outputs[name])
+        true, predicted = rows.label_column(task), kind_of(task).predicted(task, cell.outputs[name])
         figures.append((task.metric, metric(task.metric).of(true[index[name]], predicted[index[name]])))
     found: np.ndarray = overall_score(figures)
     return found
@@ -217,7 +217,7 @@ def _overall(figures: Mapping[str, float]) -> float:
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
-    return metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
+    return metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
 
 
 def _split(one: Set, name: str) -> tuple[Rows, Rows]:

@@ -27,7 +27,7 @@ from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.private import residuals
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import bare_head
@@ -174,7 +174,7 @@ def _cross_validated(
             bare_head(encoder.config, task, old, _Stored(features.take(part))).double() for part in (fitted_on, apart)
         )
         heads: list[Tensors] = [old, *(refit(task, learner, labels[fitted_on], strength) for strength in strengths)]
-        truth = rows.take(apart).label_column()
+        truth = rows.take(apart).label_column(task)
         for found, one in zip(figures, heads, strict=True):
             with torch.no_grad():
                 outputs = _outputs(judge, {name: value.double() for name, value in one.items()})
@@ -243,7 +243,7 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
     def value() -> Tensor:
         optimizer.zero_grad()
         outputs = _outputs(head, {name: old[name] + unit * move for name, move in moves.items()})
-        total = kind_of(task).loss(outputs, labels) + sum(move.square().sum() for move in moves.values())
+        total = kind_of(task).loss(task, outputs, labels) + sum(move.square().sum() for move in moves.values())
         total.backward()
         return total
 

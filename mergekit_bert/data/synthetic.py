@@ -59,8 +59,7 @@ def synthetic_rows(task: Task, words: Sequence[str], count: int, seed: int = 0) 
     ``words`` is a vocabulary, the most common words first. Tasks with different names get different rows.
     """
     generator = _Generator(words if len(words) >= FEWEST_WORDS else _corpus_words(), Random(f"{task.name} {seed}"))
-    draw = generator.single if len(task.text) == 1 else generator.pair
-    return Rows(tuple(draw() for _ in range(count)), None, f"synthetic {task.name}")
+    return Rows(tuple(generator.row(len(task.text)) for _ in range(count)), None, f"synthetic {task.name}")
 
 
 @cache
@@ -95,6 +94,10 @@ class _Generator:
     def __init__(self, words: Sequence[str], rng: Random) -> None:
         self.speech, self.rare, self.rng = _Words(words, _SPEECH), _Words(words, _RARE), rng
         self.sentences, self.pairs = _corpus()
+
+    def row(self, texts: int) -> tuple[str, ...]:
+        """A text, a pair, or more texts that have nothing to do with each other."""
+        return self.pair() if texts == 2 else tuple(text for _ in range(texts) for text in self.single())
 
     def single(self) -> tuple[str]:
         """A sentence, two of them, or random words."""

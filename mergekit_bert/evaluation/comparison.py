@@ -7,7 +7,7 @@ from typing import Any
 
 from mergekit_bert.composing.composition import Model
 from mergekit_bert.data.given import Data
-from mergekit_bert.data.metrics import overall_score
+from mergekit_bert.data.metric import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.evaluation.records import Record

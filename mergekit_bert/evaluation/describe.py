@@ -12,6 +12,8 @@ from rich.table import Column, Table
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.file import read_model
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.task import Task
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
@@ -116,6 +118,11 @@ def _task_table(parts: Mapping[str, Any]) -> Table:
     return table
 
 
+def _summary(task: Mapping[str, Any]) -> str:
+    known = Task.from_json(task)
+    return kind_of(known).summary(known)
+
+
 def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
     task, config, basis = part["task"], part.get("config"), part.get("basis")
     names = task["label_names"] or task["labels"]
@@ -124,7 +131,7 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "kind": task["kind"],
         "text": ", ".join(task["text"]),
-        "labels": labels or f"{task['range'][0]:g} to {task['range'][1]:g}",
+        "labels": labels or _summary(task),
         "metrics": ", ".join(task["metrics"]),
         "type": part.get("type", part.get("kind", MISSING)),
         "rank, alpha": MISSING,

@@ -276,7 +276,8 @@ def _measure_on_rows(
         for i, measured in enumerate(merge_inputs):
             bar(i, measured.name)
             for task in measured.parts:
-                kind, alone = kind_of(Task.from_json(measured.parts[task]["task"])), answers(task, [measured])
+                known, alone = Task.from_json(measured.parts[task]["task"]), answers(task, [measured])
+                kind = kind_of(known)
                 for j, other in enumerate(merge_inputs):
                     if other is not measured:
                         pair = [measured, other]
@@ -284,13 +285,13 @@ def _measure_on_rows(
                         values = (
                             _distance(alone.features, beside.features),
                             _distance(alone.outputs, beside.outputs),
-                            kind.expected_loss(alone.outputs, sum_of_two.outputs),
+                            kind.expected_loss(known, alone.outputs, sum_of_two.outputs),
                         )
                         for matrix, value in zip(matrices.values(), values, strict=True):
                             matrix[i, j] += value / len(measured.parts)
                 if count > 1:
                     sum_of_all = answers(task, merge_inputs, TRIAL_WEIGHT)
-                    loss = kind.expected_loss(alone.outputs, sum_of_all.outputs)
+                    loss = kind.expected_loss(known, alone.outputs, sum_of_all.outputs)
                     among_all[measured.name] += loss / len(measured.parts)
     return matrices, among_all
 

@@ -13,7 +13,7 @@ from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -69,7 +69,7 @@ def comparison_rows(results: Sequence[MergeResult], tasks: Mapping[str, tuple[Ta
         raise CompositionError(
             "compare", f"every merge was refused ({reasons})", "one that succeeds", "give other inputs or methods"
         )
-    columns = {name: (task, rows.label_column()) for name, (task, rows) in tasks.items()}
+    columns = {name: (task, rows.label_column(task)) for name, (task, rows) in tasks.items()}
 
     def scores_on(result: MergeResult, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The scores by task on each sample of the rows."""

@@ -28,7 +28,7 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -136,7 +136,7 @@ def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
         outputs = predictor.outputs(name, rows)
         if not np.isfinite(outputs).all():
             return 0.0
-        score = metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
+        score = metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
         scores.append((task.metric, score))
     return overall_score(scores)
 

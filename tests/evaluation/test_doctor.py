@@ -344,13 +344,13 @@ def test_the_expected_loss_is_that_by_the_experts_own_account() -> None:
     chances = np.exp(alone.numpy()) / np.exp(alone.numpy()).sum(1, keepdims=True)
     own = sum(max(row) for row in chances)
     other = sum(row[list(choice).index(max(choice))] for row, choice in zip(chances, beside.numpy(), strict=True))
-    assert CLASSIFY.expected_loss(alone, beside) == pytest.approx(1 - other / own)
-    assert CLASSIFY.expected_loss(alone, 3 * alone + 1) == pytest.approx(0)
+    assert CLASSIFY.expected_loss(mb.get_task("sst"), alone, beside) == pytest.approx(1 - other / own)
+    assert CLASSIFY.expected_loss(mb.get_task("sst"), alone, 3 * alone + 1) == pytest.approx(0)
     values, others = alone[:, :1], beside[:, :1]
     r = np.corrcoef(values[:, 0], others[:, 0])[0, 1]
-    assert REGRESS.expected_loss(values, others) == pytest.approx(1 - r)
-    assert REGRESS.expected_loss(values, 0 * others) == 1
-    assert REGRESS.expected_loss(values, 2 * values + 3) == pytest.approx(0)
+    assert REGRESS.expected_loss(mb.get_task("sts"), values, others) == pytest.approx(1 - r)
+    assert REGRESS.expected_loss(mb.get_task("sts"), values, 0 * others) == 1
+    assert REGRESS.expected_loss(mb.get_task("sts"), values, 2 * values + 3) == pytest.approx(0)
 
 
 def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three: list[Adapter]) -> None:
@@ -360,7 +360,7 @@ def test_it_is_expected_of_plain_sums_of_two_and_of_all(bert: mb.Encoder, three:
         rows = tiny_rows(own.task, 6)
         model = merged(parts, "task_arithmetic", dict.fromkeys((one.name for one in parts), 0.5))
         alone, beside = (torch.from_numpy(mb.Predictor(one, bert).outputs(own.name, rows)) for one in (own, model))
-        return kind_of(own.task).expected_loss(alone, beside)
+        return kind_of(own.task).expected_loss(own.task, alone, beside)
 
     for i, one in enumerate(three):
         assert report.predicted_loss[one.name] == pytest.approx(expected(one, three), abs=1e-4)
