@@ -45,7 +45,7 @@ class Patch:
 class TaskSpecific:
     """What a task keeps for itself in a merge: its head, and Deltas and shifts that are added to what all share.
 
-    They are those between the layers and the head, and, where asked for, the task's remainders inside the layers.
+    They are those between the layers and the head, and, where asked for, the task's residuals inside the layers.
     """
 
     head: Tensors
