@@ -49,7 +49,7 @@ def main(
         task = task_of(name)
         rows = rows_of(name, "train", data)
         rows = rows.take(range(min(MOST_ROWS, len(rows))))
-        labels = rows.label_column().tolist()
+        labels = rows.label_column(task).tolist()
         shown = labels if task.range is not None else [task.labels[int(label)] for label in labels]
         lines = [[*texts, label] for texts, label in zip(rows.texts, shown, strict=True)]
         write_atomic(out / "data" / name / "train.tsv", tsv_text([[*task.text, task.label], *lines]).encode())

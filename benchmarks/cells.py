@@ -15,23 +15,23 @@ from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.composing.merge_input import MergeInput, of_adapter
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, rows_for
-from mergekit_bert.data.invented import invent
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
+from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.words import whole_words
-from mergekit_bert.evaluation.cells import Cell, run_cells
 from mergekit_bert.evaluation.comparison import retention
 from mergekit_bert.evaluation.held_out import training_split
+from mergekit_bert.evaluation.merge_results import MergeResult, run_recipe
 from mergekit_bert.evaluation.sources import at_most
 
 RESAMPLES = 1000
 CALIBRATED = 256
 """Rows of each task for a calibration, as ``mbert merge`` takes unless told."""
-_BESIDE = ("weight", "invented", "calibrate")
+_BESIDE = ("weight", "synthetic", "calibrate")
 """What stands beside the arguments of a recipe."""
 Dev = Mapping[str, tuple[Task, Rows]]
 
@@ -43,7 +43,7 @@ class Result:
     place: str
     label: str
     rows: int | None
-    cell: Cell
+    cell: MergeResult
     own: Mapping[str, float]
     whole: Mapping[str, float]
 
@@ -116,21 +116,23 @@ class Set:
         return {name: of_adapter(read_adapter(self.folder / f"{name}.safetensors")) for name in self.dev}
 
     @cached_property
-    def whole(self) -> Cell:
+    def whole(self) -> MergeResult:
         """The ensemble of all: what any merge of some of them is compared with."""
         return self.cell(tuple(self.dev), {"method": ENSEMBLE})
 
-    def given(self, rows: int, invented: bool = False) -> MergeContext:
-        """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or invented ones."""
-        if invented:
+    def given(self, rows: int, synthetic: bool = False) -> MergeContext:
+        """So many unlabelled rows of each task's train, those that ``mbert merge --data`` takes; or synthetic ones."""
+        if synthetic:
             words = whole_words(self.encoder.tokenizer)
-            return MergeContext(lambda: self.encoder, lambda task: invent(task_of(task), words, rows), show=True)
+            return MergeContext(
+                lambda: self.encoder, lambda task: synthetic_rows(task_of(task), words, rows), show=True
+            )
         return MergeContext(lambda: self.encoder, lambda task: at_most(self.train[task], rows), show=True)
 
-    def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> Cell:
+    def cell(self, names: Sequence[str], told: Mapping[str, Any], rows: int | None = None) -> MergeResult:
         """The merge of ``names`` by ``told``, the arguments of a recipe; ``weight`` stands for one weight for all.
 
-        With ``invented`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
+        With ``synthetic`` the rows are not those of train. ``calibrate`` names steps that are taken after the merge.
         """
         recipe = Recipe(**{key: value for key, value in told.items() if key not in _BESIDE})
         if "weight" in told:
@@ -139,9 +141,9 @@ class Set:
         if recipe.method == ENSEMBLE:  # its file would hold the statistics, which no answer needs
             inputs = [of_adapter(dataclasses.replace(one.adapter, statistics={})) for one in inputs if one.adapter]
         dev = {name: self.dev[name] for name in names}
-        given = self.given(rows or rows_for(recipe), told.get("invented", False))
+        given = self.given(rows or rows_for(recipe), told.get("synthetic", False))
         calibration = {step: {name: self._rows_of(step, name) for name in names} for step in told.get("calibrate", ())}
-        return run_cells(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
+        return run_recipe(recipe, inputs, self.encoder, dev, given, self.kept, calibration)[-1]
 
     def _rows_of(self, step: str, name: str) -> Rows:
         """What a calibration takes of a task, apart from dev: for heads, rows with labels that training held out."""
@@ -185,11 +187,13 @@ def draws(dev: Dev) -> dict[str, Int[np.ndarray, "draws rows"]]:
     return {name: source.integers(0, len(rows), (RESAMPLES, len(rows))) for name, (_, rows) in dev.items()}
 
 
-def redrawn(dev: Dev, cell: Cell, index: Mapping[str, Int[np.ndarray, "draws rows"]]) -> Float[np.ndarray, "draws"]:
+def redrawn(
+    dev: Dev, cell: MergeResult, index: Mapping[str, Int[np.ndarray, "draws rows"]]
+) -> Float[np.ndarray, "draws"]:
     """The overall score of ``cell`` on each draw of the rows."""
     figures = []
     for name, (task, rows) in dev.items():
-        true, predicted = rows.label_column(), kind_of(task).predicted(task, cell.outputs[name])
+        true, predicted = rows.label_column(task), kind_of(task).predicted(task, cell.outputs[name])
         figures.append((task.metric, metric(task.metric).of(true[index[name]], predicted[index[name]])))
     found: np.ndarray = overall_score(figures)
     return found
@@ -213,7 +217,7 @@ def _overall(figures: Mapping[str, float]) -> float:
 
 
 def _value(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> float:
-    return metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
+    return metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
 
 
 def _split(one: Set, name: str) -> tuple[Rows, Rows]:

@@ -45,6 +45,7 @@ def rows_of(name: str, split: str, data: Path) -> Rows:
         return load_rows(get_task(name), split, data)
     _, source, made_of = _DERIVED[name]
     rows = load_rows(get_task(source), split, data)
-    made = [made_of(texts[0], label) for texts, label in zip(rows.texts, rows.label_column().tolist(), strict=True)]
+    labels = rows.label_column(get_task(source)).tolist()
+    made = [made_of(texts[0], label) for texts, label in zip(rows.texts, labels, strict=True)]
     kept = [(text, label) for text, label in made if text]
     return Rows(tuple((text,) for text, _ in kept), tuple(float(label) for _, label in kept), f"{rows.where} ({name})")

@@ -1,4 +1,4 @@
-"""The evidence: which merge works, over seeds, bases and tasks; what its cost buys; what the doctor foretells.
+"""The evidence: which merge works, over seeds, bases and tasks; what its cost buys; how well the doctor predicts.
 
 Usage: python -m benchmarks.evidence merges|curves|tasks|doctor|options --sets FOLDER --data DIR --out FOLDER
 
@@ -19,8 +19,8 @@ import typer
 import mergekit_bert as mb
 from benchmarks.adapters import TASKS
 from benchmarks.cells import Result, Set, draws, held_out, interval, markdown, open_sets, redrawn
-from benchmarks.foretelling import correlations, foretell, table_of
 from benchmarks.machine import provenance, write_result
+from benchmarks.predicting import correlations, doctor_numbers, table_of
 from mergekit_bert.composing.method import METHODS, make_options
 from mergekit_bert.evaluation.doctor import word_for
 from mergekit_bert.evaluation.pictures import write_picture
@@ -32,7 +32,7 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
     "distill": {"method": "distill"},
     "distill, rank 12": {"method": "distill", "rank": 12},
     "distill, layer by layer": {"method": "distill", "options": {"local": True}},
-    "distill, invented texts": {"method": "distill", "invented": True},
+    "distill, synthetic texts": {"method": "distill", "synthetic": True},
     "regmean": {"method": "regmean"},
     "pico": {"method": "pico"},
     "iso_c": {"method": "iso_c"},
@@ -202,7 +202,7 @@ def curves(
     tasks: Tasks = THREE,
     chosen: Annotated[str, typer.Option("--set", help="The set.")] = "orthogonal_1",
 ) -> None:
-    """Distillation by rows, steps and rank, and private remainders by rank, on one set."""
+    """Distillation by rows, steps and rank, and private residuals by rank, on one set."""
     one = _chosen(sets, tasks, data, out, limit, chosen)
     points = list(_points(tuple(one.dev)))
     results = _run([(one, names, f"{curve} {at}", told, rows) for curve, at, names, told, rows in points])
@@ -285,7 +285,7 @@ def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
     from matplotlib.figure import Figure
 
     labels = {"rows": "rows of each task", "steps": "steps", "rank": "rank of the merged Delta",
-              "private": "rank of the private remainders"}  # fmt: skip
+              "private": "rank of the private residuals"}  # fmt: skip
     picture = Figure(figsize=(16, 4), layout="constrained")
     for axes, (panel, label) in zip(picture.subplots(1, len(labels), sharey=True), labels.items(), strict=True):
         lines = [line for line in dict.fromkeys(one["curve"] for one in points) if line.split(",")[0] == panel]
@@ -313,7 +313,7 @@ def _draw(points: Sequence[Mapping[str, Any]], path: Path, name: str) -> None:
     write_picture(picture, path)
 
 
-# --- what the doctor foretells ----------------------------------------------------------------------------------------
+# --- how well the doctor predicts losses ------------------------------------------------------------------------------
 
 
 @app.command()
@@ -326,7 +326,7 @@ def doctor(
     chosen: Begin = "",
     most: Annotated[int, typer.Option(help="The most cells; pairs and triples are drawn, evenly from the sets.")] = 160,
 ) -> None:
-    """How each of the doctor's numbers goes with what a task loses in a merge of two or three."""
+    """Correlation of each of the doctor's numbers with the loss of a task in a merge of two or three."""
     found = _begin(open_sets(sets, tasks.split(","), data, out, limit, mb.load_encoder("minilm")), chosen)
     subsets = _subsets(found, most // len(DOCTORED))
     results = _run([(one, names, label, MERGES[label], None) for one, names in subsets for label in DOCTORED])
@@ -334,14 +334,14 @@ def doctor(
     with progress_bar("numbers", len(subsets), True) as bar:
         for place, (one, names) in enumerate(subsets):
             bar(place, f"{one.name} {' + '.join(names)}")
-            foretold, merged = foretell(one, names), results[place * len(DOCTORED) : (place + 1) * len(DOCTORED)]
+            numbers, merged = doctor_numbers(one, names), results[place * len(DOCTORED) : (place + 1) * len(DOCTORED)]
             points += [
                 {
                     "subset": place,
                     "set": one.name,
                     "tasks": names,
                     "task": task,
-                    "numbers": foretold[task],
+                    "numbers": numbers[task],
                     "losses": {result.label: 1 - result.percents[task] / 100 for result in merged},
                 }
                 for task in names

@@ -16,7 +16,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.places import minilm_folder
@@ -138,7 +138,7 @@ def encoded(tokenizer: Any, task: mb.Task, rows: Rows) -> list[dict[str, Any]]:
 
 def score(task: mb.Task, rows: Rows, outputs: np.ndarray) -> float:
     """The task's main metric."""
-    return metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
+    return metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
 
 
 def peft_of(adapter: Adapter) -> Any:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import mergekit_bert as mb
+from mergekit_bert import api
 
 WIDTH = 110
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# The Python interface
 
 Made by `python docs/make_api.py` from the docstrings of `mergekit_bert`, which the examples call `mb`. Calls return
-objects and write only where they are told to. A wrong argument raises an `MbertError` that names the parameter.
+objects, and write files only if you name one. A wrong argument raises an `MbertError` that names the parameter.
 
 | in a signature | is |
 |---|---|
@@ -27,7 +28,7 @@ objects and write only where they are told to. A wrong argument raises an `Mbert
 | `AnyComposition` | an `Adapter`, `Merged` or `Ensemble` |
 | `AnyInput` | an input of a merge: a model, or its file or folder |
 
-`data` is a folder, `"sample"`, `"invented"`, or rows: a list of tuples or of dicts, a dict of columns, a table of
+`data` is a folder, `"sample"`, `"synthetic"`, or rows: a list of tuples or of dicts, a dict of columns, a table of
 pandas or `datasets`, `Rows`, or the path of a file; where there are several tasks, a dict of these by the tasks' names.
 """
 
@@ -61,7 +62,10 @@ def signature(name: str, node: ast.FunctionDef) -> str:
 
 def _argument(one: ast.arg, default: ast.expr | None) -> str:
     text = re.sub(r"InstanceOf\[([\w.]+)\]", r"\1", ast.unparse(one))
-    return text if default is None else f"{text} = {ast.unparse(default)}".replace("'", '"')
+    if default is None:
+        return text
+    value = repr(getattr(api, default.id)) if isinstance(default, ast.Name) else ast.unparse(default)
+    return f"{text} = {value}".replace("'", '"')
 
 
 def fields_of(thing: Any) -> Iterator[str]:

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from mergekit_bert.encoder.folder import FullModel
     from mergekit_bert.encoder.load import Encoder, load_encoder
     from mergekit_bert.errors import MbertError, MbertWarning
-    from mergekit_bert.evaluation.contest import Contest
     from mergekit_bert.evaluation.describe import describe
     from mergekit_bert.evaluation.doctor import Diagnosis
     from mergekit_bert.evaluation.evaluate import Evaluation
+    from mergekit_bert.evaluation.method_comparison import MethodComparison
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.registry import register
     from mergekit_bert.training.config import TrainConfig
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterConfig",
-    "Contest",
     "Diagnosis",
     "Encoder",
     "Ensemble",
@@ -57,6 +56,7 @@ __all__ = [
     "MbertError",
     "MbertWarning",
     "Merged",
+    "MethodComparison",
     "Prediction",
     "Predictor",
     "Recipe",
@@ -102,7 +102,7 @@ _HOMES = {
     "encoder.folder": ("FullModel",),
     "encoder.load": ("Encoder", "load_encoder"),
     "errors": ("MbertError", "MbertWarning"),
-    "evaluation.contest": ("Contest",),
+    "evaluation.method_comparison": ("MethodComparison",),
     "evaluation.doctor": ("Diagnosis",),
     "evaluation.describe": ("describe",),
     "evaluation.evaluate": ("Evaluation",),

@@ -22,55 +22,52 @@ from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.arguments import Location, checked
-from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales, read_steps
+from mergekit_bert.composing.calibration import read_steps
 from mergekit_bert.composing.composition import Ensemble, Merged, Stored, as_composition, as_merged
 from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.formats import FORMATS, open_model
 from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
-from mergekit_bert.composing.merging import MergeContext, change, kept_inputs, merge_inputs_of, reads_rows
-from mergekit_bert.composing.merging import merge as compose
+from mergekit_bert.composing.merging import change, reads_rows
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.prediction import Predictor, the_task
 from mergekit_bert.composing.recipe import Recipe, changed, rows_for
-from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
 from mergekit_bert.composing.source import made_by
-from mergekit_bert.data.given import Data, Tables, given_data, texts_of
+from mergekit_bert.data.given import Tables, given_data, texts_of
 from mergekit_bert.data.kind import Prediction
-from mergekit_bert.data.source import INVENTED, load_rows
+from mergekit_bert.data.source import is_synthetic, load_rows
 from mergekit_bert.data.task import YAML, Task, get_task, with_source
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import ArgumentError, CompositionError, OutputError
-from mergekit_bert.evaluation.cells import recipes_for, run_cells
 from mergekit_bert.evaluation.comparison import command_for
-from mergekit_bert.evaluation.contest import (
-    RESULTS,
-    Contest,
-    comparison_of,
-    full_figures,
-    refuse_other,
-    standings,
-    to_json,
-    with_earlier,
-)
-from mergekit_bert.evaluation.doctor import Diagnosis, numbers
+from mergekit_bert.evaluation.doctor import Diagnosis, measure_pairs
 from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
-from mergekit_bert.evaluation.held_out import DEV, Chosen, apart_from_training, tell_learned
-from mergekit_bert.evaluation.invariants import try_invariants
+from mergekit_bert.evaluation.held_out import DEV
+from mergekit_bert.evaluation.invariants import check_invariants
+from mergekit_bert.evaluation.merge_results import recipes_for, run_recipe
+from mergekit_bert.evaluation.method_comparison import (
+    RESULTS,
+    MethodComparison,
+    comparison_fingerprint,
+    comparison_rows,
+    full_finetuning_scores,
+    refuse_other_results,
+    to_json,
+    with_earlier_results,
+)
 from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.evaluation.records import find_records
-from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
-from mergekit_bert.evaluation.search import search as search_merge
-from mergekit_bert.evaluation.sources import calibration_rows, find_sources, given_rows, tasks_of
-from mergekit_bert.evaluation.tables import as_markdown, contest_rows, contest_table
-from mergekit_bert.files import SUFFIX, beside, remove, write_atomic, write_json
+from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
+from mergekit_bert.evaluation.tables import as_markdown, method_table, scored_rows
+from mergekit_bert.files import SUFFIX, remove, write_atomic, write_json
 from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
+from mergekit_bert.request import CALIBRATE_ROWS, SEARCH_ROWS, MergeRequest, calibrated, check_count
 from mergekit_bert.training import manifest, run
 from mergekit_bert.training.config import TrainConfig
 
@@ -91,7 +88,7 @@ def _encoder(base: Base) -> Encoder:
     return base if isinstance(base, Encoder) else load_encoder(base)
 
 
-def _later(base: Base | None, models: Sequence[Merged | MergeInput]) -> Callable[[], Encoder]:
+def _later(base: Base | None, models: Sequence[MergeInput]) -> Callable[[], Encoder]:
     """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
     return functools.cache(lambda: encoder_of("the first input", models[0].base, base))
 
@@ -313,34 +310,28 @@ def merge(
     ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A recipe may also be
     given whole in place of the method; what is given besides comes first. ``data`` is for methods that need rows:
     ``rows`` of ``train`` for each task (None: the method's own number), without labels, from a folder or from tables by
-    task, ``{"sst": ["a text", …]}``; ``"invented"``: texts made up here, for where there are none.
+    task, ``{"sst": ["a text", …]}``; ``"synthetic"``: generated texts, for when there are none.
     ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
     a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
     fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
-    _check_count("rows", rows)
-    merge_inputs = _read_all(inputs, base)
     named = Recipe(method) if isinstance(method, str) else method
-    told = {"options": {**(options or {}), **more}, "weights": weights, "layers": layers}
-    recipe = changed(named, space=space, rank=rank, private=private, seed=seed, **told)
-    check_together(merge_inputs)
-    source = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
-    refuse_beside_size("`keep_inputs`", size is not None and keep_inputs)
-    made_up = str(source) == INVENTED and not texts
-    recipe, _ = with_method(recipe, merge_inputs, bool(source or texts), invented=made_up, size=size)
-    given = _given(merge_inputs, source, texts, rows or rows_for(recipe), base, progress)
-    if given is not None and folder is not None:
-        given = dataclasses.replace(given, folder=Path(folder))
-    model = compose(merge_inputs, recipe, given, lazy)
-    return model.keeping(kept_inputs(merge_inputs)) if keep_inputs else model
-
-
-def _check_count(name: str, count: int | None) -> None:
-    """Raise ArgumentError for a number of things that is none."""
-    if count is not None and count < 1:
-        raise ArgumentError(f"`{name}`", f"{count}", "a whole number of at least 1", f"correct `{name}`")
+    of_method = {**(options or {}), **more}
+    changes = {"space": space, "rank": rank, "private": private, "seed": seed}
+    request = MergeRequest(
+        inputs=_read_all(inputs, base),
+        recipe=changed(named, options=of_method, weights=weights, layers=layers, **changes),
+        data=data,
+        texts=texts,
+        rows=rows,
+        base=base,
+        size=size,
+        keep_inputs=keep_inputs,
+    )
+    unfinished = Path(folder) if folder is not None else None
+    return request.resolved().run(folder=unfinished, lazy=lazy, show=progress)
 
 
 def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[MergeInput]:
@@ -375,18 +366,6 @@ def changed_inputs(
     return left, dataclasses.replace(recipe, weights=known(recipe.weights), layers=layers)
 
 
-def _given(
-    merge_inputs: Sequence[MergeInput],
-    data: Data,
-    texts: Mapping[str, Any] | None,
-    rows: int,
-    base: Base | None,
-    show: bool,
-) -> MergeContext | None:
-    """What methods that need rows get, where the caller says from where."""
-    return given_rows(merge_inputs, data, texts, rows, _later(base, merge_inputs), show) if data or texts else None
-
-
 @checked
 def search(
     inputs: Sequence[AnyInput],
@@ -395,7 +374,7 @@ def search(
     data: Any = None,
     *,
     over: Sequence[str] = ("weights",),
-    held_out: int = 300,
+    held_out: int = SEARCH_ROWS,
     texts: Mapping[str, Any] | None = None,
     rows: int | None = None,
     out: Location | None = None,
@@ -411,24 +390,22 @@ def search(
     methods that need unlabelled rows. With ``out``, the name of the file to come, finished evaluations are kept beside
     it.
     """
-    merge_inputs = _read_all(inputs, base)
-    check_together(merge_inputs)
-    _check_count("held_out", held_out)
-    _check_count("rows", rows)
-    known = tasks_of(merge_inputs)
-    data = given_data("data", data, list(known.values()), "train")
-    chosen = {name: apart_from_training(task, merge_inputs, data, held_out, 0.5) for name, task in known.items()}
-    tell_learned("`evaluations`", chosen)
-    tasks = {name: (known[name], one.rows) for name, one in chosen.items()}
-    encoder = _later(base, merge_inputs)()
-    recipe = method if isinstance(method, Recipe) else Recipe(method)
-    recipe, _ = with_method(recipe, merge_inputs, bool(data or texts), searched=True)
-    given = _given(merge_inputs, data, texts, rows or rows_for(recipe), encoder, progress)
-    path = beside(_file(out), SEARCHED) if out is not None else None
-    told = {name: one.held_out for name, one in chosen.items()}
-    with held(Path(out)) if out is not None else contextlib.nullcontext():
-        model = search_merge(merge_inputs, recipe, tasks, encoder, evaluations, over, given, path, progress, told)
-    return model.keeping(kept_inputs(merge_inputs)) if keep_inputs else model
+    for name, count in (("evaluations", evaluations), ("held_out", held_out)):
+        check_count(name, count)
+    request = MergeRequest(
+        inputs=_read_all(inputs, base),
+        recipe=method if isinstance(method, Recipe) else Recipe(method),
+        data=data,
+        texts=texts,
+        rows=rows,
+        base=base,
+        keep_inputs=keep_inputs,
+        search=evaluations,
+        search_over=over,
+        search_rows=held_out,
+    )
+    model = request.resolved().run(_file(out) if out is not None else None, show=progress)
+    return as_merged(model, "`method`", "a model that is not merged", "a merge method", "choose another `method`")
 
 
 @checked
@@ -438,7 +415,7 @@ def calibrate(
     *,
     steps: Sequence[str] = ("heads",),
     texts: Mapping[str, Any] | None = None,
-    rows: int = 256,
+    rows: int = CALIBRATE_ROWS,
     inputs: Sequence[AnyInput] = (),
     base: Base | None = None,
     progress: bool = False,
@@ -448,36 +425,14 @@ def calibrate(
     ``heads`` refits every task's head to the merged features and reads labels, of rows that the adapters' training
     held out where there are enough, and no search has read; ``scales`` scales the merged Delta of
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
-    which may be ``texts`` or invented as in :func:`merge`.
+    which may be ``texts`` or synthetic as in :func:`merge`.
     """
     taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
-    _check_count("rows", rows)
-    data = given_data("data", data, found.tasks, "train")
-    encoder = encoder_of("model", found.base, base)
-    chosen = rows_to_calibrate([found], data, texts, steps=taken, rows=rows, base=encoder)
-    if "scales" in taken:
-        experts = _read_all(inputs, base) or merge_inputs_of(list(found.on(encoder).kept.values()))
-        found = calibrate_scales(found, experts, encoder, {name: one.rows for name, one in chosen["scales"].items()})
-    if "heads" in taken:
-        tell_learned("`steps=heads`", chosen["heads"])
-        labelled = {name: one.rows for name, one in chosen["heads"].items()}
-        told = {name: one.held_out for name, one in chosen["heads"].items()}
-        found = calibrate_heads(found, encoder, labelled, show=progress, held=told)
-    return found
-
-
-def rows_to_calibrate(
-    models: Sequence[Merged | MergeInput],
-    data: Data = None,
-    texts: Mapping[str, Any] | None = None,
-    *,
-    steps: Sequence[str],
-    rows: int,
-    base: Base | None = None,
-) -> dict[str, dict[str, Chosen]]:
-    """At most ``rows`` of each task to calibrate on, by step: only ``heads`` needs labels, and takes no ``texts``."""
-    return calibration_rows(models, data, texts, steps, rows, _later(base, models))
+    check_count("rows", rows)
+    source = given_data("data", data, found.tasks, "train")
+    encoder = functools.cache(lambda: encoder_of("model", found.base, base))
+    return calibrated(found, taken, source, texts, rows, encoder, _read_all(inputs, base), show=progress)
 
 
 @checked
@@ -555,28 +510,28 @@ def compare(
     rank: int | None = None,
     private: int | None = None,
     calibrate: Sequence[str] = (),
-    calibrate_rows: int = 256,
+    calibrate_rows: int = CALIBRATE_ROWS,
     seed: int = 0,
     out: Location | None = None,
     base: Base | None = None,
     references: Sequence[Location] = (),
     force: bool = False,
     progress: bool = False,
-) -> Contest:
+) -> MethodComparison:
     """Merge ``inputs`` by every method (or those named) in every space, and score each merge on rows of all tasks.
 
     ``on`` says on which: ``"dev"``, or ``"held-out"``, what the adapters' training held out of ``train``, so that a
     choice by this table leaves dev untouched; ``limit`` is the most of a task. ``data`` is a folder, or tables by task:
     those to score on, or both splits, ``{"sst": {"train": …, "dev": …}}``. ``texts`` and ``rows`` are as in
     :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
-    :func:`calibrate`; every merge then has a second line, after them, on ``calibrate_rows`` of each task. With ``out``,
-    a folder, finished cells are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
-    are written there, with the lines of earlier calls, and over those of other inputs or rows only with ``force``.
-    ``references`` are more files around which the figures of full fine-tuning may lie. Raises a
+    :func:`calibrate`; every merge then has a second row, after them, on ``calibrate_rows`` of each task. With ``out``,
+    a folder, finished results are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
+    are written there, with the rows of earlier calls; a table for other inputs or rows is overwritten only with
+    ``force``. ``references`` are more files beside which the scores of full fine-tuning may be recorded. Raises a
     :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
     for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
-        _check_count(name, count)
+        check_count(name, count)
     merge_inputs, steps = _read_all(inputs, base), read_steps(",".join(calibrate))
     check_together(merge_inputs)
     recipes = recipes_for(methods or METHODS.names(), spaces, seed, rank, private)
@@ -588,28 +543,28 @@ def compare(
     elif texts:
         raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
     encoder = _later(base, merge_inputs)()
-    comparison = comparison_of(merge_inputs, encoder, sources.tasks)
+    comparison = comparison_fingerprint(merge_inputs, encoder, sources.tasks)
     calibration = sources.calibration(steps, calibrate_rows)
-    cells = []
+    results = []
     with _kept(out) as folder:
-        refuse_other(folder, comparison, force)
+        refuse_other_results(folder, comparison, force)
         with progress_bar("compare", len(recipes), progress) as bar:
             for number, recipe in enumerate(recipes):
                 bar(number, recipe.method)
-                given = sources.given(rows or rows_for(recipe), encoder, progress)
-                cells += run_cells(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
-        placed = standings(with_earlier(cells, folder, comparison, sources.tasks), sources.tasks)
+                given = sources.context(rows or rows_for(recipe), encoder, progress)
+                results += run_recipe(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
+        merges = comparison_rows(with_earlier_results(results, folder, comparison, sources.tasks), sources.tasks)
         records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-        figures = full_figures(records, encoder.fingerprint, sources.tasks)
+        figures = full_finetuning_scores(records, encoder.fingerprint, sources.tasks)
         full = figures if "overall" in figures else None
         absent = [name for name in sources.tasks if name not in figures and sources.whole]
         missing = [command_for("full", name, merge_inputs[0].base.name, data) for name in absent]
-        refused = {cell.name: cell.refused for cell in cells if cell.refused}
+        refused = {result.name: result.refused for result in results if result.refused}
         counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
-        contest = Contest(placed, full, refused, on, counts, missing)
+        compared = MethodComparison(merges, full, refused, on, counts, missing)
         if out is not None:
-            _write_contest(folder, contest, comparison, force)
-    return contest
+            _write_comparison(folder, compared, comparison, force)
+    return compared
 
 
 @contextlib.contextmanager
@@ -623,14 +578,14 @@ def _kept(out: str | Path | None) -> Iterator[Path]:
             yield Path(out)
 
 
-def _write_contest(folder: Path, contest: Contest, comparison: str, force: bool) -> None:
+def _write_comparison(folder: Path, compared: MethodComparison, comparison: str, force: bool) -> None:
     """Write the results; those of an earlier call may go, not what has been put there since this one began."""
-    refuse_other(folder, comparison, force)
+    refuse_other_results(folder, comparison, force)
     with written(*(Output(folder / name, (folder / name).exists()) for name in RESULTS)) as (table, markdown, picture):
-        write_json(table, {**to_json(contest), "comparison": comparison, "made_by": made_by()})
-        text = as_markdown(contest_table(contest.placed, contest.full))
-        write_atomic(markdown, f"{contest_rows(contest)}\n\n{text}".encode())
-        write_picture(contest.plot(), picture)
+        write_json(table, {**to_json(compared), "comparison": comparison, "made_by": made_by()})
+        text = as_markdown(method_table(compared.merges, compared.full))
+        write_atomic(markdown, f"{scored_rows(compared)}\n\n{text}".encode())
+        write_picture(compared.plot(), picture)
 
 
 def _beside(inputs: Sequence[AnyInput]) -> list[Path]:
@@ -656,16 +611,19 @@ def doctor(
     """Whether every merge method (or ``methods``) keeps its invariants on ``inputs``, and how well these get along.
 
     ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read; ``"invented"`` ones do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site`` tries
-    the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies: beside
-    the first file, unless given.
+    read; ``"synthetic"`` rows will do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site``
+    tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies:
+    beside the first file, unless given.
     """
-    names = [METHODS.get(name).name for name in methods or METHODS.names()]  # unknown ones are told before any work
+    names = [
+        METHODS.get(name).name for name in methods or METHODS.names()
+    ]  # unknown names are reported before any work
     merge_inputs = _read_all(inputs, base)
-    _check_count("rows", rows)
+    check_count("rows", rows)
     data = given_data("data", data, list(tasks_of(merge_inputs).values()), "train")
-    given = _given(merge_inputs, data, texts, rows, base, progress)
+    encoder = _later(base, merge_inputs)
+    given = given_rows(merge_inputs, data, texts, rows, encoder, progress) if data or texts else None
     folders = [folder, *(Path(one).parent for one in inputs if isinstance(one, str | Path))]
     ledger = next((Ledger(Path(one)) for one in folders if one is not None), None)
-    report = numbers(merge_inputs, given, ledger, str(data) == INVENTED)
-    return Diagnosis(try_invariants(merge_inputs, names, every_site, progress, given), report)
+    report = measure_pairs(merge_inputs, given, ledger, is_synthetic(data))
+    return Diagnosis(check_invariants(merge_inputs, names, every_site, progress, given), report)

@@ -5,9 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from jaxtyping import install_import_hook
+from tests import checker
 
-_hook = install_import_hook("mergekit_bert", "beartype.beartype")
+checker.install("mergekit_bert")
 
 from pathlib import Path  # noqa: E402
 

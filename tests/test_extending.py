@@ -33,7 +33,7 @@ SECTIONS = {
 BATTERY = {
     "A merge method": ("test_methods.py", "median", 15),
     "A task": ("test_tasks.py", "headlines", 10),
-    "A kind of task": ("test_kinds.py", "stars", 6),
+    "A kind of task": ("test_kinds.py", "ordinal", 13),
     "A family of adapters": ("test_families.py", "scaled", 30),
     "A head": ("test_heads.py", "beside", 5),
 }
@@ -79,13 +79,18 @@ def test_the_examples_keep_to_what_every_plugin_does(tmp_path: Path) -> None:
     for place, section in enumerate(BATTERY):
         (tmp_path / f"my_plugin_{place}.py").write_text(example(section))
         modules += ["-p", f"my_plugin_{place}"]
-    chosen = " or ".join(f"({file} and {name})" for file, name, _ in BATTERY.values())
+    modules += ["-p", "tests.contracts.choice"]
+    expected = [*BATTERY.values(), ("test_kinds.py", "choice", 13)]
+    chosen = " or ".join(f"({file} and {name})" for file, name, _ in expected)
     words = ("-m", "pytest", "tests/contracts", *modules, "-k", chosen, "-n", "0", "-vv")
     done = run(*words, paths=(tmp_path,))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    for file, name, least in BATTERY.values():
-        passed = [line for line in done.stdout.splitlines() if file in line and name in line and "PASSED" in line]
+    table = done.stdout.rpartition("checks of each plug-in")[2]
+    for file, name, least in expected:
+        passed = [line for line in done.stdout.splitlines() if file in line and f"{name}" in line and "PASSED" in line]
         assert len(passed) >= least, (file, passed)
+        (line,) = [line for line in table.splitlines() if line.split()[1:2] == [name]]
+        assert str(len([one for one in passed if "[" in one])) in line.split()[2:], (line, passed)
 
 
 @pytest.fixture

@@ -154,11 +154,11 @@ def test_methods_that_read_rows_take_them_from_tables(pair: list[mb.Adapter], be
 
 def test_compare_and_doctor_take_tables(pair: list[mb.Adapter], bert: mb.Encoder, here: Path) -> None:
     sts = [(*texts, value) for texts, value in zip(*_sts(12), strict=True)]
-    contest = mb.compare(pair, ["fedavg", "ties"], ["full"], {"tone": frame(12), "sts": sts}, base=bert)
-    assert list(contest.to_dataframe()["merge"]) == [one.cell.name for one in contest.placed]
+    comparison = mb.compare(pair, ["fedavg", "ties"], ["full"], {"tone": frame(12), "sts": sts}, base=bert)
+    assert list(comparison.to_dataframe()["merge"]) == [row.result.name for row in comparison.merges]
     diagnosis = mb.doctor(pair, {"tone": frame(12), "sts": sts}, methods=["fedavg"], rows=4, base=bert)
     assert list(diagnosis.to_dataframe()["of"]) == ["tone", "sts"]
-    for result in (contest, diagnosis):
+    for result in (comparison, diagnosis):
         assert result.plot().axes
         assert result._repr_html_().count("<tr>") == len(result.records()) + 1
     assert list(here.iterdir()) == []

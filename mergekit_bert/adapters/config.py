@@ -30,7 +30,7 @@ _LONGEST_TARGETS = 2**16
 class Options:
     """The options of a family of adapters: none, unless its own record, a subclass, has some.
 
-    ``of`` is what help texts call the families that have them, empty for all. ``recorded`` are options of other
+    ``of`` are mbert's families that have them, for help texts; empty for all. ``recorded`` are options of other
     families that files of this one name as well, always with these values.
     """
 
@@ -83,7 +83,7 @@ class LowRankOptions(Options):
     see :func:`matching`; the first that matches counts.
     """
 
-    of: ClassVar[str] = "families with target layers"
+    of: ClassVar[str] = "dora, loha, lora"
     recorded: ClassVar[Mapping[str, Any]] = {"basis": "random"}
 
     rank: int = option(12, "Rank of each site's Delta.")

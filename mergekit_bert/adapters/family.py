@@ -105,7 +105,7 @@ class Family:
 
         Raises TrainingError for an option that means nothing to it.
         """
-        given = {**_told(record), **given} if record is not None else given
+        given = {**_not_default(record), **given} if record is not None else given
         own = [one.name for one in dataclasses.fields(self.options)]
         recorded = self.options.recorded
         given = {name: value for name, value in given.items() if recorded.get(name, ...) != value}
@@ -117,7 +117,7 @@ class Family:
         return self.options(**given)
 
 
-def _told(record: Options) -> dict[str, Any]:
+def _not_default(record: Options) -> dict[str, Any]:
     """The options of ``record`` that are not its defaults."""
     usual = type(record)()
     values = {one.name: getattr(record, one.name) for one in dataclasses.fields(record)}

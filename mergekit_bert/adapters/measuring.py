@@ -103,7 +103,7 @@ def _fishers(
             calls.clear()
             with torch.enable_grad():
                 outputs = outputs_of(model, batch)
-            for direction in kind_of(task).directions(outputs.detach()):
+            for direction in kind_of(task).directions(task, outputs.detach()):
                 score, made = (direction * outputs).sum(), [output for *_, output in calls]
                 gradients = torch.autograd.grad(score, made, retain_graph=True, allow_unused=True)
                 pairs: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -54,7 +54,7 @@ def _size(tensor: Tensor) -> dict[str, Any]:
 class TaskSpecific:
     """What a task keeps for itself in a merge: its head, Deltas and shifts that are added to what all share, extras.
 
-    The Deltas and shifts are those between the layers and the head, and, where asked for, the task's remainders inside
+    The Deltas and shifts are those between the layers and the head, and, where asked for, the task's residuals inside
     the layers.
     """
 

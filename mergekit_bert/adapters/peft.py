@@ -188,7 +188,7 @@ class PeftFolder:
         known = {key: value[key] for key in _LabelRecord.model_fields if value.get(key) is not None}
         where = str(self.path / _MODEL_CONFIG)
         record = _validated(_LabelRecord, known, where, "labels as transformers writes them", "remove it")
-        return HubFields({int(place): label for place, label in record.id2label.items()}, record.problem_type)
+        return HubFields({int(place): label for place, label in record.id2label.items()}, record.problem_type, value)
 
     @property
     def base_name(self) -> str | None:

@@ -23,9 +23,10 @@ def task_of(folder: PeftFolder, encoder: Encoder) -> Task | None:
     name = folder_name(folder.path)
     if name in TASKS.names():
         return TASKS.get(name)
-    base = HubFields(encoder.config.id2label, encoder.config.problem_type or "")
+    config = encoder.config
+    base = HubFields(config.id2label, config.problem_type or "", config.to_dict())
     told = [one for one in (folder.label_fields, base) if one is not None and len(one.id2label) == outputs]
-    return task_from_hub(name, told[0] if told else HubFields(dict(enumerate(numbered(outputs))), ""))
+    return task_from_hub(name, told[0] if told else HubFields(dict(enumerate(numbered(outputs)))))
 
 
 def folder_name(path: Path) -> str:
@@ -35,7 +36,7 @@ def folder_name(path: Path) -> str:
 
 def stand_in(name: str) -> Task:
     """A task for reading a folder without a head, which has none."""
-    return task_from_hub(name, HubFields({0: ""}, ""))
+    return task_from_hub(name, HubFields({0: ""}))
 
 
 def _outputs(folder: PeftFolder, encoder: Encoder) -> int | None:
@@ -47,4 +48,4 @@ def _outputs(folder: PeftFolder, encoder: Encoder) -> int | None:
 
 
 def _labelled(count: int) -> Task:
-    return task_from_hub("probe", HubFields(dict(enumerate(numbered(count))), ""))
+    return task_from_hub("probe", HubFields(dict(enumerate(numbered(count)))))

@@ -47,8 +47,8 @@ def command(
     for precision in rates:
         own = [one.tokens_per_second for one in speeds if one.precision == precision]
         table.add_row(precision, *(f"{rate:,.0f}" for rate in own))
-    told = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
-    say(f"{device}, {threads()} CPU threads; matrix products, GFLOP/s: {told}")
+    products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    say(f"{device}, {threads()} CPU threads; matrix products, GFLOP/s: {products}")
     say(f"training an adapter for {found.name}, tokens a second:")
     show(table)
     picked = {torch.float32: "fp32", torch.bfloat16: "bf16"}[pick_precision(train.precision, device)]

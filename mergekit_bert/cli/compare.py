@@ -50,16 +50,16 @@ def command(
 ) -> None:
     """Merge by every method in every space, score each merge on rows of all tasks, and print one sorted table.
 
-    All methods run with their defaults. Merging reads no labels, except for --calibrate heads. If you choose a merge
-    by its score here, choose with --on held-out and report scores on dev. Percentages are relative to the ensemble of
-    the same adapters (not available for merged files) and to full fine-tuning if that is recorded. Finished results are
-    kept in the folder and not computed again: an interrupted run continues, and a later run with other methods adds
-    rows to the table. The last columns show how far a merge is behind the best one (paired bootstrap over rows), what
-    it needed, and what it cost.
+    All methods run with their default options. Merging reads no labels, except for --calibrate heads. If you choose a
+    merge by its score here, choose with --on held-out and report scores on dev. Percentages are relative to the
+    ensemble of the same adapters (not available for merged files) and to full fine-tuning if that is recorded. Finished
+    results are kept in the folder and not computed again: an interrupted run continues, and a later run with other
+    methods adds rows to the table. The last columns show how far a merge is behind the best one (paired bootstrap over
+    rows), what it needed, and what it cost.
     """
     from mergekit_bert import api
     from mergekit_bert.composing.inputs import choose_inputs
-    from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_rows, contest_table
+    from mergekit_bert.evaluation.tables import as_text, method_table, missing_references, scored_rows
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import held
     from mergekit_bert.terminal import say, say_lines
@@ -67,7 +67,7 @@ def command(
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     set_threads(threads)
     with held(out):
-        contest = api.compare(
+        comparison = api.compare(
             choose_inputs(files or [], keep or [], api.ADAPTERS, base),
             methods=options.read_names(methods),
             spaces=options.read_names(spaces),
@@ -87,10 +87,10 @@ def command(
             force=force,
             progress=True,
         )
-        say_lines(as_text(contest_table(contest.placed, contest.full)))
-        say(contest_rows(contest))
-        if missing := contest_missing(contest):
+        say_lines(as_text(method_table(comparison.merges, comparison.full)))
+        say(scored_rows(comparison))
+        if missing := missing_references(comparison):
             say(in_flags(missing))
-        for name, reason in contest.refused.items():
+        for name, reason in comparison.refused.items():
             say(f"left out {name}: {in_flags(reason)}")
         say(f"wrote {out / 'table.md'}, {out / 'table.json'} and {out / 'picture.png'}")

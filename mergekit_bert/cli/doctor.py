@@ -1,4 +1,4 @@
-"""``mbert doctor``: the invariants of the merge methods on the user's adapters, and how well these will merge."""
+"""``mbert doctor``: invariants of the merge methods on the user's adapters, and how well these are likely to merge."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def command(
         str | None,
         typer.Option(
             help="Folder with <task>/train.tsv, for the numbers that need rows (labels are never read); or 'sample'; "
-            "or 'invented': synthetic texts.",
+            "or 'synthetic': generated texts.",
             show_default="none",
         ),
     ] = None,
@@ -44,10 +44,10 @@ def command(
 ) -> None:
     """Check the invariants of the merge methods on these adapters, and predict how well the adapters will merge.
 
-    The first table lists the invariants (invariants); the exit code is 1 if one is violated. The second compares every
-    ordered pair of inputs; its columns are explained below it and in docs/merging.md. The verdict needs real rows
-    (--data or --texts), but no labels. It is the predicted loss: the share of its score that each task would lose in
-    the plain sum of all inputs at 0.5 each, as estimated by its own adapter (up to 5 %: gets along; up to 20 %: is
+    The first table lists the invariants; the exit code is 1 if one is violated. The second compares every ordered pair
+    of inputs; its columns are explained below it and in docs/merging.md. The verdict needs real rows (--data or
+    --texts), but no labels. It is based on the predicted loss: the share of its score that each task would lose in the
+    plain sum of all inputs at 0.5 each, as estimated by its own adapter (up to 5 %: gets along; up to 20 %: is
     disturbed; more: is moved far). A better method loses less.
     """
     from mergekit_bert import api
@@ -64,11 +64,11 @@ def command(
     set_threads(threads)
     plain = options.read_texts(texts or [])
     if rows is not None and not (data or plain):
-        raise CompositionError("--rows", "neither --data nor --texts", "rows to take so many of", "add one, or drop it")
+        raise CompositionError("--rows", "neither --data nor --texts", "a source of rows", "add one, or drop --rows")
     with claimed(*(Output(path, force) for path in (json, picture) if path is not None)):
         inputs = choose_inputs(files or [], keep or [], api.ADAPTERS, base)
         folder = files[0].parent if files else api.ADAPTERS
-        found = api.doctor(
+        diagnosis = api.doctor(
             inputs,
             data,
             methods=options.read_names(methods),
@@ -79,26 +79,26 @@ def command(
             folder=folder,
             progress=True,
         )
-        say_lines(as_text(invariant_table(found.invariants)))
-        for name, reason in found.invariants.left_out.items():
+        say_lines(as_text(invariant_table(diagnosis.invariants)))
+        for name, reason in diagnosis.invariants.left_out.items():
             say(f"left out {name}: {in_flags(reason)}")
-        if len(found.report.names) > 1:
-            say_lines("\n" + as_text(pair_table(found.report)))
-            for line in matrix_legend(found.report):
+        if len(diagnosis.report.names) > 1:
+            say_lines("\n" + as_text(pair_table(diagnosis.report)))
+            for line in matrix_legend(diagnosis.report):
                 say(line)
-        if found.report.capacity is not None:
-            say(f"room in the basis: {found.report.capacity} more adapters of this rank")
-        if verdicts(found.report):
-            say_lines("\n" + as_text(verdict_table(found.report)))
-        for hint in hints(found.report):
+        if diagnosis.report.capacity is not None:
+            say(f"room in the basis: {diagnosis.report.capacity} more adapters of this rank")
+        if verdicts(diagnosis.report):
+            say_lines("\n" + as_text(verdict_table(diagnosis.report)))
+        for hint in hints(diagnosis.report):
             say(f"hint: {in_flags(hint)}")
         if json is not None:
             with written(Output(json, force)) as (part,):
-                write_json(part, to_json(found))
+                write_json(part, to_json(diagnosis))
             say(f"wrote {json}")
         if picture is not None:
             with written(Output(picture, force)) as (part,):
-                write_picture(found.plot(), part)
+                write_picture(diagnosis.plot(), part)
             say(f"wrote {picture}")
-        if found.invariants.broken:
+        if diagnosis.invariants.violated:
             raise typer.Exit(1)

@@ -16,8 +16,8 @@ def command(
     from mergekit_bert.evaluation.describe import describe, description_tables
     from mergekit_bert.terminal import say_json, show
 
-    told = describe(file)
+    description = describe(file)
     if json:
-        say_json(told, sort_keys=True)
+        say_json(description, sort_keys=True)
     else:
-        show(*description_tables(told))
+        show(*description_tables(description))

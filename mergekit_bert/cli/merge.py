@@ -1,15 +1,14 @@
 """``mbert merge``: several adapters as one model."""
 
 import contextlib
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mergekit_bert.cli import options
-from mergekit_bert.errors import CompositionError, MbertWarning, OutputError
+from mergekit_bert.errors import OutputError
 from mergekit_bert.registry import names_in
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ METHODS = ", ".join([*names_in("mergekit_bert.composing.methods", "mbert.methods
 
 OUT = Path("merged.safetensors")
 SEARCH_OVER, SEARCH_ROWS = "weights", 300
-"""Default value; the parameter is None so that we know whether the user set it."""
+"""Default values; the parameters are None so that we know whether the user set them."""
 
 
 def command(
@@ -123,106 +122,78 @@ def command(
 
     Every task keeps its own head. Inputs may differ in family, rank, targets and number of labels, but must share
     their base. Methods that need rows read the train split of --data, or --texts. Labels are not needed, except for
-    --search and --calibrate heads. If there are no rows, --data invented generates synthetic texts. Without --method,
+    --search and --calibrate heads. If there are no rows, --data synthetic generates texts. Without --method,
     the recommended method for the inputs is used. Checkpoints merged with --dense, and without --out, --data or
     --texts, are streamed through memory a few tensors at a time.
     """
     from mergekit_bert import api
-    from mergekit_bert.adapters.base import encoder_of
-    from mergekit_bert.cli.merge_report import tell_choice, tell_file, tell_folder
+    from mergekit_bert.cli.merge_report import print_choice, print_file, print_folder
     from mergekit_bert.composing.calibration import read_steps
     from mergekit_bert.composing.dense import dense_outputs
-    from mergekit_bert.composing.merging import parse_weights, reads_rows
+    from mergekit_bert.composing.merging import parse_weights
     from mergekit_bert.composing.method import read_settings
     from mergekit_bert.composing.recipe import changed, read_recipe
-    from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
-    from mergekit_bert.data.source import INVENTED
+    from mergekit_bert.files import beside
     from mergekit_bert.outputs import Output, claimed
+    from mergekit_bert.request import MergeRequest
     from mergekit_bert.terminal import say
 
     options.refuse_alone({"--search-over": search_over, "--search-rows": search_rows}, "--search", search)
     options.refuse_alone({"--calibrate-rows": calibrate_rows}, "--calibrate", calibrate)
     plain, steps = options.read_texts(texts or []), read_steps(calibrate)
-    given = read_recipe(recipe) if recipe is not None else None
-    named = files or [Path(one) for one in (given.inputs if given else ())]
+    written = read_recipe(recipe) if recipe is not None else None
+    named = files or [Path(path) for path in (written.inputs if written else ())]
     more = out or data or plain or add or remove or keep_inputs or search or steps
     streams = dense is not None and not more and _are_checkpoints(named)
     out = out or OUT
-    wanted = [path for path in (None if streams else out, save_recipe) if path is not None]
+    outputs = [path for path in (None if streams else out, save_recipe) if path is not None]
     with contextlib.ExitStack() as holds:
-        holds.enter_context(claimed(*(Output(path, force) for path in wanted)))
+        holds.enter_context(claimed(*(Output(path, force) for path in outputs)))
         if add or remove:
-            inputs, given = api.changed_inputs(named, add or [], remove or [], base)
-            keep_inputs = True
+            inputs, written = api.changed_inputs(named, add or [], remove or [], base)
         else:
             inputs = _chosen_inputs(named, keep or [], out, base)
-        asked = changed(
-            given,
-            method=method,
-            space=space,
-            options=read_settings(set_ or []),
-            weights=parse_weights(weights or ""),
-            rank=rank,
-            private=private,
-            seed=seed,
-        )
-        refuse_beside_size("--keep-inputs", size is not None and keep_inputs)
-        asked, reason = with_method(
-            asked,
-            inputs,
-            bool(data or plain),
-            invented=data == INVENTED and not plain,
-            searched=bool(search),
-            calibrated=bool(steps),
+        request = MergeRequest(
+            inputs=inputs,
+            recipe=changed(
+                written,
+                method=method,
+                space=space,
+                options=read_settings(set_ or []),
+                weights=parse_weights(weights or ""),
+                rank=rank,
+                private=private,
+                seed=seed,
+            ),
+            data=data,
+            texts=plain,
+            rows=rows,
+            base=base,
             size=size,
-        )
-        if reads_rows(asked, inputs):
-            if steps and rows is not None and calibrate_rows is None:
-                raise CompositionError(
-                    "--rows",
-                    f"with --calibrate it could mean those that {asked.method} reads, or those to calibrate on",
-                    "--rows together with --calibrate-rows",
-                    "add --calibrate-rows N",
-                )
-        else:
-            if steps and calibrate_rows is None:  # then these alone can be meant
-                rows, calibrate_rows = None, rows
-            _refuse_idle(asked.method, rows, {} if "scales" in steps else plain, bool(search))
-            if data is not None and not search and not steps:
-                _note_idle(asked.method, data)
+            keep_inputs=keep_inputs or bool(add or remove),
+            search=search or 0,
+            search_over=[word.strip() for word in (search_over or SEARCH_OVER).split(",")],
+            search_rows=search_rows or SEARCH_ROWS,
+            calibrate=steps,
+            calibrate_rows=calibrate_rows,
+        ).resolved()
         if dense is not None:  # before any long work
-            tasks = [task for one in inputs for task in one.parts]
+            tasks = [task for merge_input in inputs for task in merge_input.parts]
             holds.enter_context(claimed(*dense_outputs(dense, tasks, force)))
-
-        if streams:
-            encoder = inputs[0].encoder
-            model = api.merge(inputs, asked, lazy=True)
-        else:
-            needed = dense is not None or data is not None or plain or search or steps
-            encoder = encoder_of("the first input", inputs[0].base, base) if needed else None
-            over = [word.strip() for word in (search_over or SEARCH_OVER).split(",")]
-            searching = {"evaluations": search, "over": over, "held_out": search_rows or SEARCH_ROWS}
-            model = _made(
-                inputs,
-                asked,
-                out,
-                merging={"rows": rows, "keep_inputs": keep_inputs},
-                searching=searching if search else {},
-                calibrating={"steps": steps, "rows": calibrate_rows or options.CALIBRATE_ROWS} if steps else {},
-                sources={"data": data, "texts": plain, "base": encoder or base},
-            )
+        model = request.run(out, folder=beside(out, ".run"), lazy=streams, show=True)
+        if not streams:
             api.save(model, out, force=force)
-            tell_file(model, out)
-
-        if reason:
-            tell_choice(asked.method, reason, len(inputs))
+            print_file(model, out)
+        if request.reason:
+            print_choice(request.recipe.method, request.reason, len(inputs))
         if save_recipe is not None:
-            _save_recipe(Output(save_recipe, force), model, asked, named)
+            _save_recipe(Output(save_recipe, force), model, request.recipe, named)
         if not streams:
             say(f"what it costs: mbert eval {out}")
         if dense is not None:
+            encoder = inputs[0].encoder if streams else request.encoder
             for path in api.export(model, dense, base=encoder, force=force):
-                tell_folder(model, path)
+                print_folder(model, path)
 
 
 def _are_checkpoints(files: Sequence[Path]) -> bool:
@@ -241,51 +212,6 @@ def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base:
     if out.resolve() in {path.resolve() for path in files or api.ADAPTERS.glob("*.safetensors")}:
         raise OutputError(str(out), "it is one of the inputs", "another file", "choose another --out")
     return inputs
-
-
-def _refuse_idle(method: str, rows: int | None, texts: Mapping[str, Path], search: bool) -> None:
-    """Raise CompositionError for a number of rows, or plain texts, that the method would ignore."""
-    idle = "--rows" if rows else "--texts" if texts else ""
-    if idle:
-        remedy = "give --search-rows for the rows to search on, or drop it" if search and rows else "drop it"
-        raise CompositionError(idle, f"{method} reads no rows here", "a method that does", remedy)
-
-
-def _note_idle(method: str, data: str) -> None:
-    """Warn that ``data`` is not read. It is no error, since a script may pass the same --data to every method."""
-    from mergekit_bert.data.source import INVENTED
-
-    others = "--calibrate scales" if data == INVENTED else "--search or --calibrate"
-    warnings.warn(
-        f"--data {data}: {method} reads no rows here, so they are ignored; rows are used by methods that need them "
-        f"(see `mbert methods`) and by {others}",
-        MbertWarning,
-        stacklevel=2,
-    )
-
-
-def _made(
-    inputs: "Sequence[MergeInput]",
-    recipe: "Recipe",
-    out: Path,
-    *,
-    merging: dict[str, Any],
-    searching: dict[str, Any],
-    calibrating: dict[str, Any],
-    sources: dict[str, Any],
-) -> "Merged | Ensemble":
-    """The inputs as one model: a merge or a search for one, and perhaps a calibration."""
-    from mergekit_bert import api
-    from mergekit_bert.files import beside
-
-    if calibrating:  # missing rows or labels are reported before any long work
-        api.rows_to_calibrate(inputs, **calibrating, **sources)
-    model: Merged | Ensemble
-    if searching:
-        model = api.search(inputs, recipe, out=out, **merging, **searching, **sources, progress=True)
-    else:
-        model = api.merge(inputs, recipe, folder=beside(out, ".run"), **merging, **sources, progress=True)
-    return api.calibrate(model, inputs=inputs, **calibrating, **sources, progress=True) if calibrating else model
 
 
 def _save_recipe(output: "Output", model: "Merged | Ensemble", asked: "Recipe", files: Sequence[Path]) -> None:

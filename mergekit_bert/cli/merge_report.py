@@ -7,8 +7,8 @@ from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.terminal import say
 
 
-def tell_file(model: Merged | Ensemble, out: Path) -> None:
-    """Print what was written."""
+def print_file(model: Merged | Ensemble, out: Path) -> None:
+    """Print the path and the contents of the file."""
     size = f"{out.stat().st_size / 2**20:.2f} MiB"
     say(f"wrote {out}: {model.account()}, {size}")
     if "lost" in model.trace:
@@ -19,31 +19,30 @@ def tell_file(model: Merged | Ensemble, out: Path) -> None:
             f"({lost['sites'].get(worst, 0.0):.2%})"
         )
     if model.private:
-        rank, held = model.private["rank"], model.private["bytes"]
-        say(f"private: each task keeps a residual of rank {rank} or less, {held / 2**20:.2f} MiB in total")
+        rank, size_of_residuals = model.private["rank"], model.private["bytes"]
+        say(f"private: each task keeps a residual of rank {rank} or less, {size_of_residuals / 2**20:.2f} MiB in total")
     if "search" in model.trace:
-        told = model.trace["search"]
-        scores = [one["score"] for one in told["evaluations"]]
+        scores = [evaluation["score"] for evaluation in model.trace["search"]["evaluations"]]
         say(
-            f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} at best, of {len(scores)} merges "
+            f"search: overall {scores[0]:.4f} at the start, {max(scores):.4f} for the best of {len(scores)} merges "
             "(on the rows used for the search, where the best score is too optimistic; run eval on other rows)"
         )
-    for task, told in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
-        kept = "" if told["strength"] else " (the old head is kept)"
-        figures = f"{told['before']:.3f} to {told['after']:.3f}"
-        say(f"head of {task}: {figures}, cross-validated on {told['count']} rows in {told['folds']} folds{kept}")
+    for task, head in model.trace.get("calibrated", {}).get("heads", {}).get("rows", {}).items():
+        kept = "" if head["strength"] else " (the old head is kept)"
+        change = f"{head['before']:.3f} to {head['after']:.3f}"
+        say(f"head of {task}: {change}, cross-validated on {head['count']} rows in {head['folds']} folds{kept}")
 
 
-def tell_choice(method: str, reason: str, inputs: int) -> None:
-    """Print which method was chosen where none was named, and why; the evidence is about several inputs."""
+def print_choice(method: str, reason: str, inputs: int) -> None:
+    """Print which method was chosen because none was given, and why; the evidence applies to several inputs only."""
     why = (
         f"since {in_flags(reason)} (docs/evidence.md)"
         if inputs > 1
-        else "but a single input has nothing to be merged with"
+        else "but a single input is not merged with anything"
     )
     say(f"chosen: {method}, {why}")
 
 
-def tell_folder(model: Merged | Ensemble, folder: Path) -> None:
-    """Print what was written as a plain Hugging Face folder."""
+def print_folder(model: Merged | Ensemble, folder: Path) -> None:
+    """Print the path and the contents of a plain Hugging Face folder."""
     say(f"wrote {folder}" + (f": {brief}" if (brief := model.brief()) else ""))

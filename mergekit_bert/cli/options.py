@@ -33,7 +33,7 @@ MergeData = Annotated[
     typer.Option(
         "--data",
         help="Folder with <task>/train.tsv, for methods that need rows, --search and --calibrate; or 'sample'; or "
-        "'invented': synthetic texts, for steps that read no labels.",
+        "'synthetic': generated texts, for steps that read no labels.",
         show_default="none",
     ),
 ]
@@ -135,7 +135,7 @@ def flags(
         @functools.wraps(command)
         def run(context: Any, **given: Any) -> None:
             asked = {name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-            values = {name: {one: given.pop(one) for one in _told(group)} for name, group in groups.items()}
+            values = {name: {one: given.pop(one) for one in _option_fields(group)} for name, group in groups.items()}
             for name, options in values.items():
                 typed = {option: value for option, value in options.items() if option in asked}
                 given[name] = chosen[name](given)(typed) if chosen and name in chosen else groups[name][0](**typed)
@@ -155,7 +155,7 @@ def flags(
     return wrap
 
 
-def _told(group: Sequence[type[Any]]) -> dict[str, tuple[Any, type[Any]]]:
+def _option_fields(group: Sequence[type[Any]]) -> dict[str, tuple[Any, type[Any]]]:
     """The fields that are options, those with a help text, by name, each with the record that defines it."""
     found: dict[str, tuple[Any, type[Any]]] = {}
     for config in group:
@@ -170,11 +170,11 @@ def _told(group: Sequence[type[Any]]) -> dict[str, tuple[Any, type[Any]]]:
 
 def _parameters(group: Sequence[type[Any]]) -> list[inspect.Parameter]:
     made = []
-    for one, owner in _told(group).values():
+    for one, owner in _option_fields(group).values():
         of = getattr(owner, "of", "")
         flag = typer.Option(
             f"--{one.name.replace('_', '-')}",
-            help=in_flags(one.metadata["help"]) + (f" For {of}." if of else ""),
+            help=in_flags(one.metadata["help"]) + (f" ({of})" if of else ""),
             show_default=one.metadata["shown"] or True,
         )
         annotation = operator.getitem(Annotated, (get_type_hints(owner)[one.name], flag))

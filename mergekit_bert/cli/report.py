@@ -1,4 +1,4 @@
-"""What a training command prints at the end."""
+"""What a training command prints when it ends."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How the command line spells what the library says: parameters in backticks become flags. Imports nothing heavy."""
+"""Messages of the library as the command line prints them: parameters in backticks become flags. Imports little."""
 
 import re
 

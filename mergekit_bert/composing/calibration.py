@@ -24,10 +24,10 @@ from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Gram
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
-from mergekit_bert.composing.private import remainders
+from mergekit_bert.composing.private import residuals
 from mergekit_bert.data.batches import Batch, Tokens
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.rows import Rows, shuffled
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import bare_head
@@ -174,7 +174,7 @@ def _cross_validated(
             bare_head(encoder.config, task, old, _Stored(features.take(part))).double() for part in (fitted_on, apart)
         )
         heads: list[Tensors] = [old, *(refit(task, learner, labels[fitted_on], strength) for strength in strengths)]
-        truth = rows.take(apart).label_column()
+        truth = rows.take(apart).label_column(task)
         for found, one in zip(figures, heads, strict=True):
             with torch.no_grad():
                 outputs = _outputs(judge, {name: value.double() for name, value in one.items()})
@@ -243,7 +243,7 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
     def value() -> Tensor:
         optimizer.zero_grad()
         outputs = _outputs(head, {name: old[name] + unit * move for name, move in moves.items()})
-        total = kind_of(task).loss(outputs, labels) + sum(move.square().sum() for move in moves.values())
+        total = kind_of(task).loss(task, outputs, labels) + sum(move.square().sum() for move in moves.values())
         total.backward()
         return total
 
@@ -287,7 +287,7 @@ def calibrate_scales(
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}
     own, private = dict(model.own), model.recipe.get("private")
     if private:
-        fresh = remainders(experts, deltas, model.shifts, private)
+        fresh = residuals(experts, deltas, model.shifts, private)
         own = {task: dataclasses.replace(fresh[task].read(), head=kept.head) for task, kept in own.items()}
     return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=own)
 

@@ -14,6 +14,7 @@ from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.patch import TaskSpecific
 from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.composing.merge_input import MergeInput
+from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.classifier import bare_head, head_shapes
 from mergekit_bert.encoder.folder import RECORD, FullModel, read_folder, unscale_head
@@ -202,9 +203,13 @@ def _head(path: Path, weights: StoredWeights, task: Task, encoder: Encoder) -> d
     return {name: tensor.detach().cpu() for name, tensor in model.head().items()}
 
 
+def _in_order(id2label: Mapping[int, str]) -> list[str]:
+    return [str(id2label[place]) for place in sorted(id2label)]
+
+
 def _check_labels(where: str, config: Any, task: Task) -> None:
-    """Raise CompositionError where the checkpoint has another number of labels, or the same ones in another order."""
-    told = [str(config.id2label[place]) for place in sorted(config.id2label)]
+    """Raise CompositionError where the checkpoint has another number of outputs, or the same in another order."""
+    told, kind = _in_order(config.id2label), kind_of(task)
     if len(told) != task.outputs:
         raise CompositionError(
             where,
@@ -212,7 +217,7 @@ def _check_labels(where: str, config: Any, task: Task) -> None:
             f"{task.outputs} for task {task.name!r}",
             "give a checkpoint of that task, or call its folder after its own task",
         )
-    for known in (task.labels, task.label_names):
+    for known in (kind.output_names(task), _in_order(kind.to_hub(task).id2label)):
         if sorted(told) == sorted(known) and told != list(known):
             raise CompositionError(
                 where, f"labels in the order {', '.join(told)}", ", ".join(known), "fine-tune with the task's order"

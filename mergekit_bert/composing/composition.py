@@ -137,7 +137,7 @@ class Merged(Patched):
 
     @property
     def private(self) -> dict[str, int]:
-        """The largest ``rank`` of the tasks' remainders beside shared Deltas, and the ``bytes`` of all; empty: none."""
+        """The largest ``rank`` of the tasks' residuals beside shared Deltas, and the ``bytes`` of all; empty: none."""
         deltas = [delta for own in self.own.values() for site, delta in own.deltas.items() if site in self.deltas]
         shifts = [shift for own in self.own.values() for name, shift in own.shifts.items() if name in self.shifts]
         if not (deltas or shifts):

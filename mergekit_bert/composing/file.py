@@ -1,11 +1,10 @@
 """Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
 
 A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
-same of what a task keeps for itself, which is added to what is shared, ``head.<tensor>`` and
-``extra.<name>.<tensor>``. Where a task keeps a
-remainder beside a shared Delta or shift, the record has the key ``private``: the remainders' rank and bytes; where
-adapters without a head were merged, it has ``bodies``: where they came from. An ensemble holds the tensors of each
-adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
+same of what a task keeps for itself, which is added to what is shared, ``head.<tensor>`` and ``extra.<name>.<tensor>``.
+Where a task keeps a residual beside a shared Delta or shift, the record has the key ``private``: the residuals' rank
+and bytes; where adapters without a head were merged, it has ``bodies``: where they came from. An ensemble holds the
+tensors of each adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ from mergekit_bert.schema import validate
 from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 
 _PRIVATE, _BODIES = "private", "bodies"
-"""Keys that are there only in the record of a merge whose tasks keep remainders, or that has inputs without a task."""
+"""Keys that are there only in the record of a merge whose tasks keep residuals, or that has inputs without a task."""
 
 
 def write_model(path: Path, model: Composition) -> None:

@@ -37,7 +37,7 @@ class Answers:
 
     features: Float[Tensor, "rows width"]
     outputs: Float[Tensor, "rows out"]
-    hidden: Sequence[Float[Tensor, "tokens width"]] = ()
+    hidden: Sequence[Float[Tensor, "tokens states"]] = ()
 
 
 class FeatureExtractor:

@@ -18,7 +18,7 @@ from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
 from mergekit_bert.composing.method import METHODS, NEEDS, LearningContext, Method, Site, chosen_weights, make_options
-from mergekit_bert.composing.private import remainders
+from mergekit_bert.composing.private import residuals
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.composing.recommendation import with_method
 from mergekit_bert.composing.spaces import SPACES, Leave
@@ -103,7 +103,7 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
     if recipe.private:
         if lazy:
             merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # every task asks for it again
-        own = remainders(merge_inputs, merged, shifts, recipe.private)
+        own = residuals(merge_inputs, merged, shifts, recipe.private)
     if not lazy:
         own = {task: one.read() for task, one in own.items()}
     if lost:

@@ -26,7 +26,7 @@ NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
     "gram": "Gram matrices of the sites' inputs (trained with `with_stats=gram`, or `data` or `texts`)",
     "fisher": "Fisher information (trained with `with_stats=fisher`, or `data` or `texts`)",
-    "rows": "unlabelled rows of every task (`data` or `texts`), if need be `data=invented`",
+    "rows": "unlabelled rows of every task (`data` or `texts`), if need be `data=synthetic`",
 }
 """What a method may need, and how to meet it."""
 

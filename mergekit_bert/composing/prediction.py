@@ -172,11 +172,11 @@ def predictions(task: Task, outputs: Float[np.ndarray, "rows out"], where: str =
 
 
 def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A TSV with a row for each (task, texts): task, prediction, label's name and probability (empty for a value)."""
+    """A TSV with a row for each (task, texts): task, prediction, and, where it has them, its name and probability."""
     lines: list[list[object]] = [["task", "prediction", "name", "probability"]]
     for (name, _), answer in zip(requests, predictor.mixed(requests), strict=True):
-        classifies = kind_of(find_task(predictor.model, name)).has_probability
-        lines.append([name, answer.label, *([answer.name, f"{answer.value:.4f}"] if classifies else ["", ""])])
+        said = answer.name if find_task(predictor.model, name).labels else ""
+        lines.append([name, answer.label, said, "" if answer.probability is None else f"{answer.probability:.4f}"])
     return tsv_text(lines)
 
 
@@ -191,10 +191,11 @@ def the_task(model: Model, name: str | None) -> Task:
 
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
-    """A TSV: the texts, the predicted label, its name, and its probability (of a regression: prediction alone)."""
-    more = ["name", "probability"] if kind_of(task).has_probability else []
-    lines = [[*task.text, "prediction", *more]]
+    """A TSV: the texts, the prediction, and, where the task's kind has them, the label's name and its probability."""
+    named, probable = bool(task.labels), kind_of(task).has_probability
+    lines = [[*task.text, "prediction", *(["name"] if named else []), *(["probability"] if probable else [])]]
     answers = predictions(task, predictor.outputs(task.name, rows), predictor.where)
     for texts, answer in zip(rows.texts, answers, strict=True):
-        lines.append([*texts, answer.label, *([answer.name, f"{answer.value:.4f}"] if more else [])])
+        more = [*([answer.name] if named else []), *([f"{answer.value:.4f}"] if probable else [])]
+        lines.append([*texts, answer.label, *more])
     return tsv_text(lines)

@@ -1,6 +1,6 @@
-"""Private remainders: what a merge took from a task, at low rank, kept for that task beside what all share.
+"""Private residuals: what a merge took from a task, at low rank, kept for that task beside what all share.
 
-``Δmerged + svd_r(Δi − Δmerged)``: a task runs with the shared Delta and its own remainder of rank ``r``. These are the
+``Δmerged + svd_r(Δi − Δmerged)``: a task runs with the shared Delta and its own residual of rank ``r``. These are the
 shared and the compressed exclusive knowledge of Lu et al. 2024 (Twin-Merging, arXiv 2406.15479), with the task named by
 the caller instead of guessed by a router. Huang et al. 2024 (EMR-Merging, arXiv 2405.17461) keep a mask and a scale of
 the shared part for each task instead; Tang et al. 2024 (SMILE, arXiv 2408.10174) keep the low-rank part of each expert
@@ -23,7 +23,7 @@ _ROUNDING = 1e-6
 """A difference this small beside what it was made from is rounding of float32 factors."""
 
 
-def remainders(
+def residuals(
     merge_inputs: Sequence[MergeInput], deltas: Mapping[str, Delta], shifts: Tensors, rank: int
 ) -> dict[str, TaskSpecific]:
     """What every task keeps for itself beside the merged ``deltas`` and ``shifts``, made when it is asked for.

@@ -38,7 +38,7 @@ class Recipe:
     :func:`~mergekit_bert.composing.recommendation.with_method`. ``weights`` are by input name; an input
     without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
     instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
-    is the rank of the remainder that every task keeps for itself at every site (None or 0: none). ``options`` are the
+    is the rank of the residual that every task keeps for itself at every site (None or 0: none). ``options`` are the
     method's.
     """
 
@@ -62,7 +62,7 @@ class Recipe:
         """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
         layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
         found = dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
-        if not self.private:  # a merge without remainders is what it was before there were any
+        if not self.private:  # a merge without residuals is what it was before there were any
             del found["private"]
         return found
 
@@ -136,7 +136,7 @@ class Recipe:
             )
         if self.private:
             raise CompositionError(
-                "`private`", "remainders for an ensemble", "none: it keeps the experts whole", "drop `private`"
+                "`private`", "residuals for an ensemble", "none: it keeps the experts whole", "drop `private`"
             )
 
     def at(self, site: str, weights: Mapping[str, float]) -> dict[str, float]:

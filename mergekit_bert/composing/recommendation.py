@@ -1,4 +1,4 @@
-"""The recommended method for what is given: what the evidence of docs/evidence.md says, and why."""
+"""The recommended merge method for the inputs and rows at hand, and the reason. The evidence is in docs/evidence.md."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,85 +16,88 @@ def with_method(
     merge_inputs: Sequence[MergeInput],
     rows: bool,
     *,
-    invented: bool = False,
+    synthetic: bool = False,
     searched: bool = False,
     calibrated: bool = False,
     size: float | None = None,
 ) -> tuple[Recipe, str]:
-    """``recipe`` with the recommended method where it names none, and the reason ("" where it does).
+    """``recipe``, with the recommended method if it names none, and the reason ("" if it names one).
 
-    Within ``size`` MiB: the ensemble where it fits and nothing is asked that only a merge has, else the largest rank
-    that fits. Raises CompositionError for what no rank can hold to a size.
+    With ``size`` (MiB): the ensemble if it fits and no option is set that only a merge supports, otherwise the largest
+    rank that fits. Raises CompositionError if ``size`` is invalid, conflicts with other options or is too small.
     """
     if size is not None:
         if not 0 < size <= _LARGEST_SIZE:
             raise CompositionError(
                 "`size`", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
             )
-        for name, given in (("`rank`", recipe.rank), ("`private`", recipe.private)):
-            refuse_beside_size(name, given)
+        for name, value in (("`rank`", recipe.rank), ("`private`", recipe.private)):
+            refuse_beside_size(name, value)
         refuse_beside_size(f"`method={ENSEMBLE}`", recipe.method == ENSEMBLE)
-        told = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (told or searched or calibrated) and ensemble_size(merge_inputs) <= size:
-            reason = "all inputs fit side by side, where they lose nothing; `rank` makes one merged model instead"
+        customized = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
+        if not (customized or searched or calibrated) and ensemble_size(merge_inputs) <= size:
+            reason = "all inputs fit into `size` unmerged, which loses nothing; set `rank` for one merged model instead"
             return dataclasses.replace(recipe, method=ENSEMBLE), reason
         recipe = dataclasses.replace(recipe, rank=rank_within(merge_inputs, size))
     if recipe.method:
         return recipe, ""
-    method, reason = recommend(merge_inputs, rows, invented=invented, searched=searched)
+    method, reason = recommend(merge_inputs, rows, synthetic=synthetic, searched=searched)
     return dataclasses.replace(recipe, method=method), reason
 
 
-def refuse_beside_size(name: str, given: object) -> None:
-    """Raise CompositionError for an option that decides the size itself."""
-    if given:
+def refuse_beside_size(name: str, value: object) -> None:
+    """Raise CompositionError if an option that determines the size itself is set."""
+    if value:
         raise CompositionError("`size`", f"{name} as well", "one of the two", f"drop {name} or `size`")
 
 
 def recommend(
-    merge_inputs: Sequence[MergeInput], rows: bool, *, invented: bool = False, searched: bool = False
+    merge_inputs: Sequence[MergeInput], rows: bool, *, synthetic: bool = False, searched: bool = False
 ) -> tuple[str, str]:
-    """(method, reason) for a merge of ``merge_inputs``, perhaps to be searched.
+    """(method, reason) for a merge of ``merge_inputs``; ``searched`` if its weights will be searched.
 
-    ``rows`` says whether there are unlabelled rows, ``invented`` whether these are made up.
+    ``rows`` is whether there are unlabelled rows, ``synthetic`` whether these are generated.
     """
-    if not all(isinstance(one.deltas, dict) for one in merge_inputs):
+    if not all(isinstance(merge_input.deltas, dict) for merge_input in merge_inputs):
         return (
             "task_arithmetic",
-            "whole checkpoints are among the inputs, and a sum is the one merge that is quick there",
+            "there are whole checkpoints among the inputs, and only a sum is fast for them",
         )
-    apart = _on_one_basis(merge_inputs)
-    if rows and not searched and not invented:
+    orthogonal = _on_one_basis(merge_inputs)
+    if rows and not searched and not synthetic:
         return (
             "distill",
-            "there are rows without labels, and what is fitted to the experts' answers on rows keeps most of them",
+            "there are unlabelled rows, and fitting the merge to the experts' answers on rows keeps the most accuracy",
         )
-    if rows and not searched and apart:
+    if rows and not searched and orthogonal:
         return (
             "distill",
-            "fitted to texts that are made up, a merge of adapters on one orthogonal basis keeps more than any other "
+            "for adapters on one orthogonal basis, fitting to synthetic texts keeps more accuracy than any other merge "
             "without data",
         )
-    if apart and all("gram" in one.statistics for one in merge_inputs):
+    if orthogonal and all("gram" in merge_input.statistics for merge_input in merge_inputs):
         return (
             "regmean",
-            "all files hold Gram matrices, and of the quick methods it keeps most on one orthogonal basis",
+            "all files contain Gram matrices; on one orthogonal basis it keeps the most accuracy of the fast methods",
         )
     if searched:
-        return "pico", "a search is for methods that do not learn, and of those that measure nothing it keeps most"
+        return (
+            "pico",
+            "a search needs a method that does not learn, and this keeps the most accuracy of those that need no rows",
+        )
     if rows:
         return (
             "pico",
-            "without one orthogonal basis, fitting to texts that are made up keeps no more than this does at once",
+            "without a common orthogonal basis, fitting to synthetic texts takes longer and keeps no more accuracy",
         )
     return (
         "pico",
-        "no rows were given, and of the methods that need none it keeps most; more is kept by texts that are made up "
-        "(`method=distill`, `data=invented`), in minutes, or by all adapters side by side (`method=ensemble`)",
+        "there are no rows, and it keeps the most accuracy of the methods that need none; `method=distill` with "
+        "`data=synthetic` keeps more but takes minutes, and `method=ensemble` keeps everything",
     )
 
 
 def _on_one_basis(merge_inputs: Sequence[MergeInput]) -> bool:
-    """Whether all hold rows of the same orthogonal basis."""
-    seeds = {None if one.basis is None else one.basis.seed for one in merge_inputs}
+    """Whether all inputs use rows of the same orthogonal basis."""
+    seeds = {None if merge_input.basis is None else merge_input.basis.seed for merge_input in merge_inputs}
     return len(seeds) == 1 and None not in seeds

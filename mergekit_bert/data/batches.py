@@ -12,6 +12,7 @@ from torch import Tensor
 from mergekit_bert.data.kind import Label, kind_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
+from mergekit_bert.errors import DataError
 from mergekit_bert.hardware import generator
 
 _WINDOW = 16
@@ -171,7 +172,8 @@ class Epochs:
 def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token: int, apart: bool = False) -> Tokens:
     """Tokenise ``rows``; longer sequences are cut to ``max_length``, and their rows counted.
 
-    The texts of a row are one sequence, a pair, or, with ``apart``, a sequence each.
+    The texts of a row are one sequence, a pair, or, with ``apart``, a sequence each. Raises DataError for more than
+    two texts that are not ``apart``.
 
     Sequences are cut as by ``truncation="longest_first"``, on the side that the tokenizer names. Of each text only the
     first (or last) ``CHARACTERS * max_length`` characters are read. That changes no token if they hold at least
@@ -182,6 +184,9 @@ def tokenise(rows: Rows, task: Task, tokenizer: Any, max_length: int, pad_token:
 
     Threads may share the tokenizer of an :class:`~mergekit_bert.encoder.load.Encoder`: it is not changed.
     """
+    if len(task.text) > 2 and not apart:
+        found = f"{len(task.text)} texts a row, to be read together"
+        raise DataError(f"task {task.name!r}", found, "one or two", "use a `head` that reads texts apart")
     places = range(len(task.text) if apart else 1)
     encoded = [_sequences(_texts(rows, place, apart), tokenizer, max_length) for place in places]
     columns = {

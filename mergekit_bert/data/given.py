@@ -50,7 +50,7 @@ class Tables:
 
 
 Data = str | Path | Tables | None
-"""Where rows come from: a folder, ``"sample"``, ``"invented"``, or tables; None: the folder ``data/``, then the Hub."""
+"""Where rows come from: a folder, ``"sample"``, ``"synthetic"``, or tables; None: ``data/``, then the Hub."""
 
 
 def given_data(where: str, data: Any, tasks: Sequence[Task], split: str) -> Data:

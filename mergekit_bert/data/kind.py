@@ -6,7 +6,7 @@ file of :mod:`mergekit_bert.data.kinds`; no other module asks which kind a task 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mergekit_bert.data.metrics import Columns
+from mergekit_bert.data.metric import Columns, Metric
 from mergekit_bert.registry import Registry
 
 MOST_LABELS = 10_000
@@ -66,8 +66,12 @@ class TaskFields(Protocol):
         """The name of its kind."""
 
     @property
+    def text(self) -> tuple[str, ...]:
+        """The columns of its texts."""
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        """Labels as they stand in the data, in the order of the outputs."""
+        """Labels as they stand in the data."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -84,23 +88,29 @@ class TaskFields(Protocol):
 
 @dataclass(frozen=True)
 class HubFields:
-    """How transformers' configuration names a task: ``id2label`` and ``problem_type``."""
+    """What a transformers configuration says of a task: a name for every output, ``problem_type``, and ``more``.
+
+    A kind may write further fields, ``more``. When a configuration is read, ``more`` is all of it as it stands in the
+    JSON: whoever wrote it is not trusted, and of its values only ``id2label`` and ``problem_type`` have been checked.
+    """
 
     id2label: Mapping[int, str]
-    problem_type: str
+    problem_type: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Example:
     """A small task of a kind, on which tests/contracts tries whatever every kind keeps to.
 
-    ``fields`` are those of the task beside its name, kind and text; ``cells`` are labels as they may stand in the data,
-    ``refused`` some that may not.
+    ``fields`` are those of the task beside its name and kind (one column of text where they name none); ``cells`` are
+    labels as they may stand in the data, ``refused`` some that may not; ``head`` is one that answers the task.
     """
 
     fields: Mapping[str, Any]
     cells: tuple[Any, ...]
     refused: tuple[Any, ...]
+    head: str = "native"
 
 
 class Kind(ABC):
@@ -109,9 +119,13 @@ class Kind(ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     example: ClassVar[Example]
+    metrics: ClassVar[tuple[str, ...]]
+    """The metrics that fit it, first the one for a task that names none."""
+    texts: ClassVar[tuple[int, int]] = (1, 2)
+    """The fewest and the most texts of a row."""
     has_entropy: ClassVar[bool] = True
     has_probability: ClassVar[bool] = True
-    """Whether ``value`` of a prediction is a probability."""
+    """Whether a prediction has a probability, which then is its ``value``."""
     required: ClassVar[Mapping[str, str]] = {}
     """Fields that a user's own task must give, with what is expected there, though a task of a foreign model may
     lack them."""
@@ -122,15 +136,23 @@ class Kind(ABC):
 
     def summary(self, task: TaskFields) -> str:
         """What labels a task has, for a listing."""
-        return f"{self.outputs(task)} classes"
+        return f"{len(task.labels)} classes"
 
-    @abstractmethod
+    def output_names(self, task: TaskFields) -> tuple[str, ...]:
+        """What each number is called that the head gives for a row; a lone value has the empty name."""
+        return task.labels
+
     def outputs(self, task: TaskFields) -> int:
         """How many numbers the head gives for a row."""
+        return len(self.output_names(task))
+
+    def fits(self, metric: Metric) -> bool:
+        """Whether ``metric`` compares what :meth:`truth` and :meth:`predicted` give."""
+        return metric.name in self.metrics or self.name in metric.kinds
 
     def chance(self, task: TaskFields) -> float:
         """What guessing scores on an accuracy or F1."""
-        return 1 / self.outputs(task)
+        return 1 / max(1, len(task.labels))
 
     @abstractmethod
     def parse(self, task: TaskFields, cell: Any) -> Label:
@@ -145,30 +167,41 @@ class Kind(ABC):
         """Labels as the loss wants them."""
 
     @abstractmethod
-    def weights(self, task: TaskFields, labels: Sequence[Label]) -> Float[Tensor, "outputs"] | None:
+    def weights(self, task: TaskFields, labels: Sequence[Label]) -> Float[Tensor, "_"] | None:
         """Weights under which all labels count alike in the loss; None where a kind has no such thing."""
 
     @abstractmethod
     def loss(
         self,
+        task: TaskFields,
         outputs: Float[Tensor, "rows outputs"],
         targets: Shaped[Tensor, "rows *each"],
-        weights: Float[Tensor, "outputs"] | None = None,
+        weights: Float[Tensor, "_"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The mean loss of the rows."""
+        """The mean loss of the rows; ``weights`` are those of :meth:`weights`."""
 
     @abstractmethod
     def distance(
-        self, found: Float[Tensor, "rows outputs"], truth: Float[Tensor, "rows outputs"], spread: float
+        self,
+        task: TaskFields,
+        found: Float[Tensor, "rows outputs"],
+        truth: Float[Tensor, "rows outputs"],
+        spread: float,
     ) -> Float[Tensor, ""]:
-        """How far outputs are from those of another model; ``spread`` is the variance of ``truth``."""
+        """How far outputs are from those of another model; ``spread`` is the variance of ``truth``.
 
-    def entropy(self, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
+        It is a divergence of the two distributions: 0 at ``truth``, where its curvature is the Fisher information of
+        :meth:`directions`. Of a value without one it is the squared difference in units of ``spread``.
+        """
+
+    def entropy(self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
         """Mean entropy of the rows' predictions, in nats; 0 where a kind has none."""
         return outputs.new_zeros(())
 
     @abstractmethod
-    def expected_loss(self, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]) -> float:
+    def expected_loss(
+        self, task: TaskFields, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]
+    ) -> float:
         """The share of its score that a task loses when outputs ``alone`` become ``beside``, were ``alone`` the truth.
 
         Of labels: the accuracy that ``alone`` expects of the other's answers by its own probabilities, in units of
@@ -176,7 +209,9 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def directions(self, outputs: Float[Tensor, "rows outputs"]) -> list[Float[Tensor, "rows outputs"]]:
+    def directions(
+        self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]
+    ) -> list[Float[Tensor, "rows outputs"]]:
         """``v_k`` with ``Σ v_k v_kᵀ = E[s sᵀ]``, ``s`` the derivative of ``log p(y)`` by the outputs, ``y`` from ``p``.
 
         So the Fisher information ``E[(∂ log p / ∂W)²] = Σ_k (∂ (v_kᵀ z) / ∂W)²``, exactly.
@@ -186,7 +221,7 @@ class Kind(ABC):
         """(factor, offset) from the head's outputs to the task's own units."""
         return 1.0, 0.0
 
-    def truth(self, labels: Sequence[Label]) -> Columns:
+    def truth(self, task: TaskFields, labels: Sequence[Label]) -> Columns:
         """What a metric compares: labels as numbers."""
         return np.asarray(labels, dtype=np.float64)
 
@@ -199,11 +234,11 @@ class Kind(ABC):
         """Outputs in the task's own units as answers."""
 
     @abstractmethod
-    def hub(self, task: TaskFields) -> HubFields:
-        """How transformers' configuration names the outputs."""
+    def to_hub(self, task: TaskFields) -> HubFields:
+        """What a transformers configuration says of the task; ``id2label`` has a name for every output."""
 
-    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
-        """The labels of a task whose configuration has ``fields``; None where that is a task of another kind.
+    def from_hub(self, fields: HubFields) -> Mapping[str, Any] | None:
+        """Fields of a task whose configuration has ``fields``, e.g. ``labels``; None for a task of another kind.
 
         An empty ``problem_type`` is one that nobody wrote: then the number of outputs decides, as in transformers.
         """

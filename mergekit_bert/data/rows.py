@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mergekit_bert.data.kind import Label, LabelError, kind_of
+from mergekit_bert.data.metric import Columns
 from mergekit_bert.data.readers import SUFFIXES, Record, missing_column, read_lines, read_records
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import DataError
@@ -63,10 +63,10 @@ class Rows:
         """What a file keeps of rows whose labels it has seen: by the hashes each of them is known again."""
         return {"fingerprint": self.fingerprint(), "count": len(self), "texts": sorted(set(self.hashes()))}
 
-    def label_column(self) -> np.ndarray:
-        """Labels as float64: an index, a value, or a column of marks for each label."""
+    def label_column(self, task: Task) -> Columns:
+        """Labels as a metric compares them."""
         assert self.labels is not None
-        return np.asarray(self.labels, dtype=np.float64)
+        return kind_of(task).truth(task, self.labels)
 
 
 def hold_out(rows: Rows, share: float, limit: int, seed: int) -> tuple[Rows, Rows]:

@@ -1,7 +1,7 @@
-"""Where rows come from: a folder, the sample, tables of the caller's, the folder ``data/``, or the Hugging Face Hub.
+"""Where rows come from: a folder, the sample, the caller's tables, the folder ``data/``, or the Hugging Face Hub.
 
-It never falls back silently to the generated sample. Rows without labels may also come from plain text files, or be
-invented.
+It never falls back silently to the generated sample. Unlabelled rows may also come from plain text files, or be
+synthetic.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,17 @@ from mergekit_bert.errors import DataError, MissingExtraError
 from mergekit_bert.registry import unknown
 
 SAMPLE = "sample"
-INVENTED = "invented"
-"""Texts that :mod:`~mergekit_bert.data.invented` makes up. They have neither labels nor splits, so none are loaded."""
+SYNTHETIC, _EARLIER_NAME = "synthetic", "invented"
+"""Texts that :mod:`~mergekit_bert.data.synthetic` generates. They have neither labels nor splits, so none are loaded.
+Existing scripts may use the earlier name."""
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("train", "dev")
 _THREE_WAYS = "give `data=DIR`, use `data=sample`, or install mbert[hub] on a machine that reaches the Hub"
+
+
+def is_synthetic(data: object) -> bool:
+    """Whether ``data`` stands for synthetic texts."""
+    return str(data) in (SYNTHETIC, _EARLIER_NAME)
 
 
 @checked
@@ -40,9 +46,9 @@ def load_rows(task: str | Path | InstanceOf[Task], split: str, data: Any = None,
     data = given_data("data", data, [task], split)
     if isinstance(data, Tables):
         return data.rows(task, split, labelled)
-    if data is not None and str(data) == INVENTED:
+    if is_synthetic(data):
         raise DataError(
-            "`data=invented`",
+            "`data=synthetic`",
             f"texts that have no labels, which are for merging alone, where {split} rows of {task.name!r} are needed",
             f"a folder that holds {task.name}/{split}.tsv",
             "give `data=DIR` (or `data=sample`)",

@@ -11,10 +11,10 @@ from pydantic import InstanceOf
 
 from mergekit_bert.arguments import check_types, checked
 from mergekit_bert.data.kind import KINDS, HubFields, kind_of
-from mergekit_bert.data.metrics import METRICS, metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.documents import DocumentError, read_yaml
 from mergekit_bert.errors import DataError, UnknownNameError
-from mergekit_bert.registry import Registry
+from mergekit_bert.registry import Registry, names_in
 from mergekit_bert.strict import STRICT, Before
 from mergekit_bert.text import has_control_characters, printable
 
@@ -44,7 +44,7 @@ class HubSource:
 class Task:
     """One text task.
 
-    ``labels`` are the label values as they stand in the data, in the order of the head's outputs; ``label_names``
+    ``labels`` are the label values as they stand in the data, in the order of their indices; ``label_names``
     is how a person reads them. ``range`` bounds a regression's labels (None: unknown); ``thresholds`` are the
     probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
     ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
@@ -76,16 +76,17 @@ class Task:
         plain = self.name.replace("-", "_").isidentifier()
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
         check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
-        check(len(self.text) in (1, 2), "text", list(self.text), "one or two columns")
+        kind = kind_of(self)  # whose metrics come with it
+        fewest, most = kind.texts
+        counted = "one or two" if kind.texts == (1, 2) else f"{fewest} to {most}"
+        check(fewest <= len(self.text) <= most, "text", list(self.text), f"{counted} columns")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
         once = len(set(self.metrics)) == len(self.metrics) > 0
         check(once, "metric", list(self.metrics), "at least one metric, each once")
-        kind = kind_of(self)  # whose metrics come with it
         for name in self.metrics:
-            fits = self.kind in metric(name).kinds
-            check(fits, "metric", name, f"a metric of a task of kind {self.kind!r}")
+            check(kind.fits(metric(name)), "metric", name, f"a metric of a task of kind {self.kind!r}")
         short: dict[str, Iterable[str]] = {"name": [self.name], "text": self.text, "label": [self.label]}
         short |= {"labels": self.labels, "label_names": self.label_names}
         for key, texts in short.items():
@@ -170,10 +171,10 @@ def task_from_hub(name: str, fields: HubFields) -> Task:
     """
     name = re.sub(r"[^\w-]", "_", name)
     name = name if name.replace("-", "_").isidentifier() else f"task_{name}"
-    for kind in KINDS:
-        if (labels := kind.labels_from_hub(fields)) is not None:
-            main = next(one.name for one in METRICS.values() if kind.name in one.kinds)
-            return Task(name, kind.name, ("text",), (main,), labels=labels)
+    own = names_in(KINDS.package)
+    for kind in sorted(KINDS, key=lambda kind: kind.name in own):  # mbert's own take whatever transformers knows
+        if (found := kind.from_hub(fields)) is not None:
+            return Task(name, kind.name, ("text",), kind.metrics[:1], **found)
     raise DataError(
         f"task {name!r}",
         f"{len(fields.id2label)} outputs, problem_type {fields.problem_type!r}",

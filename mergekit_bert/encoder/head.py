@@ -113,9 +113,10 @@ def head_config(config: Any, task: Task) -> Any:
     """An encoder's transformers configuration with the labels of ``task``."""
     config = copy.deepcopy(config)
     config.num_labels = task.outputs
-    fields = kind_of(task).hub(task)
-    config.id2label, config.problem_type = dict(fields.id2label), fields.problem_type
+    fields = kind_of(task).to_hub(task)
+    config.id2label, config.problem_type = dict(fields.id2label), fields.problem_type or None
     config.label2id = {name: index for index, name in config.id2label.items()}
+    config.update(dict(fields.more))
     return config
 
 

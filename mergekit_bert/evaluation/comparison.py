@@ -1,4 +1,4 @@
-"""The comparison: what a composition keeps of its adapters and of full fine-tuning, task by task and overall."""
+"""Comparison of a model with its references: its adapters, the probe and full fine-tuning, by task and overall."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from mergekit_bert.composing.composition import Model
 from mergekit_bert.data.given import Data
-from mergekit_bert.data.metrics import overall_score
+from mergekit_bert.data.metric import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.evaluation.records import Record
@@ -23,7 +23,7 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Main figures, tasks × models; None where nothing was measured."""
+    """Scores by the main metrics, tasks × models; None if not measured."""
 
     tasks: tuple[tuple[str, str], ...]
     models: tuple[str, ...]
@@ -31,16 +31,16 @@ class Grid:
 
     def overall(self, model: str) -> float | None:
         """The overall score (a correlation counts as (r + 1) / 2); None unless every task was measured."""
-        found = [(metric, self.values.get((task, model))) for task, metric in self.tasks]
-        if any(value is None for _, value in found):
+        scores = [(metric, self.values.get((task, model))) for task, metric in self.tasks]
+        if any(value is None for _, value in scores):
             return None
-        return overall_score((metric, value) for metric, value in found if value is not None)
+        return overall_score((metric, value) for metric, value in scores if value is not None)
 
 
 def retention(value: float | None, reference: float | None) -> float | None:
-    """The share of ``reference`` that ``value`` is; None where one is missing or the reference is not positive.
+    """``value / reference``; None if either is missing or the reference is not positive.
 
-    The figures of a task count as they are shown, a correlation too; overall scores as :meth:`Grid.overall` makes them.
+    Scores of a task are used as shown, correlations too; overall scores are those of :meth:`Grid.overall`.
     """
     return value / reference if value is not None and reference is not None and reference > 0 else None
 
@@ -52,19 +52,19 @@ def in_per_cent(share: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Line:
-    """One task and metric: the composition's score and the references' (None: not recorded)."""
+    """One task and metric: the model's score and those of the references (None: not recorded)."""
 
     score: Score
     references: Mapping[str, float | None]
 
     def retention(self, reference: str) -> float | None:
-        """The score in per cent of a reference's; None where that is missing or not positive."""
+        """The score in per cent of a reference's; None if that is missing or not positive."""
         return in_per_cent(retention(self.score.value, self.references.get(reference)))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A composition against its references. ``missing`` are commands that make what was not found."""
+    """A model and its references. ``missing`` lists the commands that record missing reference scores."""
 
     model: str
     lines: tuple[Line, ...]
@@ -72,7 +72,7 @@ class Comparison:
     missing: tuple[str, ...]
 
     def grid(self) -> Grid:
-        """The main metrics as a grid: the composition, then its references."""
+        """The main metrics as a grid: the model, then its references."""
         values: dict[tuple[str, str], float | None] = {}
         for line in self.lines:
             if (line.score.task, line.score.metric) in self.main:
@@ -105,20 +105,20 @@ def compare(
     data: Data = None,
     spelled: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Put ``scores`` of ``model`` beside what ``records`` know of its adapters, the probe and full fine-tuning.
+    """Compare ``scores`` of ``model`` with those in ``records`` of its adapters, the probe and full fine-tuning.
 
-    ``data`` and ``spelled`` (a task's YAML file by the task's name) are how the caller named the rows: the commands
-    that make what is missing repeat them.
+    ``data`` and ``spelled`` (a task's YAML file by the task's name) are how the caller named the rows. The commands for
+    missing scores use the same names.
     """
     lines, missing = [], []
     tasks = {task.name: task for task in model.tasks}
     for score in scores:
-        found = {name: _reference(name, model, score, records) for name in REFERENCES}
-        lines.append(Line(score, found))
+        references = {name: _reference(name, model, score, records) for name in REFERENCES}
+        lines.append(Line(score, references))
         if score.metric == tasks[score.task].metric:
             missing += [
                 command_for(name, score.task, model.base.name, data, spelled)
-                for name, value in found.items()
+                for name, value in references.items()
                 if value is None
             ]
     main = tuple((task.name, task.metric) for task in tasks.values() if any(s.task == task.name for s in scores))
@@ -126,11 +126,11 @@ def compare(
 
 
 def command_for(role: str, task: str, base: str, data: Data = None, spelled: Mapping[str, str] | None = None) -> str:
-    """The command that records the figures of a reference on the dev rows of ``task``; see :func:`compare`."""
-    told = (spelled or {}).get(task, task if task in TASKS.names() else f"{task}.yml")
+    """The command that records the scores of a reference on the dev rows of ``task``; see :func:`compare`."""
+    spelling = (spelled or {}).get(task, task if task in TASKS.names() else f"{task}.yml")
     rest = "" if data is None else f" --data {shlex.quote(str(data))}"
     rest += "" if base == MINILM else f" --base {shlex.quote(base)}"
-    return _COMMANDS[role].format(name=task, task=shlex.quote(told)) + rest
+    return _COMMANDS[role].format(name=task, task=shlex.quote(spelling)) + rest
 
 
 def _reference(role: str, model: Model, score: Score, records: Sequence[Record]) -> float | None:
@@ -147,7 +147,7 @@ def _reference(role: str, model: Model, score: Score, records: Sequence[Record])
 
 
 def grid_of(tasks: Sequence[Task], measured: Mapping[str, Sequence[Score]]) -> Grid:
-    """A grid from the scores of several models, by the models' names."""
+    """A grid of the scores of several models, given by model name."""
     values: dict[tuple[str, str], float | None] = {}
     main = tuple((task.name, task.metric) for task in tasks)
     for model, scores in measured.items():

@@ -1,4 +1,4 @@
-"""What a model file says about itself: one description for people and programs."""
+"""Descriptions of model files, as JSON and as tables (``mbert inspect``)."""
 
 import dataclasses
 import re
@@ -13,6 +13,8 @@ from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.record import options_of
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.file import read_model
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.task import Task
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
@@ -40,89 +42,94 @@ def describe(path: Location) -> dict[str, Any]:
     path = Path(path)
     model = read_model(path)
     size = sum(file.stat().st_size for file in path.glob("**/*") if file.is_file()) if path.is_dir() else None
-    told: dict[str, Any] = {
+    description: dict[str, Any] = {
         "file": str(path),
         "kind": type(model).__name__.lower(),
         "role": model.role(),
         "bytes": size if size is not None else path.stat().st_size,
         "sha256": file_fingerprint(path),
     }
-    told |= {"base": dataclasses.asdict(model.base), **model.described(), **parameters_of(path)}
+    description |= {"base": dataclasses.asdict(model.base), **model.described(), **parameters_of(path)}
     record = read_record(record_path(path))
-    told["recorded"] = [vars(score) for score in record.scores] if record else []
-    return told
+    description["recorded"] = [vars(score) for score in record.scores] if record else []
+    return description
 
 
-def _all_sites(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared sites and, with the task in the name, those that a task has of its own."""
-    own = {f"{task}: {site}": one for task, part in told.get("own", {}).items() for site, one in part["sites"].items()}
-    return {**told.get("sites", {}), **own}
+def _all_sites(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared sites, and the task-specific ones with the task in their name."""
+    specific = {
+        f"{task}: {site}": facts
+        for task, part in description.get("own", {}).items()
+        for site, facts in part["sites"].items()
+    }
+    return {**description.get("sites", {}), **specific}
 
 
-def description_tables(told: Mapping[str, Any]) -> list[Table]:
+def description_tables(description: Mapping[str, Any]) -> list[Table]:
     """The description as tables: the file, its tasks, their training, its sites, its recorded scores."""
-    tables = [_file_table(told), _task_table(told["parts"]), _training_table(told["parts"])]
-    if sites := _all_sites(told):
+    tables = [_file_table(description), _task_table(description["parts"]), _training_table(description["parts"])]
+    if sites := _all_sites(description):
         tables.append(_site_table(sites))
-    if told["recorded"]:
+    if description["recorded"]:
         table = Table("task", "metric", "value", "95 % interval", "rows", title="recorded scores", box=SIMPLE_HEAD)
-        for score in told["recorded"]:
+        for score in description["recorded"]:
             interval = f"{score['ci_low']:.3f} to {score['ci_high']:.3f}"
             table.add_row(score["task"], score["metric"], f"{score['value']:.3f}", interval, str(score["n"]))
         tables.append(table)
     return tables
 
 
-def _file_table(told: Mapping[str, Any]) -> Table:
-    table = Table(title=told["file"], box=SIMPLE_HEAD, show_header=False)
-    table.add_row("kind", told["kind"] if told["kind"] == told["role"] else f"{told['kind']} ({told['role']})")
-    table.add_row("size", f"{told['bytes'] / 2**20:.2f} MiB")
-    table.add_row("sha256", told["sha256"])
-    base = told["base"]
+def _file_table(description: Mapping[str, Any]) -> Table:
+    table = Table(title=description["file"], box=SIMPLE_HEAD, show_header=False)
+    kind, role = description["kind"], description["role"]
+    table.add_row("kind", kind if kind == role else f"{kind} ({role})")
+    table.add_row("size", f"{description['bytes'] / 2**20:.2f} MiB")
+    table.add_row("sha256", description["sha256"])
+    base = description["base"]
     table.add_row(
         "base", f"{base['name']}, weights {base['fingerprint'][:16]}, tokenizer {base['tokenizer_fingerprint'][:16]}"
     )
-    if "weights" in told:
-        table.add_row("weights", ", ".join(f"{name} {weight:.4g}" for name, weight in told["weights"].items()))
-    if "router" in told:
-        table.add_row("router", told["router"])
-    if "trainable" in told:
-        table.add_row("trained", _share(told))
-    if told.get("space", "full") != "full":
-        table.add_row("space", told["space"])
-    for name, sites in (("sites", told.get("sites", {})), ("own sites", _all_sites({**told, "sites": {}}))):
+    if "weights" in description:
+        table.add_row("weights", ", ".join(f"{name} {weight:.4g}" for name, weight in description["weights"].items()))
+    if "router" in description:
+        table.add_row("router", description["router"])
+    if "trainable" in description:
+        table.add_row("trained", _share(description))
+    if description.get("space", "full") != "full":
+        table.add_row("space", description["space"])
+    shared = description.get("sites", {})
+    for name, sites in (("sites", shared), ("task-specific sites", _all_sites({**description, "sites": {}}))):
         if sites:
             ranks = _range([site["rank"] for site in sites.values() if site["rank"] is not None], "d")
             table.add_row(name, f"{len(sites)}, {f'rank {ranks}' if ranks else 'dense'}")
-    if told.get("private"):
-        rank, size = told["private"]["rank"], told["private"]["bytes"]
-        table.add_row("private", f"remainders of rank {rank} at most beside the shared sites, {size / 2**20:.2f} MiB")
-    for kind, measured in told.get("statistics", {}).items():
-        lost = max(one["lost"] for one in measured.values())
-        table.add_row(kind, f"of {len(measured)} sites, at most {lost:.1%} of its energy lost to its compact form")
-    if told.get("shifts"):
-        table.add_row("shifts", f"{len(told['shifts'])} bias and norm parameters")
-    own = {f"{task}: {name}": one for task, part in told.get("own", {}).items() for name, one in _extras(part).items()}
-    for name, one in {**_extras(told), **own}.items():
-        table.add_row(name, f"{' × '.join(map(str, one['size']))}, norm {one['norm']:.3f}")
+    if description.get("private"):
+        rank, size = description["private"]["rank"], description["private"]["bytes"]
+        table.add_row("private", f"residuals of rank {rank} or less beside the shared sites, {size / 2**20:.2f} MiB")
+    for kind, measured in description.get("statistics", {}).items():
+        lost = max(facts["lost"] for facts in measured.values())
+        table.add_row(kind, f"of {len(measured)} sites; the stored form loses at most {lost:.1%} of the energy")
+    if description.get("shifts"):
+        table.add_row("updates", f"{len(description['shifts'])} bias and norm parameters")
+    extras = description.get("extras", {}) | {
+        f"{task}: {name}": facts
+        for task, part in description.get("own", {}).items()
+        for name, facts in part.get("extras", {}).items()
+    }
+    for name, facts in extras.items():
+        table.add_row(name, f"{' × '.join(map(str, facts['size']))}, norm {facts['norm']:.3f}")
     return table
 
 
-def _extras(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = told.get("extras", {})
-    return found
-
-
-def _share(told: Mapping[str, Any]) -> str:
+def _share(description: Mapping[str, Any]) -> str:
     """How many parameters were trained, of how many where the manifest beside the file says so."""
-    if "total" not in told:
-        return f"{told['trainable']:,} parameters"
-    fewer = f" ({told['reduction_percent']:.2f} % fewer)" if told["reduction_percent"] else ""
-    return f"{told['trainable']:,} of {told['total']:,} parameters{fewer}"
+    if "total" not in description:
+        return f"{description['trainable']:,} parameters"
+    fewer = f" ({description['reduction_percent']:.2f} % fewer)" if description["reduction_percent"] else ""
+    return f"{description['trainable']:,} of {description['total']:,} parameters{fewer}"
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:
-    """Task and adapter facts, one column per task."""
+    """The task and the adapter's options, one column per task."""
     table = Table("", *parts, title="tasks", box=SIMPLE_HEAD)
     columns = [_task_facts(part) for part in parts.values()]
     for key in columns[0]:
@@ -130,15 +137,20 @@ def _task_table(parts: Mapping[str, Any]) -> Table:
     return table
 
 
+def _summary(task: Mapping[str, Any]) -> str:
+    known = Task.from_json(task)
+    return kind_of(known).summary(known)
+
+
 def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
     task, config, basis = part["task"], part.get("config"), part.get("basis")
     names = task["label_names"] or task["labels"]
     pairs = zip(task["labels"], names, strict=True)
-    labels = ", ".join(label if said == label else f"{label} {said}" for label, said in pairs)
+    labels = ", ".join(label if name == label else f"{label} {name}" for label, name in pairs)
     facts = {
         "kind": task["kind"],
         "text": ", ".join(task["text"]),
-        "labels": labels or f"{task['range'][0]:g} to {task['range'][1]:g}",
+        "labels": labels or _summary(task),
         "metrics": ", ".join(task["metrics"]),
         "type": part.get("type", part.get("kind", MISSING)),
         "rank, alpha": MISSING,
@@ -149,9 +161,9 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(options, LowRankOptions):
         stabilized = ", rank-stabilised" if options.rank_stabilized else ""
         facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
-        others = [one.split()[0] for one in part["training"].get("avoid", [])]
-        kind = options.to_json().get("basis", MISSING)
-        facts["basis"] = kind + (f" {', '.join(others)}" if others else "")
+        others = [avoided.split()[0] for avoided in part["training"].get("avoid", [])]
+        basis_name = options.to_json().get("basis", MISSING)
+        facts["basis"] = basis_name + (f" {', '.join(others)}" if others else "")
     if basis:
         facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
     return facts
@@ -171,13 +183,13 @@ def _training_table(parts: Mapping[str, Any]) -> Table:
     versions = [part.get("training", {}).get("versions", {}) for part in parts.values()]
     table.add_row(
         "versions",
-        *(", ".join(f"{name} {one[name]}" for name in ("mbert", "torch") if name in one) for one in versions),
+        *(", ".join(f"{name} {of[name]}" for name in ("mbert", "torch") if name in of) for of in versions),
     )
     return table
 
 
 def _site_table(sites: Mapping[str, Any]) -> Table:
-    """Sites of one name in all layers as one line; ``--json`` tells each."""
+    """One row for the sites with the same name in all layers; ``--json`` lists each of them."""
     table = Table(Column("site", overflow="fold"), "count", "out × in", "rank", "‖Δ‖", title="sites", box=SIMPLE_HEAD)
     groups: dict[tuple[str, str], list[Any]] = {}
     for name, site in sites.items():

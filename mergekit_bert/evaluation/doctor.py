@@ -1,8 +1,8 @@
-"""How well adapters will get along in a merge, told before there is one: from their Deltas, and from rows if given.
+"""Predict how well adapters will merge, from their Deltas and, if given, from unlabelled rows.
 
-:func:`numbers` measures, :func:`verdicts` puts one of the numbers into words. Without rows the numbers say how the
-Deltas lie to each other; how far one adapter disturbs another's task, only rows can tell: the features of a task lie
-also where the Deltas of the others look.
+:func:`measure_pairs` computes numbers for every pair of inputs, :func:`verdicts` turns one of them, the predicted loss,
+into words. Without rows, the numbers compare the Deltas alone. How much one adapter disturbs another's task can only be
+measured on rows, because the features of a task also have components along the input directions of other Deltas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,51 +34,54 @@ from mergekit_bert.progress import progress_bar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXPECTED = "expected"
-TRIAL = 0.5
-"""The weight of every input in the sum whose loss is foretold."""
+PREDICTED_LOSS = "expected"
+"""Name of the matrix of predicted losses."""
+TRIAL_WEIGHT = 0.5
+"""Weight of every input in the sum whose loss is predicted."""
+ALL_INPUTS = "in all"
+"""Name of the verdict on all inputs together."""
 MATRICES = {
-    "basis": "share of the basis rows of the smaller that both hold",
+    "basis": "share of the basis rows that both use, of the smaller number of rows",
     "inputs": "overlap of the input spaces, weighted by energy: ‖Δi Δjᵀ‖ / √(‖Δi Δiᵀ‖ ‖Δj Δjᵀ‖)",
     "outputs": "overlap of the output spaces, weighted by energy: ‖Δiᵀ Δj‖ / √(‖Δiᵀ Δi‖ ‖Δjᵀ Δj‖)",
-    "input_space": "mean cos² of the principal angles of the input spaces: ‖Qi Qjᵀ‖² / min rank, Q its unit rows",
+    "input_space": "mean cos² of the principal angles of the input spaces: ‖Qi Qjᵀ‖² / min rank, Q with unit rows",
     "output_space": "mean cos² of the principal angles of the output spaces",
     "cosine": "cosine of the Deltas, 〈Δi, Δj〉 / (‖Δi‖ ‖Δj‖)",
     "norms": "‖Δi‖ / ‖Δj‖",
-    "signs": "share of the energy, each adapter's as 1, in entries where the signs differ (0.5 by chance)",
+    "signs": "share of the energy in entries where the signs differ, averaged over both adapters (0.5 by chance)",
     "interference": "how far j moves the features of i's rows: ‖f(x; Δi + Δj) − f(x; Δi)‖² / var f(x; Δi)",
-    "answers": "the same of the outputs of i's head",
-    EXPECTED: f"share of i's score to be lost in the sum with j at {TRIAL} each, as i itself sees it",
+    "answers": "the same for the outputs of i's head",
+    PREDICTED_LOSS: f"share of i's score lost in the sum with j at {TRIAL_WEIGHT} each, as estimated by i itself",
 }
-"""What each matrix tells: i by row, j by column; not a number where there is nothing to tell."""
+"""What each matrix contains: i is the row, j the column; NaN where the number is undefined."""
 
 _WORDS = ((0.05, "gets along"), (0.2, "is disturbed"), (np.inf, "is moved far"))
-"""Up to which expected loss a word holds."""
+"""Verdicts by the largest predicted loss to which they apply."""
 UNBALANCED = 2.0
-"""A ratio of norms from which the larger adapter is worth a smaller weight."""
+"""Ratio of norms from which a smaller weight for the larger adapter is suggested."""
 
 Matrix = Float[np.ndarray, "inputs inputs"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """``matrices`` by the names of :data:`MATRICES`; the last three only where there were rows.
+    """The numbers of every pair: ``matrices`` by the names of :data:`MATRICES`, the last three only if there were rows.
 
-    ``expected`` is the loss to be expected of each input in the sum of all at 0.5 each, by name.
-    ``capacity`` is how many more adapters of the largest rank have room in the basis that these share (None: they
-    share none). ``invented`` says that the rows were made up.
+    ``capacity`` is how many more adapters of the largest rank fit into the inputs' common basis (None if they have no
+    common basis). ``predicted_loss`` is the predicted loss of each input in the sum of all at 0.5 each, by name.
+    ``synthetic`` is whether the rows were generated.
     """
 
     names: Sequence[str]
     matrices: Mapping[str, Matrix]
     capacity: int | None = None
-    expected: Mapping[str, float] = field(default_factory=dict)
-    invented: bool = False
+    predicted_loss: Mapping[str, float] = field(default_factory=dict)
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One input (or all: the worst) in words, its expected loss, and ``by`` whom it would lose most."""
+    """The verdict on one input (or the worst, for all): its predicted loss, and ``by`` which input it loses most."""
 
     name: str
     value: float
@@ -88,23 +91,23 @@ class Verdict:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Result):
-    """What ``mbert doctor`` tells."""
+    """The report of ``mbert doctor``: invariants of the merge methods on the inputs, and numbers for every pair."""
 
     invariants: Invariants
     report: Report
 
     def __repr__(self) -> str:
-        """One line: the inputs, and how many invariants were tried and broken."""
-        tried, broken = len(self.invariants.checks), sum(not one.kept for one in self.invariants.checks)
-        return f"Diagnosis({' + '.join(self.report.names)}, {tried} checks, {broken} broken)"
+        """One line: the inputs, and the numbers of checks and violations."""
+        checks, violated = len(self.invariants.checks), len(self.invariants.violated)
+        return f"Diagnosis({' + '.join(self.report.names)}, {checks} checks, {violated} violated)"
 
     def records(self) -> list[dict[str, Any]]:
-        """One line for each ordered pair of inputs, by the names of :data:`MATRICES`."""
+        """One record for each ordered pair of inputs, by the names of :data:`MATRICES`."""
         names, matrices = self.report.names, self.report.matrices
         return [
-            {"of": one, "beside": two} | {name: _finite(float(matrix[i, j])) for name, matrix in matrices.items()}
-            for i, one in enumerate(names)
-            for j, two in enumerate(names)
+            {"of": of, "beside": beside} | {name: _finite(float(matrix[i, j])) for name, matrix in matrices.items()}
+            for i, of in enumerate(names)
+            for j, beside in enumerate(names)
             if i != j
         ]
 
@@ -113,69 +116,72 @@ class Diagnosis(Result):
         return pairs_picture(self.report.names, self.report.matrices)
 
 
-def numbers(
+def measure_pairs(
     merge_inputs: Sequence[MergeInput],
-    given: MergeContext | None = None,
+    context: MergeContext | None = None,
     ledger: Ledger | None = None,
-    invented: bool = False,
+    synthetic: bool = False,
 ) -> Report:
-    """Measure every pair of inputs; raises MbertError for inputs that cannot meet.
+    """Compute all numbers for every pair of inputs; raises MbertError for inputs that cannot be merged.
 
-    ``given`` adds what rows tell, ``invented`` ones or real; ``ledger`` knows of rows of the basis that other adapters
-    hold.
+    ``context`` provides rows, for the numbers that need some; ``synthetic`` is whether these were generated. ``ledger``
+    records the basis rows that other adapters use.
     """
     check_together(merge_inputs)
     overlaps, angles, signs = _geometry(merge_inputs), _angles(merge_inputs), _signs(merge_inputs)
-    found = {"basis": _basis(merge_inputs), **overlaps, **angles, "signs": signs}
-    matrices = {name: found[name] for name in MATRICES if name in found}
-    expected: dict[str, float] = {}
-    if given is not None:
-        moved, expected = _moved(merge_inputs, given)
-        matrices |= moved
-    return Report([one.name for one in merge_inputs], matrices, _capacity(merge_inputs, ledger), expected, invented)
+    computed = {"basis": _shared_basis(merge_inputs), **overlaps, **angles, "signs": signs}
+    matrices = {name: computed[name] for name in MATRICES if name in computed}
+    predicted_loss: dict[str, float] = {}
+    if context is not None:
+        measured, predicted_loss = _measure_on_rows(merge_inputs, context)
+        matrices |= measured
+    names, capacity = [merge_input.name for merge_input in merge_inputs], _capacity(merge_inputs, ledger)
+    return Report(names, matrices, capacity, predicted_loss, synthetic)
 
 
-def _basis(merge_inputs: Sequence[MergeInput]) -> Matrix:
-    def shared(one: BasisRows | None, two: BasisRows | None) -> float:
-        if one is None or two is None or one.seed != two.seed:
+def _shared_basis(merge_inputs: Sequence[MergeInput]) -> Matrix:
+    def share(first: BasisRows | None, second: BasisRows | None) -> float:
+        if first is None or second is None or first.seed != second.seed:
             return np.nan
-        both = min(one.start + one.count, two.start + two.count) - max(one.start, two.start)
-        return max(0, both) / min(one.count, two.count)
+        common = min(first.start + first.count, second.start + second.count) - max(first.start, second.start)
+        return max(0, common) / min(first.count, second.count)
 
-    return np.array([[shared(one.basis, two.basis) for two in merge_inputs] for one in merge_inputs])
+    return np.array([[share(first.basis, second.basis) for second in merge_inputs] for first in merge_inputs])
 
 
 def _capacity(merge_inputs: Sequence[MergeInput], ledger: Ledger | None) -> int | None:
-    """Free runs of rows at the narrowest site, in adapters of the largest rank."""
-    taken = [one.basis for one in merge_inputs if one.basis is not None]
-    if len(taken) < len(merge_inputs) or len({one.seed for one in taken}) > 1:
+    """How many more adapters of the largest rank fit into the free runs of basis rows at the narrowest site."""
+    taken = [merge_input.basis for merge_input in merge_inputs if merge_input.basis is not None]
+    if len(taken) < len(merge_inputs) or len({rows.seed for rows in taken}) > 1:
         return None
-    width = min(delta.shape[1] for one in merge_inputs for delta in _all_deltas(one))
+    width = min(delta.shape[1] for merge_input in merge_inputs for delta in _all_deltas(merge_input))
     free = [True] * width
-    for one in taken:
-        free[one.start : one.start + one.count] = [False] * one.count
-    rank = max(one.count for one in taken)
+    for rows in taken:
+        free[rows.start : rows.start + rows.count] = [False] * rows.count
+    rank = max(rows.count for rows in taken)
     left = sum(len(list(run)) // rank for is_free, run in groupby(free) if is_free)
     return left if ledger is None else min(left, ledger.capacity_left(merge_inputs[0].base.fingerprint, rank, width))
 
 
-def _all_deltas(one: MergeInput) -> list[Delta]:
-    return [*one.deltas.values(), *(delta for own in one.own.values() for delta in own.deltas.values())]
+def _all_deltas(merge_input: MergeInput) -> list[Delta]:
+    task_specific = [delta for part in merge_input.own.values() for delta in part.deltas.values()]
+    return [*merge_input.deltas.values(), *task_specific]
 
 
 def _geometry(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
-    """Overlaps, cosines and norms over all sites, from products of factors as wide as the ranks.
+    """Overlaps, cosines and norms over all sites, from products of factors.
 
-    The overlaps are root mean squares of the cosines of the principal angles where all directions weigh the same;
-    weighted, they are cosines of ``ΔiᵀΔi`` and ``ΔjᵀΔj`` (of ``ΔiΔiᵀ`` and ``ΔjΔjᵀ``), square roots taken.
+    The overlap of the input spaces is the square root of the cosine of ``ΔiᵀΔi`` and ``ΔjᵀΔj``; that of the output
+    spaces, of ``ΔiΔiᵀ`` and ``ΔjΔjᵀ``. If all directions had the same weight, it would be the root mean square of the
+    cosines of the principal angles.
     """
     count = len(merge_inputs)
     inner, inputs, outputs = (np.zeros((count, count)) for _ in range(3))
     for site in _sites(merge_inputs):
         parts = {
-            place: factors(finite_delta(one, site).to(torch.float64))
-            for place, one in enumerate(merge_inputs)
-            if site in one.deltas
+            place: factors(finite_delta(merge_input, site).to(torch.float64))
+            for place, merge_input in enumerate(merge_inputs)
+            if site in merge_input.deltas
         }
         left = {(i, j): parts[i].B.T @ parts[j].B for i in parts for j in parts}
         right = {(i, j): parts[i].A @ parts[j].A.T for i in parts for j in parts}
@@ -187,22 +193,26 @@ def _geometry(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
     with np.errstate(divide="ignore", invalid="ignore"):
         norms = np.where(sizes > 0, sizes[:, None] / sizes, np.nan)
     return {
-        "inputs": np.sqrt(_normal(inputs).clip(0)),
-        "outputs": np.sqrt(_normal(outputs).clip(0)),
-        "cosine": _normal(inner),
+        "inputs": np.sqrt(_normalized(inputs).clip(0)),
+        "outputs": np.sqrt(_normalized(outputs).clip(0)),
+        "cosine": _normalized(inner),
         "norms": norms,
     }
 
 
 def _angles(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
-    """Mean squared cosines of the principal angles over all sites, every direction of a Delta weighing the same.
+    """Mean squared cosines of the principal angles over all sites, every direction of a Delta with the same weight.
 
-    As of the block-diagonal matrices of all sites: ``Σ ‖Qi Qjᵀ‖² / min(Σ ri, Σ rj)``; beside a zero, zero.
+    That is, of the block-diagonal matrices over all sites: ``Σ ‖Qi Qjᵀ‖² / min(Σ ri, Σ rj)``; zero if a Delta is zero.
     """
     count = len(merge_inputs)
     inputs, outputs, ranks = np.zeros((count, count)), np.zeros((count, count)), np.zeros(count)
     for site in _sites(merge_inputs):
-        parts = {place: svd(finite_delta(one, site)) for place, one in enumerate(merge_inputs) if site in one.deltas}
+        parts = {
+            place: svd(finite_delta(merge_input, site))
+            for place, merge_input in enumerate(merge_inputs)
+            if site in merge_input.deltas
+        }
         for i, (left, values, right) in parts.items():
             ranks[i] += len(values)
             for j, (other_left, _, other_right) in parts.items():
@@ -210,13 +220,13 @@ def _angles(merge_inputs: Sequence[MergeInput]) -> dict[str, Matrix]:
                 outputs[i, j] += float((left.T @ other_left).square().sum())
     least = np.minimum.outer(ranks, ranks)
     return {
-        name: np.divide(found, least, out=np.zeros_like(found), where=least > 0)
-        for name, found in {"input_space": inputs, "output_space": outputs}.items()
+        name: np.divide(total, least, out=np.zeros_like(total), where=least > 0)
+        for name, total in {"input_space": inputs, "output_space": outputs}.items()
     }
 
 
-def _normal(products: Matrix) -> Matrix:
-    """Inner products as cosines; beside a zero, zero."""
+def _normalized(products: Matrix) -> Matrix:
+    """Inner products as cosines; zero if a vector is zero."""
     size = np.sqrt(np.diag(products).clip(0))
     scale = np.outer(size, size)
     cosines: Matrix = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
@@ -224,130 +234,140 @@ def _normal(products: Matrix) -> Matrix:
 
 
 def _sites(merge_inputs: Sequence[MergeInput]) -> list[str]:
-    return list(dict.fromkeys(site for one in merge_inputs for site in one.deltas))
+    return list(dict.fromkeys(site for merge_input in merge_inputs for site in merge_input.deltas))
 
 
 def _signs(merge_inputs: Sequence[MergeInput]) -> Matrix:
-    """From dense Deltas, so at one site of each kind only."""
+    """Shares of energy with differing signs; computed from dense Deltas, so only at one site of each kind."""
     count = len(merge_inputs)
-    energy, against = np.zeros(count), np.zeros((count, count))
+    energy, opposed = np.zeros(count), np.zeros((count, count))
     for site in one_of_each_kind(merge_inputs):
         parts = {
-            place: finite_delta(one, site).to(torch.float64).dense()
-            for place, one in enumerate(merge_inputs)
-            if site in one.deltas
+            place: finite_delta(merge_input, site).to(torch.float64).dense()
+            for place, merge_input in enumerate(merge_inputs)
+            if site in merge_input.deltas
         }
-        for i, one in parts.items():
-            energy[i] += float(one.square().sum())
-            for j, two in parts.items():
-                against[i, j] += float(one.square()[one.sign() * two.sign() < 0].sum())
-    shares = np.divide(against, energy[:, None], out=np.zeros_like(against), where=energy[:, None] > 0)
+        for i, delta in parts.items():
+            energy[i] += float(delta.square().sum())
+            for j, other in parts.items():
+                opposed[i, j] += float(delta.square()[delta.sign() * other.sign() < 0].sum())
+    shares = np.divide(opposed, energy[:, None], out=np.zeros_like(opposed), where=energy[:, None] > 0)
     return (shares + shares.T) / 2
 
 
-def _moved(merge_inputs: Sequence[MergeInput], given: MergeContext) -> tuple[dict[str, Matrix], dict[str, float]]:
-    """Interference, answers and expected loss of every ordered pair, and the loss expected of each among all."""
-    encoder, count = given.encoder(), len(merge_inputs)
+def _measure_on_rows(
+    merge_inputs: Sequence[MergeInput], context: MergeContext
+) -> tuple[dict[str, Matrix], dict[str, float]]:
+    """Interference, answers and predicted loss of every ordered pair; predicted loss of each in the sum of all."""
+    encoder, count = context.encoder(), len(merge_inputs)
     check_base("doctor", merge_inputs[0].base, encoder)
-    matrices = {name: np.zeros((count, count)) for name in ("interference", "answers", EXPECTED)}
-    among_all = dict.fromkeys((one.name for one in merge_inputs), 0.0)
+    matrices = {name: np.zeros((count, count)) for name in ("interference", "answers", PREDICTED_LOSS)}
+    among_all = dict.fromkeys((merge_input.name for merge_input in merge_inputs), 0.0)
 
     def answers(task: str, parts: Sequence[MergeInput], weight: float = 1.0) -> Answers:
-        model = merge_weights(parts, Recipe("task_arithmetic", weights={one.name: weight for one in parts}))
-        part, rows = model.part(task), given.rows(task)
+        weights = dict.fromkeys((merge_input.name for merge_input in parts), weight)
+        model = merge_weights(parts, Recipe("task_arithmetic", weights=weights))
+        part, rows = model.part(task), context.rows(task)
         if len(rows) < 2:
             raise DataError(rows.where, f"{len(rows)} rows", "at least two", "give more `rows`")
         return expert_answers(encoder, part, part.tokens(encoder, rows))
 
-    with progress_bar("interference", count, given.show) as bar:
-        for i, one in enumerate(merge_inputs):
-            bar(i, one.name)
-            for task in one.parts:
-                kind, alone = kind_of(Task.from_json(one.parts[task]["task"])), answers(task, [one])
-                for j, two in enumerate(merge_inputs):
-                    if two is not one:
-                        beside, sum_of_two = answers(task, [one, two]), answers(task, [one, two], TRIAL)
-                        found = (
+    with progress_bar("interference", count, context.show) as bar:
+        for i, measured in enumerate(merge_inputs):
+            bar(i, measured.name)
+            for task in measured.parts:
+                known, alone = Task.from_json(measured.parts[task]["task"]), answers(task, [measured])
+                kind = kind_of(known)
+                for j, other in enumerate(merge_inputs):
+                    if other is not measured:
+                        pair = [measured, other]
+                        beside, sum_of_two = answers(task, pair), answers(task, pair, TRIAL_WEIGHT)
+                        values = (
                             _distance(alone.features, beside.features),
                             _distance(alone.outputs, beside.outputs),
-                            kind.expected_loss(alone.outputs, sum_of_two.outputs),
+                            kind.expected_loss(known, alone.outputs, sum_of_two.outputs),
                         )
-                        for matrix, value in zip(matrices.values(), found, strict=True):
-                            matrix[i, j] += value / len(one.parts)
+                        for matrix, value in zip(matrices.values(), values, strict=True):
+                            matrix[i, j] += value / len(measured.parts)
                 if count > 1:
-                    sum_of_all = answers(task, merge_inputs, TRIAL)
-                    among_all[one.name] += kind.expected_loss(alone.outputs, sum_of_all.outputs) / len(one.parts)
+                    sum_of_all = answers(task, merge_inputs, TRIAL_WEIGHT)
+                    loss = kind.expected_loss(known, alone.outputs, sum_of_all.outputs)
+                    among_all[measured.name] += loss / len(measured.parts)
     return matrices, among_all
 
 
 def _distance(alone: Float[Tensor, "rows width"], beside: Float[Tensor, "rows width"]) -> float:
-    """``Σ ‖beside − alone‖² / Σ ‖alone − mean‖²`` over the rows; 0 where nothing moved."""
-    apart = float((beside - alone).double().square().sum())
+    """``Σ ‖beside − alone‖² / Σ ‖alone − mean‖²`` over the rows; 0 if nothing moved."""
+    moved = float((beside - alone).double().square().sum())
     spread = float((alone - alone.mean(0)).double().square().sum())
-    return apart / max(spread, torch.finfo(torch.float32).tiny) if apart else 0.0
+    return moved / max(spread, torch.finfo(torch.float32).tiny) if moved else 0.0
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """One for each input, and the worst for all; none without real rows.
+    """One verdict for each input, and the worst for all together; none without real rows.
 
-    They rest on the expected loss, which of all numbers goes best with the loss that follows (docs/evidence.md). What
-    the Deltas alone tell does not foretell it, and made-up rows are moved by other amounts.
+    They are based on the predicted loss, the number that correlates best with the measured loss (docs/evidence.md).
+    Numbers from the Deltas alone do not predict it, and neither do synthetic rows, which are moved by other amounts.
     """
-    if not report.expected or report.invented:
+    if not report.predicted_loss or report.synthetic:
         return []
-    found = []
+    verdicts_by_input = []
     for place, name in enumerate(report.names):
-        row = np.delete(report.matrices[EXPECTED][place], place)
-        by = np.delete(np.array(report.names), place)[row.argmax()] if len(row) and row.max() > 0 else ""
-        found.append(Verdict(name, report.expected[name], word_for(report.expected[name]), str(by)))
-    worst = max(found, key=lambda one: one.value)
-    return [*found, Verdict("in all", worst.value, worst.word, worst.name)]
+        losses, loss = np.delete(report.matrices[PREDICTED_LOSS][place], place), report.predicted_loss[name]
+        by = np.delete(np.array(report.names), place)[losses.argmax()] if len(losses) and losses.max() > 0 else ""
+        verdicts_by_input.append(Verdict(name, loss, word_for(loss), str(by)))
+    worst = max(verdicts_by_input, key=lambda verdict: verdict.value)
+    return [*verdicts_by_input, Verdict(ALL_INPUTS, worst.value, worst.word, worst.name)]
 
 
-def word_for(value: float) -> str:
-    """An expected loss in words."""
-    return next(word for bar, word in _WORDS if not value > bar)
+def word_for(loss: float) -> str:
+    """A predicted loss in words."""
+    return next(word for limit, word in _WORDS if not loss > limit)
 
 
 def hints(report: Report) -> list[str]:
-    """What can be done about it, most to the point first."""
+    """What the user can do to lose less, most useful first."""
     off = ~np.eye(len(report.names), dtype=bool)
     if not off.any():
         return []
-    found = []
-    found_out = verdicts(report)
-    if not found_out:
-        found.append("for a verdict give real rows, `data=DIR`: only they tell how far one disturbs another's task")
-    elif found_out[-1].word != _WORDS[0][1]:
-        found += [
-            "fit the merged factors to every expert on rows without labels: mbert merge --method distill --data DIR",
-            "lose nothing and keep all adapters: mbert merge --method ensemble",
+    advice = []
+    judged = verdicts(report)
+    if not judged:
+        advice.append("give real rows, `data=DIR`, for a verdict: without them the loss cannot be predicted")
+    elif judged[-1].word != _WORDS[0][1]:
+        advice += [
+            "fit the merge to the answers of every adapter on unlabelled rows: mbert merge --method distill --data DIR",
+            "keep all adapters in one file, which loses nothing: mbert merge --method ensemble",
         ]
     if not (report.matrices["basis"][off] == 0).all():
-        found.append("train all of them in one folder on rows of one basis (the default of mbert train-adapter): "
-                     "then no input direction is shared")  # fmt: skip
+        advice.append(
+            "train all adapters in one folder with rows of one basis (the default of mbert train-adapter): "
+            "then they share no input directions"
+        )
     norms = np.nan_to_num(report.matrices["norms"])
     if (largest := norms.max()) >= UNBALANCED:
         i, j = np.argwhere(norms == largest)[0]
-        found.append(f"{report.names[i]} is {largest:.1f} times as large as {report.names[j]}: "
-                     f"try a smaller weight, `weights={report.names[i]}={1 / largest:.2g}`")  # fmt: skip
-    return found
+        advice.append(
+            f"the Delta of {report.names[i]} is {largest:.1f} times as large as that of {report.names[j]}: "
+            f"try a smaller weight, `weights={report.names[i]}={1 / largest:.2g}`"
+        )
+    return advice
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """All of it; what is not finite is null."""
+    """Everything as JSON; numbers that are not finite are null. The predicted losses are under ``expected``."""
     report, invariants = diagnosis.report, diagnosis.invariants
     return {
         "invariants": [
             {
-                "invariant": one.invariant,
-                "what": one.what,
-                "error": _finite(one.error),
-                "tolerance": one.tolerance,
-                "where": one.where,
-                "kept": one.kept,
+                "invariant": check.invariant,
+                "what": check.what,
+                "error": _finite(check.error),
+                "tolerance": check.tolerance,
+                "where": check.where,
+                "kept": check.holds,
             }
-            for one in invariants.checks
+            for check in invariants.checks
         ],
         "left_out": dict(invariants.left_out),
         "names": list(report.names),
@@ -355,9 +375,9 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             name: [[_finite(value) for value in row] for row in matrix.tolist()]
             for name, matrix in report.matrices.items()
         },
-        "expected": dict(report.expected),
+        "expected": dict(report.predicted_loss),
         "capacity": report.capacity,
-        "verdicts": [vars(one) for one in verdicts(report)],
+        "verdicts": [vars(verdict) for verdict in verdicts(report)],
         "hints": hints(report),
     }
 

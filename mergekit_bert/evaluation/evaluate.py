@@ -1,4 +1,4 @@
-"""Evaluating a model on every task it answers: scores, recorded results, predictions, and the comparison."""
+"""Evaluate a model on every task it answers: scores, recorded results, predictions, and comparison with references."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """What an evaluation found: each task's result, and the comparison with the references."""
+    """The result of :func:`evaluate`: each task's scores and predictions, and the comparison with the references."""
 
     results: tuple[TaskResult, ...]
     comparison: Comparison
@@ -36,17 +36,17 @@ class Evaluation(Result):
         return tuple(score for result in self.results for score in result.scores)
 
     def records(self) -> list[dict[str, Any]]:
-        """One line for each task and metric: the figure, its interval, the references', and what it is of these."""
+        """One record per task and metric: the score, its interval, the references' scores, and the share of each."""
         scores: list[dict[str, Any]] = self.comparison.to_json()["scores"]
         return scores
 
     def plot(self) -> "Figure":
-        """The main figures of the model and its references, coloured by the share of full fine-tuning."""
+        """The main scores of the model and its references, coloured by their share of full fine-tuning."""
         return heatmap(self.comparison.grid(), "full", self.comparison.model)
 
     def __repr__(self) -> str:
         """One line: every score."""
-        return f"Evaluation({', '.join(f'{one.task} {one.metric} {one.value:.3f} on {one.n}' for one in self.scores)})"
+        return f"Evaluation({', '.join(f'{s.task} {s.metric} {s.value:.3f} on {s.n}' for s in self.scores)})"
 
 
 def reference_folders(path: Path) -> list[Path]:
@@ -64,11 +64,11 @@ def evaluate_model(
     data: Data = None,
     spelled: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Score ``predictor`` on the rows that ``rows_of`` gives for each task (all of them, or those named).
+    """Score ``predictor`` on the rows that ``rows_of`` returns for each task (all, or those in ``tasks``).
 
-    With ``path``, the model's file, the figures are recorded beside it and references are looked for around it. With
-    ``predictions``, a folder, the predictions behind the figures are written there, one TSV a task. ``data`` and
-    ``spelled`` are how the caller named the rows, for the commands that the comparison suggests.
+    With ``path``, the model's file, the scores are recorded beside it, and references are looked for there. With
+    ``predictions``, a folder, the predictions are written there, one TSV per task. ``data`` and ``spelled`` are how the
+    caller named the rows, for the commands that the comparison suggests.
     """
     model = predictor.model
     chosen = [find_task(model, name) for name in tasks] or list(model.tasks)
@@ -89,24 +89,24 @@ def evaluate_model(
 
 
 def refuse_seen(where: str, seen: Seen, rows: Mapping[str, Rows]) -> None:
-    """Raise CompositionError for rows among those ``seen``: whose labels a model was searched or calibrated on."""
+    """Raise CompositionError if a row is in ``seen``: its label was used to search or calibrate the model."""
     for step, task, fingerprint, hashes in seen:
         if task not in rows:
             continue
-        # Old files know the fingerprint of all rows, and nothing of each.
-        same = 0 if hashes or rows[task].fingerprint() != fingerprint else len(rows[task])
-        if count := same or sum(one in hashes for one in rows[task].hashes()):
+        # Old files contain a fingerprint of all rows, but no hash of each.
+        identical = 0 if hashes or rows[task].fingerprint() != fingerprint else len(rows[task])
+        if count := identical or sum(row in hashes for row in rows[task].hashes()):
             raise CompositionError(
                 f"{where}, task {task!r}",
                 f"{count} of {len(rows[task])} rows are among those whose labels the model has seen ({step})",
-                "rows apart from those",
+                "other rows",
                 "give other rows",
             )
 
 
 def _record(path: Path, model: Model, scores: Sequence[Score]) -> None:
-    """Record the figures beside the model; where nothing can be written they are no less true."""
+    """Record the scores beside the model; if that fails, they are still valid, so it is only a warning."""
     try:
         write_record(path, model, scores)
     except OutputError as error:
-        warnings.warn(f"the figures are not recorded: {error}", MbertWarning, stacklevel=3)
+        warnings.warn(f"the scores are not recorded: {error}", MbertWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Pictures: a grid as a heatmap, merges against what they cost, numbers of pairs."""
+"""Pictures: scores as a heatmap, merges against their cost, and the numbers of every pair."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def write_picture(picture: "Figure", path: Path) -> None:
 
 
 def heatmap(grid: Grid, reference: str, title: str) -> "Figure":
-    """Tasks (and overall) × models, the figure in each cell, its colour the share of ``reference``."""
+    """Tasks (and overall) × models, with the score in each cell, coloured by its share of ``reference``."""
     from matplotlib.figure import Figure
 
     names = [*(task for task, _ in grid.tasks), "overall"]
@@ -37,8 +37,8 @@ def heatmap(grid: Grid, reference: str, title: str) -> "Figure":
     shares = np.full((len(names), len(grid.models)), np.nan)
     for row, values in enumerate(cells):
         for column, value in enumerate(values):
-            kept = retention(value, values[place])
-            shares[row, column] = np.nan if kept is None else 100 * kept
+            share = retention(value, values[place])
+            shares[row, column] = np.nan if share is None else 100 * share
     picture = Figure(figsize=(2.2 + 1.25 * len(grid.models), 1.6 + 0.6 * len(names)), layout="constrained")
     axes = picture.subplots()
     image = axes.imshow(shares, cmap="RdYlGn", vmin=50, vmax=105, aspect="auto")
@@ -56,7 +56,7 @@ def heatmap(grid: Grid, reference: str, title: str) -> "Figure":
 
 @dataclass(frozen=True)
 class Mark:
-    """A merge in a picture: its share of the ensemble's figures by task, its score, and what it costs."""
+    """A merge in a picture: its share of the ensemble's scores by task, its overall score, and its cost."""
 
     name: str
     retention: Mapping[str, float | None]
@@ -66,28 +66,28 @@ class Mark:
 
 
 def merges_picture(marks: Sequence[Mark]) -> "Figure":
-    """What every merge keeps of the ensemble by task, and its score against bytes and seconds."""
+    """Retention of every merge by task, and its overall score against file size and seconds."""
     from matplotlib.figure import Figure
 
-    names, columns = [one.name for one in marks], list(marks[0].retention)
-    kept = [[in_per_cent(one.retention[column]) for column in columns] for one in marks]
-    shares = np.array(kept, dtype=np.float64)  # None is no number there
+    names, columns = [mark.name for mark in marks], list(marks[0].retention)
+    percents = [[in_per_cent(mark.retention[column]) for column in columns] for mark in marks]
+    shares = np.array(percents, dtype=np.float64)  # None becomes NaN
     picture = Figure(figsize=(14, 2 + 0.3 * len(names)), layout="constrained")
     left, middle, right = picture.subplots(1, 3, width_ratios=(2, 2, 2))
     image = left.imshow(shares, cmap="RdYlGn", vmin=60, vmax=102, aspect="auto")
     left.set_xticks(range(len(columns)), columns)
     left.set_yticks(range(len(names)), names)
-    for row, line in enumerate(kept):
+    for row, line in enumerate(percents):
         for column, share in enumerate(line):
             left.text(column, row, figure(share, 0), ha="center", va="center", fontsize=8)
     picture.colorbar(image, ax=left, label="per cent of the ensemble", location="bottom")
-    for axes, label, found in (
-        (middle, "MiB of the file", [one.size / 2**20 for one in marks]),
-        (right, "seconds to merge", [max(one.seconds, 0.01) for one in marks]),
+    for axes, label, costs in (
+        (middle, "MiB of the file", [mark.size / 2**20 for mark in marks]),
+        (right, "seconds to merge", [max(mark.seconds, 0.01) for mark in marks]),
     ):
-        axes.scatter(found, [one.overall for one in marks], s=14)
-        for x, one in zip(found, marks, strict=True):
-            axes.annotate(one.name, (x, one.overall), fontsize=6, xytext=(3, 2), textcoords="offset points")
+        axes.scatter(costs, [mark.overall for mark in marks], s=14)
+        for cost, mark in zip(costs, marks, strict=True):
+            axes.annotate(mark.name, (cost, mark.overall), fontsize=6, xytext=(3, 2), textcoords="offset points")
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("overall score")
@@ -95,7 +95,7 @@ def merges_picture(marks: Sequence[Mark]) -> "Figure":
 
 
 _SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "answers": (0.0, 2.0)}
-"""Lowest and highest colour of a matrix, where these are not 0 and 1."""
+"""Range of the colour scale of a matrix, if it is not 0 to 1."""
 
 
 def pairs_picture(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "inputs inputs"]]) -> "Figure":

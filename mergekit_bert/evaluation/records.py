@@ -1,7 +1,7 @@
-"""Recorded results: beside a model ``X`` lies ``X.scores.json`` with every figure measured on it, for later tables.
+"""Recorded scores: ``X.scores.json`` beside a model ``X`` has every score measured for it, for later tables.
 
-A figure is known by task, metric and the fingerprint of its rows; measuring again on other rows adds to the record.
-A record of a model file that has since changed is not used.
+Scores are stored by task, metric and fingerprint of the rows; an evaluation on other rows adds to the record. A record
+is not used if the model file has changed since.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _BYTES = 4 * 2**20
 
 
 class _File(Schema):
-    """The layout of a record's file."""
+    """The layout of the file."""
 
     format: Annotated[int, Field(ge=_FORMAT, le=_FORMAT)]
     role: Name
@@ -38,9 +38,9 @@ class _File(Schema):
 
 @dataclass(frozen=True)
 class Record:
-    """The recorded figures of one model: its role (``adapter``, ``probe``, ``full``, …), file and base.
+    """The recorded scores of one model, with its role (``adapter``, ``probe``, ``full``, …), file and base.
 
-    ``adapter`` is the SHA-256 that the adapter has in today's format, where its file is of an older one.
+    ``adapter`` is the SHA-256 of the adapter in the current format, if its file has an older one.
     """
 
     role: str
@@ -52,19 +52,19 @@ class Record:
 
 
 def record_path(model_path: Path) -> Path:
-    """Where the figures of the model at ``model_path`` are kept."""
+    """The path of the record of the model at ``model_path``."""
     return beside(model_path, SUFFIX)
 
 
 def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> None:
-    """Add ``scores`` to the record of ``model_path``; figures on other rows stay."""
+    """Add ``scores`` to the record of ``model_path``; scores on other rows are kept."""
     path, sha256 = record_path(model_path), file_fingerprint(model_path)
     kept = {}
     with held(path, wait=True):  # another evaluation may be adding to it
         earlier = read_record(path)
         for score in (*(earlier.scores if earlier and earlier.sha256 == sha256 else ()), *scores):
             kept[score.task, score.metric, score.data] = dataclasses.asdict(score)
-        told = {
+        record = {
             "format": _FORMAT,
             "role": model.role(),
             "model": model_path.name,
@@ -72,30 +72,30 @@ def write_record(model_path: Path, model: Model, scores: Sequence[Score]) -> Non
             "base": model.base.fingerprint,
             "scores": [kept[key] for key in sorted(kept)],
         }
-        if (today := model.sha256()) not in (None, sha256):
-            told["adapter"] = today
-        write_json(path, told)
+        if (current := model.sha256()) not in (None, sha256):
+            record["adapter"] = current
+        write_json(path, record)
 
 
 def read_record(path: Path) -> Record | None:
-    """The record at ``path``; None where there is none, or it is broken or out of date."""
+    """The record at ``path``; None if there is none, or it is broken or out of date."""
     try:
-        found = validate(_File, read_mapping(path, _BYTES))
-        if Path(found.model).name != found.model or not _is_current(path.parent / found.model, found.sha256):
+        stored = validate(_File, read_mapping(path, _BYTES))
+        if Path(stored.model).name != stored.model or not _is_current(path.parent / stored.model, stored.sha256):
             return None
     except (OSError, DocumentError, SchemaError):
         return None
-    return Record(found.role, found.sha256, found.base, found.scores, path, found.adapter)
+    return Record(stored.role, stored.sha256, stored.base, stored.scores, path, stored.adapter)
 
 
 def _is_current(model: Path, sha256: str) -> bool:
-    """Whether the figures are still those of ``model``; where it is gone, they stay what they were."""
+    """Whether the scores are those of the file as it is now; if the file is gone, they remain valid."""
     if not model.exists():
         return True
     return (model.is_file() or (model.is_dir() and model.name != "..")) and file_fingerprint(model) == sha256
 
 
 def find_records(folders: Sequence[Path]) -> list[Record]:
-    """All records in ``folders``: folder by folder in the order given, by name inside one."""
+    """All records in ``folders``, in the order of the folders and sorted by name within each."""
     paths = dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}")))
     return [record for path in paths if (record := read_record(path)) is not None]

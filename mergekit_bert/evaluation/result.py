@@ -1,4 +1,4 @@
-"""What evaluations, comparisons and diagnoses have in common: figures as a table, as a picture, and in a notebook."""
+"""The base class of evaluations, comparisons and diagnoses: a table for pandas and notebooks, and a picture."""
 
 from abc import ABC, abstractmethod
 from html import escape
@@ -14,23 +14,23 @@ MISSING = "–"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A figure as shown, without a minus before zero; a dash for a missing one."""
+    """A number as text, without a minus before zero; a dash if it is missing."""
     return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 class Result(ABC):
-    """Figures, one record a line of the table."""
+    """A table of numbers, one record per row."""
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the table, by column; None for what was not measured."""
+        """The rows of the table, by column; None if not measured."""
 
     @abstractmethod
     def plot(self) -> "Figure":
-        """The figures as a picture of matplotlib's, which a notebook shows and ``savefig`` writes."""
+        """The numbers as a matplotlib figure, which notebooks display and ``savefig`` writes."""
 
     def to_dataframe(self) -> "DataFrame":
-        """The table for pandas; raises MissingExtraError where that is not installed."""
+        """The table as a pandas DataFrame; raises MissingExtraError if pandas is not installed."""
         try:
             from pandas import DataFrame
         except ImportError as error:
@@ -40,7 +40,7 @@ class Result(ABC):
         return DataFrame(self.records())
 
     def _repr_html_(self) -> str:
-        """The table in a notebook."""
+        """The table as HTML, for notebooks."""
         records = self.records()
         names = dict.fromkeys(name for record in records for name in record)
         head = "".join(f"<th>{escape(name)}</th>" for name in names)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mergekit_bert.composing.prediction import Predictor, predictions
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -58,7 +58,7 @@ def score_task(
 
 def scores_of(task: Task, rows: Rows, outputs: Float[np.ndarray, "rows out"]) -> tuple[Score, ...]:
     """Every metric of the task, with its interval."""
-    true, predicted = rows.label_column(), kind_of(task).predicted(task, outputs)
+    true, predicted = rows.label_column(task), kind_of(task).predicted(task, outputs)
     found = []
     for one in map(metric, task.metrics):
         low, high = one.interval(true, predicted)
@@ -73,9 +73,8 @@ def write_predictions(path: Path, result: TaskResult, where: str = "model") -> N
     """
     task, kind, labels = result.task, kind_of(result.task), result.rows.labels
     assert labels is not None
-    lines: list[list[object]] = [
-        ["row", "label", "prediction", *([f"output_{label}" for label in task.labels] or ["output"])]
-    ]
+    names = [f"output_{name}" if name else "output" for name in kind.output_names(task)]
+    lines: list[list[object]] = [["row", "label", "prediction", *names]]
     for number, answer in enumerate(predictions(task, result.outputs, where)):
         outputs = [f"{value:.9g}" for value in answer.outputs]
         lines.append([number + 1, kind.cell(task, labels[number]), answer.label, *outputs])

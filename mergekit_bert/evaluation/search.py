@@ -1,8 +1,9 @@
-"""Search: the weights, factors of layers and options under which a merge scores best on rows held out from train.
+"""Search for the weights, layer factors and options with which a merge scores best on held-out rows of train.
 
-CMA-ES (Hansen 2016, arXiv 1604.00772) starts at the method's own weights; merging stays as quick as it is, and the
-score is the overall one of an evaluation. A finished evaluation is kept and never computed twice, so that a search that
-was killed, or is asked for more evaluations, goes on where it stood. It is known by all that a finished cell is.
+CMA-ES (Hansen 2016, arXiv 1604.00772) starts at the method's default weights and maximises the overall score.
+Evaluations are stored and never computed twice, so a search that was interrupted, or is given more evaluations,
+continues where it stopped. They are stored under a fingerprint of everything that determines them, as in
+:mod:`~mergekit_bert.evaluation.merge_results`.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric, overall_score
+from mergekit_bert.data.metric import metric, overall_score
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
@@ -43,16 +44,16 @@ OVER = ("weights", "layers", "options")
 _FORMAT = 1
 _GROUPS = 3
 _SPREAD = 0.3
-"""The first steps, in units of the axes."""
+"""Initial standard deviation, in units of the axes."""
 
 Tasks = Mapping[str, tuple[Task, Rows]]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A number that is searched: of what kind, which one, where it starts, its unit and its bounds.
+    """One searched number: its kind (one of :data:`OVER`), name, start value, unit and bounds.
 
-    Of the kind ``layers``, ``name`` is the pattern of a group's sites and the number a factor of all weights there.
+    For the kind ``layers``, ``name`` is a pattern of site names, and the number is a factor for all weights there.
     """
 
     kind: str
@@ -64,33 +65,35 @@ class Axis:
 
 
 def find_axes(recipe: Recipe, merge_inputs: Sequence[MergeInput], over: Sequence[str]) -> list[Axis]:
-    """What ``over`` (of :data:`OVER`) lets a search change; raises CompositionError where that is nothing."""
+    """The numbers that a search over ``over`` (of :data:`OVER`) changes; raises CompositionError if there are none."""
     for kind in over:
         if kind not in OVER:
             raise unknown("`over`", kind, list(OVER))
     method = METHODS.get(recipe.method)
     weights = chosen_weights(method, merge_inputs, recipe.weights)
     unit = fmean(map(abs, weights.values())) or 1.0
-    found = [Axis("weights", name, weight, unit) for name, weight in weights.items()] if "weights" in over else []
+    axes = [Axis("weights", name, weight, unit) for name, weight in weights.items()] if "weights" in over else []
     if "layers" in over:
         if recipe.layers:
-            raise CompositionError("`over=layers`", "a recipe with weights by layer", "one without", "drop its layers")
-        found += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(merge_inputs)]
+            raise CompositionError(
+                "`over=layers`", "a recipe with weights by layer", "one without", "remove its layers"
+            )
+        axes += [Axis("layers", pattern, 1.0, 1.0) for pattern in layer_groups(merge_inputs)]
     if "options" in over:
-        found += _option_axes(method, recipe)
-    if not found:
+        axes += _option_axes(method, recipe)
+    if not axes:
         raise CompositionError(
             f"`over={','.join(over)}`",
-            f"nothing that {method.name} could change",
+            f"nothing that can be searched for {method.name}",
             f"some of {', '.join(OVER)}",
             "search over weights",
         )
-    return found
+    return axes
 
 
 def layer_groups(merge_inputs: Sequence[MergeInput]) -> list[str]:
-    """The encoder's layers in thirds, each as a pattern of its sites."""
-    sites = {site for one in merge_inputs for site in one.deltas}
+    """The encoder's layers in thirds, each as a pattern of its sites' names."""
+    sites = {site for merge_input in merge_inputs for site in merge_input.deltas}
     numbers = {int(match[1]) for site in sites if (match := re.match(r"\D*(\d+)\.", site))}
     thirds = np.array_split(np.arange(max(numbers, default=-1) + 1), _GROUPS)
     groups = [numbers & set(third.tolist()) for third in thirds]
@@ -98,18 +101,20 @@ def layer_groups(merge_inputs: Sequence[MergeInput]) -> list[str]:
 
 
 def _option_axes(method: Method, recipe: Recipe) -> list[Axis]:
-    """The method's options that are numbers between two bounds."""
+    """The method's numeric options that have a lower and an upper bound."""
     options, kinds = make_options(method, recipe.options), get_type_hints(method.options)
-    found = []
-    for one in dataclasses.fields(method.options):
-        low, high = one.metadata["low"], one.metadata["high"]
-        if kinds[one.name] is float and low is not None and high is not None:
-            found.append(Axis("options", one.name, getattr(options, one.name), high - low, low, high))
-    return found
+    axes = []
+    for option in dataclasses.fields(method.options):
+        low, high = option.metadata["low"], option.metadata["high"]
+        if kinds[option.name] is float and low is not None and high is not None:
+            axes.append(Axis("options", option.name, getattr(options, option.name), high - low, low, high))
+    return axes
 
 
-def moved(recipe: Recipe, merge_inputs: Sequence[MergeInput], axes: Sequence[Axis], point: Sequence[float]) -> Recipe:
-    """``recipe`` with the axes at ``point``."""
+def recipe_at(
+    recipe: Recipe, merge_inputs: Sequence[MergeInput], axes: Sequence[Axis], point: Sequence[float]
+) -> Recipe:
+    """``recipe`` with the numbers of ``axes`` set to ``point``."""
     values: dict[str, dict[str, float]] = {kind: {} for kind in OVER}
     for axis, value in zip(axes, point, strict=True):
         values[axis.kind][axis.name] = value
@@ -124,16 +129,16 @@ def moved(recipe: Recipe, merge_inputs: Sequence[MergeInput], axes: Sequence[Axi
 
 
 def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
-    """The overall score of the tasks' main figures; 0 where an output is not finite."""
+    """The overall score of the tasks' main metrics; 0 if an output is not finite."""
     predictor = Predictor(model, encoder)
-    found = []
+    scores = []
     for name, (task, rows) in tasks.items():
         outputs = predictor.outputs(name, rows)
         if not np.isfinite(outputs).all():
             return 0.0
-        value = metric(task.metric).value(rows.label_column(), kind_of(task).predicted(task, outputs))
-        found.append((task.metric, value))
-    return overall_score(found)
+        score = metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
+        scores.append((task.metric, score))
+    return overall_score(scores)
 
 
 def search(
@@ -143,23 +148,23 @@ def search(
     encoder: Encoder,
     evaluations: int,
     over: Sequence[str] = ("weights",),
-    given: MergeContext | None = None,
+    context: MergeContext | None = None,
     path: Path | None = None,
     show: bool = False,
     held: Mapping[str, int | None] | None = None,
 ) -> Merged:
-    """The best merge of ``inputs`` that at most ``evaluations`` find; the first is ``recipe`` itself.
+    """The best merge of ``inputs`` in at most ``evaluations`` evaluations, the first of which is ``recipe`` itself.
 
-    ``tasks`` has the labelled rows to score on, ``held`` how many of each task's its adapter's training held out.
-    Finished evaluations are kept at ``path``. The seed is the recipe's; all that was tried is in the result's
-    ``trace``. Raises CompositionError for what cannot be searched.
+    ``tasks`` has the labelled rows to score on, ``held`` how many of each task's rows were held out when its adapter
+    was trained. Evaluations are stored in the file ``path``. The seed is that of the recipe. The ``trace`` of the
+    result has all evaluations. Raises CompositionError for what cannot be searched.
     """
     _check(inputs, recipe, evaluations)
     axes = find_axes(recipe, inputs, over)
-    ready = with_statistics(METHODS.get(recipe.method), inputs, given)
+    complete = with_statistics(METHODS.get(recipe.method), inputs, context)
 
-    def made(point: Sequence[float]) -> Merged:
-        return merge_weights(ready, moved(recipe, inputs, axes, point), given)
+    def merged_at(point: Sequence[float]) -> Merged:
+        return merge_weights(complete, recipe_at(recipe, inputs, axes, point), context)
 
     key = fingerprint(
         {
@@ -167,27 +172,27 @@ def search(
             "made_by": made_by(),
             "recipe": settled(recipe, inputs).to_json(),
             "axes": [[axis.kind, axis.name, axis.start] for axis in axes],
-            "inputs": [one.identify() for one in inputs],
+            "inputs": [merge_input.identify() for merge_input in inputs],
             "base": encoder.fingerprint,
             "rows": {name: rows.fingerprint() for name, (_, rows) in tasks.items()},
-            "unlabelled": _unlabelled(recipe, tasks, given),
+            "unlabelled": _unlabelled(recipe, tasks, context),
             "cmaes": version("cmaes"),
         }
     )
-    tried = _Tried(lambda point: overall(made(point), encoder, tasks), path, key)
+    evaluate = _Evaluations(lambda point: overall(merged_at(point), encoder, tasks), path, key)
     with progress_bar("search", evaluations, show) as bar:
-        _optimise(axes, tried, evaluations, recipe.seed, bar)
-    points = list(tried.scores)
-    best = max(range(len(points)), key=lambda place: (tried.scores[points[place]], -place))
-    model = made(points[best])
-    told = partial(_told, axes)
+        _optimise(axes, evaluate, evaluations, recipe.seed, bar)
+    points = list(evaluate.scores)
+    best = max(range(len(points)), key=lambda place: (evaluate.scores[points[place]], -place))
+    model = merged_at(points[best])
+    named = partial(_named, axes)
     trace = {
         "over": list(over),
         "optimizer": f"CMA-ES, cmaes {version('cmaes')}",
         "rows": {
             name: {**rows.record(), "held_out_in_training": (held or {}).get(name)} for name, (_, rows) in tasks.items()
         },
-        "evaluations": [{**told(point), "score": score} for point, score in tried.scores.items()],
+        "evaluations": [{**named(point), "score": score} for point, score in evaluate.scores.items()],
         "best": best,
     }
     return dataclasses.replace(model, trace={**model.trace, "search": trace})
@@ -199,34 +204,38 @@ def _check(inputs: Sequence[MergeInput], recipe: Recipe, evaluations: int) -> No
     if evaluations < 1:
         raise CompositionError("`evaluations`", f"{evaluations} evaluations", "at least 1", "correct `evaluations`")
     if recipe.method == ENSEMBLE or METHODS.get(recipe.method).learn is not None:
-        found = "keeps all weights" if recipe.method == ENSEMBLE else "finds its weights itself"
-        raise CompositionError("`evaluations`", f"{recipe.method}, which {found}", "a method that is given its weights",
-                               "choose another `method` or drop `evaluations`")  # fmt: skip
+        reason = "keeps all adapters as they are" if recipe.method == ENSEMBLE else "learns from rows by itself"
+        raise CompositionError(
+            "`evaluations`",
+            f"{recipe.method}, which {reason}",
+            "a method whose weights can be searched",
+            "choose another `method` or drop `evaluations`",
+        )
 
 
-def _unlabelled(recipe: Recipe, tasks: Tasks, given: MergeContext | None) -> dict[str, str]:
+def _unlabelled(recipe: Recipe, tasks: Tasks, context: MergeContext | None) -> dict[str, str]:
     """The fingerprints of the rows that the method itself reads."""
-    if given is None or not METHODS.get(recipe.method).needs:
+    if context is None or not METHODS.get(recipe.method).needs:
         return {}
-    return {name: given.rows(name).fingerprint() for name in tasks}
+    return {name: context.rows(name).fingerprint() for name in tasks}
 
 
-class _Tried:
-    """The score of a point: known from before, or found and kept."""
+class _Evaluations:
+    """The score of a point: read from the file of an earlier search, or computed and stored there."""
 
     def __init__(self, score: Callable[[Sequence[float]], float], path: Path | None, key: str) -> None:
         self.score, self.path, self.key = score, path, key
-        self.before = _read(path, key)
+        self.stored = _read(path, key)
         self.scores: dict[tuple[float, ...], float] = {}
 
     def __call__(self, point: tuple[float, ...]) -> float:
         if point not in self.scores:
-            known = point in self.before
-            self.scores[point] = self.before[point] if known else self.score(point)
+            known = point in self.stored
+            self.scores[point] = self.stored[point] if known else self.score(point)
             if self.path is not None and not known:
-                kept = {**self.before, **self.scores}
-                told = [{"point": list(point), "score": score} for point, score in kept.items()]
-                write_json(self.path, {"key": self.key, "evaluations": told})
+                scores = {**self.stored, **self.scores}
+                evaluations = [{"point": list(point), "score": score} for point, score in scores.items()]
+                write_json(self.path, {"key": self.key, "evaluations": evaluations})
         return self.scores[point]
 
 
@@ -236,36 +245,38 @@ class _Evaluation(Schema):
 
 
 class _File(Schema):
-    """The layout of the file that keeps a search."""
+    """The layout of the file with the evaluations of a search."""
 
     key: Sha256
     evaluations: list[_Evaluation]
 
 
 def _read(path: Path | None, key: str) -> dict[tuple[float, ...], float]:
-    """The finished evaluations of the same search; none where the file is of another.
+    """The stored evaluations of the same search; none if the file belongs to another search.
 
-    Raises CompositionError for a file that is broken.
+    Raises CompositionError if the file is broken.
     """
     try:
-        found = validate(_File, read_mapping(path)) if path is not None else None
+        stored = validate(_File, read_mapping(path)) if path is not None else None
     except FileNotFoundError:
         return {}
     except (OSError, DocumentError, SchemaError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CompositionError(
-            str(path), f"broken ({reason})", "a search as mbert keeps it", "remove it: the search then begins anew"
+            str(path), f"broken ({reason})", "a search file as mbert writes it", "remove it to start the search again"
         ) from error
-    return {one.point: one.score for one in found.evaluations} if found is not None and found.key == key else {}
+    if stored is None or stored.key != key:
+        return {}
+    return {evaluation.point: evaluation.score for evaluation in stored.evaluations}
 
 
 def _optimise(
-    axes: Sequence[Axis], tried: _Tried, evaluations: int, seed: int, bar: Callable[[int, str], None]
+    axes: Sequence[Axis], evaluate: _Evaluations, evaluations: int, seed: int, bar: Callable[[int, str], None]
 ) -> None:
-    """Try the start, then what CMA-ES asks for, in units of the axes."""
+    """Evaluate the start, then the points that CMA-ES asks for, in units of the axes."""
     start, unit = np.array([axis.start for axis in axes]), np.array([axis.unit for axis in axes])
     bounds = np.array([[axis.low, axis.high] for axis in axes])
-    tried(tuple(start.tolist()))
+    evaluate(tuple(start.tolist()))
     optimizer = CMA(start / unit, _SPREAD, bounds / unit[:, None], seed=seed % 2**32)
     asked = 1
     while not optimizer.should_stop():
@@ -275,16 +286,16 @@ def _optimise(
                 return
             place = optimizer.ask()
             point = np.clip(place * unit, bounds[:, 0], bounds[:, 1])
-            score = tried(tuple(point.tolist()))
+            score = evaluate(tuple(point.tolist()))
             asked += 1
             answers.append((place, -score))
-            bar(asked, f"best {max(tried.scores.values()):.4f}")
+            bar(asked, f"best {max(evaluate.scores.values()):.4f}")
         optimizer.tell(answers)
 
 
-def _told(axes: Sequence[Axis], point: Sequence[float]) -> dict[str, dict[str, float]]:
-    """A point as a reader of the file wants it: by kind and name."""
-    found: dict[str, dict[str, float]] = {}
+def _named(axes: Sequence[Axis], point: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The numbers of a point by kind and name."""
+    by_kind: dict[str, dict[str, float]] = {}
     for axis, value in zip(axes, point, strict=True):
-        found.setdefault(axis.kind, {})[axis.name] = value
-    return found
+        by_kind.setdefault(axis.kind, {})[axis.name] = value
+    return by_kind

@@ -14,7 +14,7 @@ from torch import Tensor
 from mergekit_bert.adapters.attach import cast_frozen, dropout_on
 from mergekit_bert.data.batches import Epochs, Tokens
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import forward_rows, outputs_of, scaled
 from mergekit_bert.errors import TrainingError
@@ -89,10 +89,10 @@ class Supervised(Objective):
         assert batch.targets is not None
         with autocast(self.setting.dtype, self.device):
             outputs = outputs_of(self.work.model, batch)
-        kind = kind_of(self.setting.task)
-        return kind.loss(outputs.float(), batch.targets.to(self.device), self.label_weights) * share
+        task = self.setting.task
+        return kind_of(task).loss(task, outputs.float(), batch.targets.to(self.device), self.label_weights) * share
 
-    def _label_weights(self) -> Float[Tensor, "outputs"] | None:
+    def _label_weights(self) -> Float[Tensor, "_"] | None:
         """Weights of the labels in the loss, where they are to be balanced; raises TrainingError for values."""
         if not self.setting.config.balance:
             return None
@@ -129,7 +129,9 @@ class Supervised(Objective):
         task, held_out = self.setting.task, self.setting.held_out
         assert held_out.labels is not None
         outputs = scaled(forward_rows(self.work.model, held_out, self.setting.dtype), task)
-        return metric(task.metric).value(kind_of(task).truth(held_out.labels), kind_of(task).predicted(task, outputs))
+        return metric(task.metric).value(
+            kind_of(task).truth(task, held_out.labels), kind_of(task).predicted(task, outputs)
+        )
 
     def continues(self, path: Path, run: Mapping[str, Any]) -> bool:
         """Always, or TrainingError: another run's checkpoint is replaced only when told to."""

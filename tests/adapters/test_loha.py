@@ -15,6 +15,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import random_adapter
@@ -67,7 +68,7 @@ def test_outputs_gradients_and_merged_weights_are_those_of_peft(
     found = beside.encoder(**given).last_hidden_state
     weighted(found).backward()
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-    folded = fold(encoder, adapter.deltas(), {}).model(**given).last_hidden_state
+    folded = fold(encoder, Patch(adapter.deltas())).model(**given).last_hidden_state
     torch.testing.assert_close(folded, expected, atol=2e-5, rtol=0)
     assert float((encoder.model(**given).last_hidden_state - expected).detach().abs().max()) > 0.02
     reached = 0

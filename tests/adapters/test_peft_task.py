@@ -24,7 +24,7 @@ from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.peft import read_peft
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
-from mergekit_bert.data.kind import HubFields
+from mergekit_bert.data.kind import KINDS, HubFields
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import task_from_hub
 from mergekit_bert.encoder.load import Encoder
@@ -88,7 +88,7 @@ def transformers_outputs(model: Any, changes: dict[str, Tensor], encoder: Encode
     with torch.no_grad():
         for site, change in changes.items():
             inner.base_model.get_submodule(site).weight.add_(change.float())
-        task = task_from_hub("any", HubFields({0: "a", 1: "b"}, ""))
+        task = task_from_hub("any", HubFields({0: "a", 1: "b"}))
         tokens = tokenise(ROWS, task, encoder.tokenizer, encoder.max_length, encoder.pad_token)
         outputs: np.ndarray = inner(**tokens.batch(list(range(len(TEXTS)))).padded()).logits.numpy()
     return outputs
@@ -197,6 +197,36 @@ def test_labels_are_those_that_somebody_wrote(
     task = task_of(open_peft(path), bert)
     assert task is not None
     assert (task.kind, task.labels) == (kind, labels)
+
+
+class Coded(type(KINDS.get("classify"))):  # type: ignore[misc]
+    """A kind of another package, which writes its labels into a field of its own."""
+
+    name = "coded"
+
+    def from_hub(self, fields: HubFields) -> dict[str, Any] | None:
+        labels = fields.more.get("codes")
+        return {"labels": tuple(labels)} if isinstance(labels, list) else None
+
+
+@pytest.mark.parametrize("written_in", ["the folder", "the base"])
+def test_a_kind_of_another_package_reads_what_it_wrote(
+    two_labels: Path, bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_in: str
+) -> None:
+    """Although a classification would take the rest of the configuration."""
+    monkeypatch.setattr(KINDS, "_added", {"coded": Coded()})
+    path, codes = linked(two_labels, tmp_path / "tone"), ["x1", "x2"]
+    if written_in == "the folder":
+        (path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b"}, "codes": codes}))
+    else:
+        monkeypatch.setattr(bert.config, "codes", codes, raising=False)
+    task = task_of(open_peft(path), bert)
+    assert task is not None
+    assert (task.kind, task.labels, task.metrics) == ("coded", ("x1", "x2"), ("accuracy",))
+    (path / "config.json").unlink(missing_ok=True)
+    (path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b"}, "codes": ["x", "x"]}))
+    with pytest.raises(DataError, match=r"labels is .*; expected two or more different labels"):
+        task_of(open_peft(path), bert)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +371,7 @@ def side_by_side(body: Path, bert: Encoder) -> object:
 
 
 def measured(body: Path, bert: Encoder) -> object:
-    return mb.merge([random_adapter(bert, "sst"), body], "regmean", base=bert, data="invented")
+    return mb.merge([random_adapter(bert, "sst"), body], "regmean", base=bert, data="synthetic")
 
 
 def as_a_model(body: Path, bert: Encoder) -> object:
@@ -370,7 +400,7 @@ def test_rows_of_other_tasks_serve_a_merge_with_a_body(body: Path, bert: Encoder
     one = random_adapter(bert, "sst")
     (two,) = read_inputs(body, bert)
     for method in ("distill", "adamerging"):
-        merged = mb.merge([one, two], method, base=bert, data="invented", rows=8, options={"steps": 2})
+        merged = mb.merge([one, two], method, base=bert, data="synthetic", rows=8, options={"steps": 2})
         assert isinstance(merged, Merged)
         assert merged.weights.keys() == {"sst", "domain"}
     scaled = mb.calibrate(merged, "sample", steps=["scales"], rows=8, inputs=[one, two], base=bert)
@@ -397,7 +427,7 @@ def test_lora_in_a_head_is_no_body(tiny_folders: dict[str, Path], bert: Encoder,
 def test_a_record_of_ones_own_comes_before_the_folders_name(bert: Encoder, two_labels: Path, tmp_path: Path) -> None:
     path = linked(two_labels, tmp_path / "tone")
     edit(base_model_name_or_path=None)(path)
-    own = task_from_hub("mine", HubFields({0: "a", 1: "b"}, ""))
+    own = task_from_hub("mine", HubFields({0: "a", 1: "b"}))
     found = read_peft(path, bert, own)
     assert isinstance(found, Adapter)
     assert found.tasks == (own,)

@@ -124,18 +124,18 @@ def test_what_appears_in_the_meantime_stays_and_the_work_is_not_lost(
         assert f"the result is kept as {kept.relative_to(home)}" in done.err
 
 
-def test_a_contest_does_not_replace_what_has_appeared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_does_not_replace_what_has_appeared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mergekit_bert import api
 
-    really = api.standings
+    really = api.comparison_rows
 
-    def standings(*given: object) -> object:
+    def comparison_rows(*given: object) -> object:
         (home / "x/table.md").write_text("theirs")
         return really(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api, "standings", standings)
+    monkeypatch.setattr(api, "comparison_rows", comparison_rows)
     done = mbert(*COMMANDS["compare"][0], here=home)
-    assert (done.code, "x/table.md: it is of other inputs or rows" in done.err) == (1, True), done.err
+    assert (done.code, "x/table.md: results for other inputs or rows" in done.err) == (1, True), done.err
     assert (home / "x/table.md").read_text() == "theirs"
     assert not (home / "x/table.json").exists()
 

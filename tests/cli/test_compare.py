@@ -7,7 +7,7 @@ import pytest
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.evaluation import contest
+from mergekit_bert.evaluation import method_comparison
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert
 from tests.corpus import write_corpus
@@ -17,7 +17,7 @@ FEW = ("--methods", "fedavg,ties", "--spaces", "full", "--data", "data")
 
 @pytest.fixture(autouse=True)
 def quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "RESAMPLES", 20)
+    monkeypatch.setattr(method_comparison, "RESAMPLES", 20)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_probes_in_the_folder_are_no_inputs_and_two_of_one_task_are_a_choice(ber
     assert done.code == 0, done.err
     assert [line.split()[0] for line in done.out.splitlines()[2:5]].count("ensemble") == 1
     assert "scored on dev rows: 30 of sst, 30 of sts" in done.out
-    assert "recorded by: mbert finetune --task sst --data data" in done.out
+    assert "record them with: mbert finetune --task sst --data data" in done.out
     assert "memory rise" in done.out
     write_adapter(home / "adapters/more.safetensors", random_adapter(bert, "sst", start=6, seed=7, targets="qv"))
     done = mbert("compare", *FEW, "--out", "two", here=home)
@@ -65,7 +65,7 @@ def test_remainders_and_calibration_are_lines_with_names_of_their_own(home: Path
     [
         (("--calibrate-rows", "9"), "--calibrate-rows"),
         (("--calibrate", "hats"), "hats"),
-        (("--on", "held-out"), "does not tell which rows its training held out"),
+        (("--on", "held-out"), "without a record of which rows its training held out"),
         (("--on", "train"), "--on"),
         (("--texts", "sst"), "TASK=FILE"),
     ],

@@ -28,16 +28,17 @@ def home(bert: mb.Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_tells_promises_pairs_and_verdicts_and_writes_nothing(home: Path) -> None:
+def test_it_prints_invariants_and_pairs_and_writes_nothing(home: Path) -> None:
     with unchanged(home):
         done = mbert("doctor", *FEW, here=home)
     assert done.code == 0, done.err
-    assert done.out.count("kept") == 5
-    assert "BROKEN" not in done.out
+    assert done.out.count("holds") == 5
+    assert "VIOLATED" not in done.out
     assert "interference" not in done.out
     assert "room in the basis: 8 more adapters" in done.out
-    assert "verdict" not in done.out.replace("hint: for a verdict give real rows, --data DIR", "")
-    assert "hint: for a verdict give real rows, --data DIR" in done.out
+    hint = "hint: give real rows, --data DIR, for a verdict"
+    assert hint in done.out
+    assert "verdict" not in done.out.replace(hint, "")
 
 
 def test_rows_add_interference_and_the_files_hold_what_is_shown(home: Path, tmp_path: Path) -> None:
@@ -87,13 +88,13 @@ def test_what_exists_is_overwritten_by_force_alone(home: Path, tmp_path: Path) -
         assert path.read_bytes() != b"mine"
 
 
-def test_a_broken_promise_is_exit_code_one_after_all_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_violated_invariant_is_exit_code_one_after_all_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = ties.RECORD.merge
     monkeypatch.setattr(ties, "RECORD", dataclasses.replace(ties.RECORD, merge=lambda site: merge(site).scaled(1.01)))
     done = mbert("doctor", *FEW, here=home)
     assert done.code == 1
-    assert "BROKEN" in done.out
-    assert "hint: for a verdict" in done.out
+    assert "VIOLATED" in done.out
+    assert "for a verdict" in done.out
     assert "error" not in done.err
 
 

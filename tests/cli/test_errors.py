@@ -209,7 +209,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         for text in ("inf", "nan", "1e400", "0", "-1", FAR)
     },
     "a far rank of a merge": ((*MERGE, "--rank", FAR), r"--rank: 10+…; expected a whole number from 1 to 65536"),
-    "a far remainder": ((*MERGE, "--private", FAR), r"--private: 10+…; expected a whole number from 0 to 65536"),
+    "a far residual": ((*MERGE, "--private", FAR), r"--private: 10+…; expected a whole number from 0 to 65536"),
     "a far seed of a merge": ((*MERGE, "--method", "dare", "--seed", FAR), r"--seed: 10+…; expected a whole number"),
     "a task that laughs": (("tasks", "laughs.yml"), r"laughs.yml, line 1: an anchor or alias; "),
     "a recipe that laughs": ((*MERGE, "--recipe", "laughs.yml"), r"laughs.yml, line 1: an anchor or alias; "),

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from mergekit_bert.cli import app
+from mergekit_bert.registry import names_in
 from tests.cli.command import mbert
 
 COMMANDS = {command.name: command for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
@@ -47,6 +48,17 @@ def test_the_defaults_shown_are_those_of_the_records() -> None:
         for one in dataclasses.fields(config):
             if one.metadata:  # patterns of ranks and alphas are for Python and for files
                 assert given[one.name] == getattr(config, one.name), one.name
+
+
+def test_the_families_that_help_names_for_an_option_are_those_that_have_it() -> None:
+    from mergekit_bert.adapters.family import FAMILIES
+
+    own = [FAMILIES.get(name) for name in names_in(FAMILIES.package)]
+    for parameter in COMMANDS["train-adapter"].params:
+        having = [
+            one.name for one in own if parameter.name in {field.name for field in dataclasses.fields(one.options)}
+        ]
+        assert not having or parameter.help.endswith(f"({', '.join(having)})"), parameter.name
 
 
 def test_nothing_but_the_name_shows_the_help() -> None:

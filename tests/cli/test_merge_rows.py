@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert import api
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.composition import Merged
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
@@ -84,7 +83,7 @@ def test_plain_texts_are_rows_for_the_recommendation_and_lie_nowhere_in_the_file
     words = ("--set", "steps=1", "--set", "precision=fp32", "--save-recipe", "r.yml", "--force", *TEXTS)
     done = merge(home, *words)
     assert done.code == 0, done.err
-    assert "chosen: distill, since there are rows without labels" in done.out
+    assert "chosen: distill, since there are unlabelled rows" in done.out
     for word in (b"sst.txt", b"pairs.tsv"):
         assert word not in (home / "m.safetensors").read_bytes() + (home / "r.yml").read_bytes()
     before = (home / "m.safetensors").read_bytes()
@@ -93,10 +92,10 @@ def test_plain_texts_are_rows_for_the_recommendation_and_lie_nowhere_in_the_file
 
 
 RECOMMENDED: dict[str, tuple[tuple[str, ...], str]] = {
-    "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since there are rows without labels"),
-    "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since there are rows without labels"),
-    "search": (("--search", "1", "--data", "data"), "chosen: pico, since a search is for methods that do not learn"),
-    "nothing": ((), "chosen: pico, since no rows were given"),
+    "heads": (("--calibrate", "heads", "--data", "data"), "chosen: distill, since there are unlabelled rows"),
+    "scales": (("--calibrate", "scales", *TEXTS), "chosen: distill, since there are unlabelled rows"),
+    "search": (("--search", "1", "--data", "data"), "chosen: pico, since a search needs a method that does not learn"),
+    "nothing": ((), "chosen: pico, since there are no rows"),
 }
 
 
@@ -157,9 +156,9 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         "--data data: ties reads no rows .*; .* and by --search or --calibrate",
     ),
     "no such folder": (("--method", "ties", "--data", "nowhere"), "--data nowhere: ties reads no rows here"),
-    "invented": (
-        ("--method", "ties", "--data", "invented"),
-        "--data invented: ties reads no rows .* and by --calibrate scales",
+    "synthetic": (
+        ("--method", "ties", "--data", "synthetic"),
+        "--data synthetic: ties reads no rows .* and by --calibrate scales",
     ),
     "an ensemble": (("--method", "ensemble", "--data", "data"), "--data data: ensemble reads no rows here"),
     "a recipe": (("--recipe", "pico.yml", "--data", "data"), "--data data: pico reads no rows here, "),
@@ -200,7 +199,7 @@ def test_no_evidence_is_cited_for_a_single_input(home: Path, words: tuple[str, .
     done = merge(home, "adapters/sst.safetensors", *words)
     assert done.code == 0, done.err
     method = "distill" if words else "pico"
-    assert f"chosen: {method}, but a single input has nothing to be merged with\n" in done.out
+    assert f"chosen: {method}, but a single input is not merged with anything\n" in done.out
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -282,7 +281,7 @@ def test_what_cannot_be_or_has_no_effect_is_told_before_any_work(
         pytest.fail("it was tried")
 
     monkeypatch.setattr("mergekit_bert.composing.merging.merged_sites", work)
-    monkeypatch.setattr(api, "search_merge", work)
+    monkeypatch.setattr("mergekit_bert.request.search", work)
     with unchanged(home):
         done = mbert("merge", *words, "--out", "new.safetensors", here=home)
     assert done.code == 1

@@ -79,7 +79,7 @@ def test_where_all_fit_side_by_side_nothing_is_merged_unless_a_merge_is_asked_fo
     inputs, size = [of_adapter(one) for one in adapters], ensemble_size([of_adapter(one) for one in adapters])
     ensemble, reason = with_method(Recipe(), inputs, rows=True, size=size)
     assert (ensemble.method, ensemble.rank) == ("ensemble", None)
-    assert "fit side by side" in reason
+    assert "fit into `size` unmerged" in reason
     model = mb.merge(adapters, size=size)
     mb.save(model, tmp_path / "all.safetensors")
     assert (tmp_path / "all.safetensors").stat().st_size == size * MIB

@@ -33,7 +33,7 @@ from mergekit_bert.composing.merging import merge_inputs_of
 from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
-from mergekit_bert.data.metrics import metric
+from mergekit_bert.data.metric import metric
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.classifier import classifier
@@ -58,7 +58,7 @@ def figures(model: Merged, encoder: Encoder, rows: Mapping[str, Rows]) -> dict[s
     found = {}
     for task in model.tasks:
         column = kind_of(task).predicted(task, predictor.outputs(task.name, rows[task.name]))
-        found[task.name] = metric(task.metric).value(rows[task.name].label_column(), column)
+        found[task.name] = metric(task.metric).value(rows[task.name].label_column(task), column)
     return found
 
 
@@ -92,7 +92,7 @@ def test_before_and_after_are_what_each_fold_gives_a_head_fitted_on_the_others(
         for name in TASKS:
             task, part = get_task(name), model.part(name)
             tree = fold(encoder, part)
-            labels = torch.from_numpy(others[name].label_column())
+            labels = torch.from_numpy(others[name].label_column(task))
             labels = labels / 5 if task.range else labels.long()
             heads[name] = refit(task, _head(tree, part, others[name]), labels, 0.1)
         before.append(list(figures(model, encoder, fold_rows).values()))

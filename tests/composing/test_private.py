@@ -1,4 +1,4 @@
-"""Private remainders: at full rank the experts themselves, below it the best that a rank gives, wherever models go."""
+"""Private residuals: at full rank the experts themselves, below it the best that a rank gives, wherever models go."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError
-from mergekit_bert.evaluation.cells import Cell
 from mergekit_bert.evaluation.describe import describe, description_tables
+from mergekit_bert.evaluation.merge_results import MergeResult
 from mergekit_bert.evaluation.tables import as_text
 from tests.adapters.helpers import edit_metadata, edit_tensors, random_adapter
 from tests.cli.command import mbert
@@ -95,10 +95,10 @@ def test_a_remainder_is_as_near_as_any_of_its_rank(three: list[Adapter], method:
             assert np.array_equal(shared.dense(), model.deltas[site].dense()), "what is shared stays as it is"
             missing = exact.get(site, 0.0) - shared.dense().double().numpy()
             values = np.linalg.svd(missing, compute_uv=False)
-            remainder = own.deltas[site]
-            assert isinstance(remainder, LowRank)
-            assert remainder.rank <= 4
-            left = np.linalg.norm(missing - remainder.dense().double().numpy())
+            residual = own.deltas[site]
+            assert isinstance(residual, LowRank)
+            assert residual.rank <= 4
+            left = np.linalg.norm(missing - residual.dense().double().numpy())
             tail = np.sqrt(np.square(values[4:]).sum())
             assert left == pytest.approx(tail, rel=1e-4, abs=1e-5 * values[0])
             compared += bool(tail > 0.01 * values[0])
@@ -148,16 +148,16 @@ def test_a_model_comes_back_as_it_was_and_says_what_it_keeps(three: list[Adapter
     write_model(tmp_path / "y", found)
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     write_model(tmp_path / "bare", merged(three, "iso_c"))
-    held = sum(one.numel() * 4 for one in remainders_of(model).values())
+    held = sum(one.numel() * 4 for one in residuals_of(model).values())
     grown = (tmp_path / "x").stat().st_size - (tmp_path / "bare").stat().st_size
     assert held < grown < 3 * held, "the names of many small tensors count too"
     assert model.private == {"rank": 2, "bytes": held}
     told = describe(tmp_path / "x")
     assert told["private"] == model.private
-    assert "remainders of rank 2 at most" in "".join(map(as_text, description_tables(told)))
+    assert "residuals of rank 2 or less" in "".join(map(as_text, description_tables(told)))
 
 
-def remainders_of(model: mb.Merged) -> dict[str, Tensor]:
+def residuals_of(model: mb.Merged) -> dict[str, Tensor]:
     """Every tensor that a task keeps beside a shared one."""
     found: dict[str, Tensor] = {}
     for task, own in model.own.items():
@@ -173,7 +173,7 @@ OWN_B, OWN_A = f"own.sst.site.{SITE}.B", f"own.sst.site.{SITE}.A"
 
 
 def of_another_shape(path: Path) -> None:
-    """A remainder whose tensors and record agree with each other, and not with the shared Delta."""
+    """A residual whose tensors and record agree with each other, and not with the shared Delta."""
     edit_tensors(lambda t: t.update({OWN_B: torch.zeros(32, 2)}))(path)
     edit_metadata(lambda m: m["merged"]["own"]["sst"]["sites"][SITE].update(size=[32, 32]))(path)
 
@@ -279,7 +279,7 @@ def test_a_merge_of_a_merge_at_full_rank_is_its_inputs(bert: Encoder, three: lis
 def test_distillation_sees_the_remainders_of_a_merge(
     bert: Encoder, three: list[Adapter], precision: str, most: float
 ) -> None:
-    """A merge taken with weight 1 and its remainders answers as itself: there is nothing to learn."""
+    """A merge taken with weight 1 and its residuals answers as itself: there is nothing to learn."""
     first = merged(three[:2], "fedavg", private=2)
     options = {"steps": 2, "lr": 0.0, "batch_size": 4, "precision": precision}
     model = merged([first], "distill", {"sst+sts": 1.0}, options=options, given=given(bert))  # type: ignore[list-item]
@@ -310,8 +310,8 @@ def test_what_is_learned_is_the_same_and_the_remainders_are_of_it(bert: Encoder,
 def test_heads_are_calibrated_over_the_remainders_and_these_stay(bert: Encoder, three: list[Adapter]) -> None:
     model = merged(three, "fedavg", private=3)
     found = calibrate_heads(model, bert, {task: tiny_rows(mb.get_task(task), 40) for task in TASKS})
-    assert remainders_of(found).keys() == remainders_of(model).keys()
-    assert all(torch.equal(value, remainders_of(model)[name]) for name, value in remainders_of(found).items())
+    assert residuals_of(found).keys() == residuals_of(model).keys()
+    assert all(torch.equal(value, residuals_of(model)[name]) for name, value in residuals_of(found).items())
     assert found.title == "fedavg + private 3 + heads"
 
 
@@ -371,7 +371,7 @@ def test_dense_deltas_have_low_rank_remainders(three: list[Adapter]) -> None:
     ("recipe", "message"),
     [
         (Recipe("fedavg", private=-1), "`private`: -1; expected a whole number from 0 to 65536; correct `private`"),
-        (Recipe("ensemble", private=2), "`private`: remainders for an ensemble; expected none: it keeps the experts"),
+        (Recipe("ensemble", private=2), "`private`: residuals for an ensemble; expected none: it keeps the experts"),
     ],
 )
 def test_what_cannot_be_is_refused(three: list[Adapter], recipe: Recipe, message: str) -> None:
@@ -386,7 +386,7 @@ def test_a_recipe_says_it_in_yaml_and_a_cell_in_its_name(tmp_path: Path) -> None
     (tmp_path / "r.yml").write_text("method: iso_c\nprivate: 1.5\n")
     with pytest.raises(CompositionError, match=r"line 2, key 'private': 1\.5; expected a whole number"):
         read_recipe(tmp_path / "r.yml")
-    assert Cell(recipe, {}, 0.0, 0, None).name == "iso_c + private 4"
+    assert MergeResult(recipe, {}, 0.0, 0, None).name == "iso_c + private 4"
 
 
 def test_the_command_says_what_each_task_keeps(three: list[Adapter], tmp_path: Path) -> None:

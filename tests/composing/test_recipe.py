@@ -98,7 +98,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "no number": ("weights: {sst: .nan}", r"line 1: .nan, which is no number; "),
     "a large weight of a layer": ("layers: {a: {sst: -1000001}}", r"key 'layers.a.sst': -1000001; expected greater"),
     "a large rank": ("rank: 65537", r"key 'rank': 65537; expected less than or equal to 65536"),
-    "a large remainder": ("private: 9999999999", r"key 'private': 9999999999; expected less than or equal to 65536"),
+    "a large residual": ("private: 9999999999", r"key 'private': 9999999999; expected less than or equal to 65536"),
     "a negative rank": ("rank: -1", r"key 'rank': -1; expected greater than or equal to 0"),
     "a far seed": ("seed: 99999999999999999999", r"key 'seed': 9+; expected less than"),
     "a date": ("seed: 2020-13-45", r"key 'seed': '2020-13-45'; expected a whole number"),

@@ -24,7 +24,7 @@ def inputs(bert: mb.Encoder, basis: str, gram: bool) -> list[MergeInput]:
 
 
 @pytest.mark.parametrize(
-    ("basis", "gram", "rows", "invented", "searched", "method"),
+    ("basis", "gram", "rows", "synthetic", "searched", "method"),
     [
         ("one", False, True, False, False, "distill"),
         ("none", True, True, False, False, "distill"),
@@ -39,10 +39,10 @@ def inputs(bert: mb.Encoder, basis: str, gram: bool) -> list[MergeInput]:
     ],
 )
 def test_it_follows_what_is_given(
-    bert: mb.Encoder, basis: str, gram: bool, rows: bool, invented: bool, searched: bool, method: str
+    bert: mb.Encoder, basis: str, gram: bool, rows: bool, synthetic: bool, searched: bool, method: str
 ) -> None:
-    found, reason = recommend(inputs(bert, basis, gram), rows, invented=invented, searched=searched)
+    found, reason = recommend(inputs(bert, basis, gram), rows, synthetic=synthetic, searched=searched)
     assert found == method
     if not rows:
         assert "there are rows" not in reason
-    assert ("made up" in reason) == (invented or (not rows and not searched and found == "pico"))
+    assert ("synthetic" in reason) == (synthetic or (not rows and not searched and found == "pico"))

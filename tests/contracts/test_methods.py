@@ -151,6 +151,24 @@ def test_one_adapter_stays_itself_times_its_weight(
     assert all(same_tensors(part.extras[name], values) for name, values in one.extras.items())
 
 
+def test_adapters_of_different_families_merge(method: Method, bert: mb.Encoder) -> None:
+    """Sites in factors, dense ones, and shifts alone; what one of them lacks is no change."""
+    adapters = [
+        random_adapter(bert, task, kind=kind, targets="qv", rank=rank)
+        for task, kind, rank in (("sst", "lora", 3), ("para", "loha", 8), ("sts", "bitfit+layernorm", 3))
+    ]
+    if "basis" in method.needs:
+        with pytest.raises(BasisError, match="para trained without an orthogonal basis"):
+            blend((method, "full"), bert, adapters)
+        return
+    model = blend((method, method.spaces[0]), bert, adapters, rank=bert.config.hidden_size)
+    assert model.deltas.keys() == adapters[0].deltas().keys() == adapters[1].deltas().keys()
+    assert all(bool(delta.dense().isfinite().all()) for delta in model.deltas.values())
+    shift = next(name for name in adapters[2].shifts if not name.startswith("pooler"))
+    scale = float((model.part("sts").shifts[shift] / adapters[2].shifts[shift])[0])
+    np.testing.assert_allclose(model.part("sst").shifts[shift], scale * adapters[2].shifts[shift], rtol=1e-5)
+
+
 def test_the_order_of_the_adapters_does_not_matter(
     pair: tuple[Method, str], bert: mb.Encoder, three: list[Adapter]
 ) -> None:

@@ -11,6 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mergekit_bert as mb
+from mergekit_bert.data.batches import tokenise
+from mergekit_bert.data.kind import KINDS
+from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.data.task import TASKS, Task, get_task
 from mergekit_bert.errors import DataError, MbertError, UnknownNameError
 from mergekit_bert.schema import SchemaError
@@ -301,3 +305,17 @@ def test_a_task_of_several_labels_may_have_thresholds(tmp_path: Path) -> None:
         path.write_text(text + wrong + "\n")
         with pytest.raises(DataError, match=r"thresholds is .*a probability"):
             get_task(path)
+
+
+def test_a_kind_may_have_rows_of_more_texts(bert: mb.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(KINDS.get("classify")), "texts", (3, 4))
+    task = mb.Task("which", "classify", ("a", "b", "c"), ("accuracy",), labels=("1", "2", "3"))
+    with pytest.raises(DataError, match=r"text is \['a', 'b'\]; expected 3 to 4 columns"):
+        dataclasses.replace(task, text=("a", "b"))
+    rows = synthetic_rows(task, (), 5)
+    assert {len(row) for row in rows.texts} == {3}
+    assert len({text for row in rows.texts for text in row}) > 10
+    apart = tokenise(rows, task, bert.tokenizer, bert.max_length, bert.pad_token, apart=True)
+    assert [len(parts) for parts in apart.parts] == [3] * 5
+    with pytest.raises(DataError, match=r"3 texts a row, to be read together; .* use a `head` that reads texts apart"):
+        tokenise(rows, task, bert.tokenizer, bert.max_length, bert.pad_token)

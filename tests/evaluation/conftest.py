@@ -10,7 +10,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.evaluation import cells, contest
+from mergekit_bert.evaluation import merge_results, method_comparison
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import trio
 from tests.corpus import write_corpus
@@ -19,7 +19,7 @@ from tests.corpus import write_corpus
 @pytest.fixture
 def quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bootstraps of few resamples."""
-    monkeypatch.setattr(contest, "RESAMPLES", 40)
+    monkeypatch.setattr(method_comparison, "RESAMPLES", 40)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return count
 
     for name in ("merge", "merge_weights"):
-        monkeypatch.setattr(cells, name, counted(getattr(cells, name)))
+        monkeypatch.setattr(merge_results, name, counted(getattr(merge_results, name)))
     return made
 
 

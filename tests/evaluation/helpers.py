@@ -9,13 +9,13 @@ from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.method import Method
 from mergekit_bert.composing.methods import ties
-from mergekit_bert.evaluation import contest
+from mergekit_bert.evaluation.method_comparison import MethodComparison
 
 SOME = ["fedavg", "ties", "regmean"]
 
 
-def run(three: list[Adapter], bert: mb.Encoder, data: Path, out: Path, **options: Any) -> contest.Contest:
-    """The contest of some methods."""
+def run(three: list[Adapter], bert: mb.Encoder, data: Path, out: Path, **options: Any) -> MethodComparison:
+    """The comparison of some methods."""
     return api.compare(three, SOME, data=data, rows=6, out=out, base=bert, **options)
 
 

@@ -19,7 +19,7 @@ from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import get_task
-from mergekit_bert.evaluation import cells, contest
+from mergekit_bert.evaluation import merge_results, method_comparison
 from tests.evaluation.helpers import SOME, other_ties, run
 
 TASKS = ("sst", "sts", "para")
@@ -30,21 +30,21 @@ def test_every_cell_is_the_merge_it_says_scored_as_eval_does(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
 ) -> None:
     found = run(three, bert, data, tmp_path / "c")
-    names = {one.cell.name for one in found.placed}
+    names = {one.result.name for one in found.merges}
     assert names == {"ensemble", "fedavg", "ties", "ties in core", "ties in knots", "regmean"}
-    assert [one.overall for one in found.placed] == sorted((one.overall for one in found.placed), reverse=True)
-    for one in found.placed:
-        rows = data if one.cell.recipe.method == "regmean" else None
-        model = mb.merge(three, one.cell.recipe, data=rows, rows=6, base=bert)
+    assert [one.overall for one in found.merges] == sorted((one.overall for one in found.merges), reverse=True)
+    for one in found.merges:
+        rows = data if one.result.recipe.method == "regmean" else None
+        model = mb.merge(three, one.result.recipe, data=rows, rows=6, base=bert)
         truth = {
             s.task: s.value for s in mb.evaluate(model, data, base=bert).scores if s.metric == get_task(s.task).metric
         }
         assert one.values == pytest.approx(truth, abs=1e-6)
         unit = [truth["sst"], truth["para"], (truth["sts"] + 1) / 2]
         assert one.overall == pytest.approx(np.mean(unit), abs=1e-6)
-        assert one.cell.size > 1000
+        assert one.result.size > 1000
         assert one.behind[0] <= one.behind[1]
-    best = next(one for one in found.placed if one.cell.name != "ensemble")
+    best = next(one for one in found.merges if one.result.name != "ensemble")
     assert best.behind == (0.0, 0.0)
 
 
@@ -72,7 +72,7 @@ def test_what_is_finished_is_never_computed_again_and_what_changed_is(
     merges.clear()
     again = run(three, bert, data, tmp_path / "c")
     assert merges == []
-    assert json.dumps(contest.to_json(again)) == json.dumps(contest.to_json(first))
+    assert json.dumps(method_comparison.to_json(again)) == json.dumps(method_comparison.to_json(first))
     run(three, bert, data, tmp_path / "c", seed=1)
     assert merges == [], "none of these draws from the seed"
     other = [three[0], three[1], dataclasses.replace(three[2], scores={"other": 1.0})]
@@ -94,14 +94,14 @@ def test_what_is_finished_is_never_computed_again_and_what_changed_is(
 def test_answers_that_are_not_finite_are_refused(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = cells.Predictor.outputs
+    really = merge_results.Predictor.outputs
 
     def overflown(self: Any, task: str, rows: Rows) -> Any:
         return np.full_like(really(self, task, rows), np.nan if isinstance(self.model, mb.Merged) else 0.0)
 
-    monkeypatch.setattr(cells.Predictor, "outputs", overflown)
+    monkeypatch.setattr(merge_results.Predictor, "outputs", overflown)
     found = api.compare(three, ["ties"], ["full"], data, out=tmp_path / "c", base=bert)
-    assert [one.cell.name for one in found.placed] == ["ensemble"]
+    assert [one.result.name for one in found.merges] == ["ensemble"]
     assert "not finite" in found.refused["ties"]
 
 
@@ -111,8 +111,8 @@ def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data)) for name in TASKS}
 
     def files(recipe: Recipe) -> int:
-        (cell,) = cells.run_cells(recipe, merge_inputs_of(three), bert, tasks, None, tmp_path / "c")
-        assert not cell.refused
+        (result,) = merge_results.run_recipe(recipe, merge_inputs_of(three), bert, tasks, None, tmp_path / "c")
+        assert not result.refused
         return len(list((tmp_path / "c").glob("*.safetensors")))
 
     usual = ties.RECORD.options().density
@@ -122,17 +122,17 @@ def test_a_changed_default_is_another_cell_and_a_spelled_out_one_is_not(
     assert files(Recipe("ties", weights={"sst": 0.25})) == 3
 
     changed = other_ties()
-    monkeypatch.setattr(cells.METHODS, "get", lambda name: changed)
+    monkeypatch.setattr(merge_results.METHODS, "get", lambda name: changed)
     assert files(Recipe("ties")) == 4
     monkeypatch.undo()
-    monkeypatch.setattr(cells, "made_by", lambda: {"source": "of another version"})
+    monkeypatch.setattr(merge_results, "made_by", lambda: {"source": "of another version"})
     assert files(Recipe("ties")) == 5
 
 
 def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_is_told(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = cells.made_by()
+    here = merge_results.made_by()
     monkeypatch.setattr(source, "processor", lambda: "cuda of another kind")
     there = source._program.__wrapped__()
     assert {name for name in here if here[name] != there[name]} == {"processor"}
@@ -141,8 +141,8 @@ def test_another_processor_makes_other_cells_and_the_precision_that_was_picked_i
     tasks = {name: (get_task(name), load_rows(get_task(name), "dev", data).take(range(4))) for name in TASKS}
     given = MergeContext(lambda: bert, lambda name: dataclasses.replace(tasks[name][1], labels=None))
     recipe = Recipe("distill", options={"steps": 1, "batch_size": 2})
-    (cell,) = cells.run_cells(recipe, merge_inputs, bert, tasks, given, tmp_path / "c")
-    assert cell.learned["precision"] == "bfloat16"
+    (result,) = merge_results.run_recipe(recipe, merge_inputs, bert, tasks, given, tmp_path / "c")
+    assert result.learned["precision"] == "bfloat16"
 
 
 @pytest.mark.filterwarnings("ignore:`(calibrate|steps)=heads`")
@@ -150,9 +150,9 @@ def test_a_calibrated_merge_has_a_line_of_its_own_and_is_kept(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path, merges: list[str]
 ) -> None:
     more: dict[str, Any] = {"calibrate": ["heads", "scales"], "calibrate_rows": 40}
-    plain = {one.cell.name: one for one in run(three, bert, data, tmp_path / "c").placed}
+    plain = {one.result.name: one for one in run(three, bert, data, tmp_path / "c").merges}
     merges.clear()
-    found = {one.cell.name: one for one in run(three, bert, data, tmp_path / "c", **more).placed}
+    found = {one.result.name: one for one in run(three, bert, data, tmp_path / "c", **more).merges}
     assert len(merges) == 5, "every merge once more, and not the ensemble"
     assert set(found) == set(plain) | {f"{name} + scales + heads" for name in plain if name != "ensemble"}
     for name, one in plain.items():
@@ -165,7 +165,7 @@ def test_a_calibrated_merge_has_a_line_of_its_own_and_is_kept(
     truth = {task: scored[task, get_task(task).metric] for task in line.values}
     assert line.values == pytest.approx(truth, abs=1e-6)
     assert line.values != pytest.approx(found["ties"].values, abs=1e-6)
-    assert line.cell.needs == ("rows", "labels")
+    assert line.result.needs == ("rows", "labels")
     merges.clear()
     run(three, bert, data, tmp_path / "c", **more)
     assert merges == []

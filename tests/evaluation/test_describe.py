@@ -10,12 +10,13 @@ import torch
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.adapters.file import read_adapter
+from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.evaluation.tables import as_text
 from mergekit_bert.training.config import TrainConfig
+from tests.adapters.helpers import random_adapter
 from tests.corpus import write_corpus
 
 QUICK = TrainConfig(epochs=1, batch_size=8, hold_out=0.2, precision="fp32", lr=0.01, seed=4)
@@ -45,6 +46,14 @@ def folder(bert: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     mb.save(mb.merge(files, "ensemble"), root / "routed.safetensors")
     mb.export(merged, root / "dense", base=bert)
     return root
+
+
+def test_a_value_whose_range_nobody_knows_is_described(bert: Encoder, tmp_path: Path) -> None:
+    """As that of a stranger's regression."""
+    task = mb.Task("length", "regress", ("text",), ("pearson",))
+    write_adapter(tmp_path / "a.safetensors", random_adapter(bert, task))
+    text = "".join(map(as_text, description_tables(describe(tmp_path / "a.safetensors"))))
+    assert "a value" in next(line for line in text.splitlines() if "labels" in line)
 
 
 @pytest.mark.parametrize("name", FILES)

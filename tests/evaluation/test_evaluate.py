@@ -122,7 +122,7 @@ def test_the_commands_for_what_is_missing_name_a_task_as_the_caller_did(world: W
 def test_figures_that_cannot_be_recorded_are_shown_all_the_same(world: World) -> None:
     path = world.folder / "merged.safetensors"
     record_path(path).mkdir()
-    with pytest.warns(MbertWarning, match=r"the figures are not recorded: \S+merged.scores.json: it is a folder"):
+    with pytest.warns(MbertWarning, match=r"the scores are not recorded: \S+merged.scores.json: it is a folder"):
         evaluation = world.evaluate("merged.safetensors")
     assert {score.task for score in evaluation.scores} == set(TASKS)
 

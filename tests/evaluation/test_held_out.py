@@ -53,7 +53,7 @@ def test_rows_to_score_on_are_not_taken_and_none_left_is_told() -> None:
     dev = train.take(range(0, 40, 2))
     assert not set(held_out(train, 40, {}, dev.hashes()).rows.texts) & set(dev.texts)
     assert len(held_out(train, 40, {}, dev.hashes()).rows) == 20
-    with pytest.raises(DataError, match="40 rows, none apart from those to score on"):
+    with pytest.raises(DataError, match="40 rows, all of them scored on or used by another step"):
         held_out(train, 8, {}, train.hashes())
 
 
@@ -89,14 +89,14 @@ def test_search_and_heads_read_other_rows_of_those_held_out(
 def test_rows_that_an_adapter_may_have_learned_are_told(bert: Encoder, home: Path, tmp_path: Path) -> None:
     files = trained(bert, tmp_path, home, hold_out=0.1)
     with pytest.warns(
-        MbertWarning, match="`evaluations`: the training of its adapter held out 4 of the 20 rows of sst alone; "
+        MbertWarning, match="`evaluations`: the training of its adapter held out only 4 of the 20 rows of sst; "
     ):
         model = mb.search(files[:1], "ties", 1, home / "data", held_out=300, base=bert)
     assert model.trace["search"]["rows"]["sst"]["held_out_in_training"] == 4
-    with pytest.warns(MbertWarning, match="`steps=heads`: the training of its adapter held out 0 of the 10 rows"):
+    with pytest.warns(MbertWarning, match="`steps=heads`: the training of its adapter held out only 0 of the 10 rows"):
         model = mb.calibrate(model, home / "data", rows=10, base=bert)
     assert not seen(model)["search", "sst"] & seen(model)["heads", "sst"]
     with pytest.warns(
-        MbertWarning, match="nothing tells whether the training of its adapter held out the 20 rows of sst; "
+        MbertWarning, match="no record of whether the training of its adapter held out the 20 rows of sst; "
     ):
         mb.search([home / "adapters/sst.safetensors"], "ties", 1, home / "data", base=bert)

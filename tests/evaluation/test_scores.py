@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergekit_bert.data.metrics import METRICS
+from mergekit_bert.data.metric import METRICS
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.evaluation.scores import Score, TaskResult, scores_of, write_predictions
@@ -25,7 +25,7 @@ EVERY = {
 def outputs_near(rows: Rows, task: Task, noise: float, seed: int = 0) -> np.ndarray:
     """Outputs that agree with the labels up to some noise."""
     source = np.random.default_rng(seed)
-    true = rows.label_column()
+    true = rows.label_column(task)
     if task.range is not None:
         return (true + noise * source.normal(size=len(rows)))[:, None].astype(np.float32)
     return (np.eye(task.outputs)[true.astype(int)] + noise * source.normal(size=(len(rows), task.outputs))).astype(
@@ -36,12 +36,12 @@ def outputs_near(rows: Rows, task: Task, noise: float, seed: int = 0) -> np.ndar
 def brute_force(task: Task, name: str, rows: Rows, outputs: np.ndarray) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile over 1000 samples drawn with replacement, row by row."""
     source = random.Random(7)
-    true = rows.label_column()
+    true = rows.label_column(task)
     predicted = outputs.argmax(1) if task.range is None else outputs[:, 0].astype(np.float64)
     values = []
     for _ in range(1000):
         chosen = [source.randrange(len(rows)) for _ in range(len(rows))]
-        values.append(METRICS[name].value(true[chosen], predicted[chosen]))
+        values.append(METRICS.get(name).value(true[chosen], predicted[chosen]))
     values.sort()
     return values[int(0.025 * 1000)], values[int(0.975 * 1000)]
 

@@ -29,7 +29,7 @@ from mergekit_bert.errors import CompositionError, MbertWarning, UnknownNameErro
 from mergekit_bert.evaluation import search as module
 from mergekit_bert.evaluation.evaluate import evaluate_model
 from mergekit_bert.evaluation.scores import score_task
-from mergekit_bert.evaluation.search import find_axes, layer_groups, moved, overall, search
+from mergekit_bert.evaluation.search import find_axes, layer_groups, overall, recipe_at, search
 from tests.adapters.helpers import random_adapter, same_tensors
 from tests.cli.command import mbert
 from tests.composing.helpers import given, merged, trio
@@ -161,7 +161,7 @@ def test_evaluations_of_another_search_are_not_used(
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
     for broken in (path.read_text()[:-20], '{"key": 1}'):
         path.write_text(broken)
-        with pytest.raises(CompositionError, match="remove it: the search then begins anew"):
+        with pytest.raises(CompositionError, match="remove it to start the search again"):
             computed(Recipe("task_arithmetic", seed=1), other)
     path.unlink()
     assert computed(Recipe("task_arithmetic", seed=1), other) == 3
@@ -220,7 +220,7 @@ def test_statistics_are_measured_once(
 
     monkeypatch.setattr(merging, "collect", counting)
     pair = {name: tasks[name] for name in ("sst", "sts")}
-    found = search(inputs[:2], Recipe("regmean"), pair, bert, 3, given=given(bert))
+    found = search(inputs[:2], Recipe("regmean"), pair, bert, 3, context=given(bert))
     assert len(calls) == 2
     assert scores(found)[0] == overall(merged(trio(bert)[:2], "regmean", given=given(bert)), bert, pair)
 
@@ -255,7 +255,7 @@ def test_the_layers_of_every_architecture_are_found(encoder: Encoder) -> None:
 def test_factors_of_layers_hold_for_all_weights_there(inputs: list[MergeInput]) -> None:
     recipe = Recipe("task_arithmetic", weights={"sst": 2.0, "sts": 1.0, "para": 1.0})
     axes = find_axes(recipe, inputs, ("layers",))
-    found = moved(recipe, inputs, axes, [1.0, 0.5])
+    found = recipe_at(recipe, inputs, axes, [1.0, 0.5])
     assert found.at("encoder.layer.0.output.dense", found.weights) == {"sst": 2.0, "sts": 1.0, "para": 1.0}
     assert found.at("encoder.layer.1.output.dense", found.weights) == {"sst": 1.0, "sts": 0.5, "para": 0.5}
 
@@ -270,9 +270,9 @@ def test_twelve_layers_make_three_groups(inputs: list[MergeInput]) -> None:
 @pytest.mark.parametrize(
     ("recipe", "over", "told"),
     [
-        (Recipe("ensemble"), ("weights",), "ensemble, which keeps all weights"),
-        (Recipe("adamerging"), ("weights",), "adamerging, which finds its weights itself"),
-        (Recipe("fedavg"), ("options",), "nothing that fedavg could change"),
+        (Recipe("ensemble"), ("weights",), "ensemble, which keeps all adapters as they are"),
+        (Recipe("adamerging"), ("weights",), "adamerging, which learns from rows by itself"),
+        (Recipe("fedavg"), ("options",), "nothing that can be searched for fedavg"),
         (Recipe("fedavg", layers={".*": {"sst": 1.0}}), ("layers",), "a recipe with weights by layer"),
     ],
 )
@@ -300,12 +300,12 @@ def test_the_command_searches_calibrates_and_tells(home: Path, tiny_folders: dic
     assert f"wrote m.safetensors: {model.title} of" in done.out
     assert model.title == "ties + search + scales + heads"
     assert (
-        f"search: overall {scores(model)[0]:.4f} at the start, {max(scores(model)):.4f} at best, of 5 merges "
+        f"search: overall {scores(model)[0]:.4f} at the start, {max(scores(model)):.4f} for the best of 5 merges "
         "(on the rows used for the search, where the best score is too optimistic; run eval on other rows)\n"
         in done.out
     )
     assert done.out.count(", cross-validated on 20 rows in 5 folds") == 2
-    assert "nothing tells whether the training of its adapter held out the 10 rows of sst; " in done.err
+    assert "no record of whether the training of its adapter held out the 10 rows of sst; " in done.err
     assert len(json.loads((home / "m.search.json").read_text())["evaluations"]) == 5
     shown = mbert("eval", "m.safetensors", "--base", tiny_folders["bert"], "--data", "data", here=home)
     assert shown.code == 0, shown.err
@@ -316,7 +316,7 @@ def test_the_rows_of_the_search_are_refused_for_evaluation(
     home: Path, tiny_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     files = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")]
-    with pytest.warns(MbertWarning, match="nothing tells"):
+    with pytest.warns(MbertWarning, match="no record of whether"):
         model = mb.search(files, "ties", 2, home / "data", held_out=10, base=tiny_folders["bert"])
     mb.save(model, home / "s.safetensors")
     write_corpus(tmp_path / "other", ("sst", "sts"), dev=12)
@@ -348,7 +348,7 @@ def test_a_dense_folder_refuses_what_its_model_refuses(
     home: Path, tiny_folders: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
     files, base = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")], tiny_folders["bert"]
-    with pytest.warns(MbertWarning, match="nothing tells"):
+    with pytest.warns(MbertWarning, match="no record of whether"):
         model = mb.search(files, "ties", 1, home / "data", held_out=10, base=base)
     write_corpus(tmp_path / "other", ("sst",), dev=12)
     train = mb.load_rows(get_task("sst"), "train", home / "data")
@@ -371,7 +371,7 @@ def test_python_searches_the_recommended_method_too(
     home: Path, tiny_folders: dict[str, Path], method: str | Recipe
 ) -> None:
     files = [home / f"adapters/{task}.safetensors" for task in ("sst", "sts")]
-    with pytest.warns(MbertWarning, match="nothing tells"):
+    with pytest.warns(MbertWarning, match="no record of whether"):
         model = mb.search(files, method, 1, home / "data", base=tiny_folders["bert"])
     assert model.method == "pico", "one that does not learn by itself, though there are rows"
 
@@ -391,7 +391,7 @@ def test_files_of_before_there_were_hashes_are_known_by_their_fingerprint(bert: 
     [
         (("--calibrate", "heds"), "calibration"),
         (("--method", "ensemble", "--calibrate", "heads"), "a model that is not merged"),
-        (("--method", "ensemble", "--search", "3"), "which keeps all weights"),
+        (("--method", "ensemble", "--search", "3"), "which keeps all adapters as they are"),
         (("--search", "0"), "--search"),
         (("--calibrate", "heads", "--calibrate-rows", "0"), "--calibrate-rows"),
     ],

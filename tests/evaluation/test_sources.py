@@ -16,7 +16,7 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
-from mergekit_bert.evaluation import cells
+from mergekit_bert.evaluation import merge_results
 from mergekit_bert.training import run as training
 from mergekit_bert.training.config import TrainConfig
 from tests.corpus import write_corpus
@@ -78,14 +78,14 @@ def test_held_out_rows_are_those_that_training_held_out(
         for name in ("sst", "sts")
     ]
     seen, read = dict[str, Rows](), dict[str, Rows]()
-    run_cells = cells.run_cells
+    run_recipe = merge_results.run_recipe
 
     def look(recipe: Any, merge_inputs: Any, encoder: Any, tasks: Any, given: Any, *rest: Any) -> Any:
         for name, (_, rows) in tasks.items():
             seen[name], read[name] = rows, given.rows(name)
-        return run_cells(recipe, merge_inputs, encoder, tasks, given, *rest)
+        return run_recipe(recipe, merge_inputs, encoder, tasks, given, *rest)
 
-    monkeypatch.setattr(api, "run_cells", look)
+    monkeypatch.setattr(api, "run_recipe", look)
     found = api.compare(inputs, ["ties", "regmean"], ["full"], data, on="held-out", out=tmp_path / "c", base=bert)
     assert found.rows == {"sst": 28, "sts": 28}
     for (kept, own), name in zip(held, ("sst", "sts"), strict=True):
@@ -93,7 +93,7 @@ def test_held_out_rows_are_those_that_training_held_out(
         assert set(read[name].texts) == set(kept.texts)
         assert read[name].labels is None
     text = (tmp_path / "c/table.md").read_text()
-    assert text.startswith("scored on rows that training held out of train: 28 of sst, 28 of sts")
+    assert text.startswith("scored on rows of train that training held out: 28 of sst, 28 of sts")
     assert json.loads((tmp_path / "c/table.json").read_text())["on"] == "held-out"
     api.compare(inputs, ["ties"], ["full"], data, on="held-out", calibrate=["heads"], out=tmp_path / "d", base=bert)
     for (_, own), name in zip(held, ("sst", "sts"), strict=True):
@@ -104,11 +104,11 @@ def test_held_out_rows_are_those_that_training_held_out(
 def test_held_out_rows_of_other_training_are_refused(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CompositionError, match="does not tell which rows"):
+    with pytest.raises(CompositionError, match="without a record of which rows"):
         run(three, bert, data, tmp_path / "c", on="held-out")
     told = {"hold_out": 0.1, "hold_out_limit": 1000, "seed": 0, "data": "of other rows"}
     other = [dataclasses.replace(one, training={**one.training, **told}) for one in three]
-    with pytest.raises(CompositionError, match="not those it was trained on"):
+    with pytest.raises(CompositionError, match="other than those it was trained on"):
         run(other, bert, data, tmp_path / "c", on="held-out")
     with pytest.raises(UnknownNameError, match="`on`"):
         run(three, bert, data, tmp_path / "c", on="train")

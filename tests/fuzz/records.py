@@ -19,13 +19,19 @@ from mergekit_bert.composing.merging import MergeContext, merge, merge_inputs_of
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Base
-from mergekit_bert.evaluation import contest, search
-from mergekit_bert.evaluation.cells import run_cells
+from mergekit_bert.evaluation import method_comparison, search
 from mergekit_bert.evaluation.comparison import compare
-from mergekit_bert.evaluation.contest import comparison_of, full_figures, refuse_other, standings, with_earlier
+from mergekit_bert.evaluation.merge_results import run_recipe
+from mergekit_bert.evaluation.method_comparison import (
+    comparison_fingerprint,
+    comparison_rows,
+    full_finetuning_scores,
+    refuse_other_results,
+    with_earlier_results,
+)
 from mergekit_bert.evaluation.records import find_records, read_record, record_path, write_record
 from mergekit_bert.evaluation.scores import Score
-from mergekit_bert.evaluation.tables import as_text, comparison_table, contest_table
+from mergekit_bert.evaluation.tables import as_text, comparison_table, method_table
 from mergekit_bert.files import write_json
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 from mergekit_bert.training import loop
@@ -81,7 +87,10 @@ def use_scores(shop: Workshop, folder: Path) -> Stages:
     shown(as_text(comparison_table(found)))
     strict_json(found.to_json())
     yield "compare", found
-    yield "full", full_figures(records, shop.encoder.fingerprint, {"sst": (get_task("sst"), shop.rows("sst"))})
+    yield (
+        "full",
+        full_finetuning_scores(records, shop.encoder.fingerprint, {"sst": (get_task("sst"), shop.rows("sst"))}),
+    )
     write_record(path, shop.trio[0], [_figures(shop, "sst")])
     yield "add", read_record(record_path(path))
 
@@ -213,17 +222,17 @@ def _given(shop: Workshop, folder: Path | None = None) -> MergeContext:
 def use_comparison(shop: Workshop, folder: Path) -> Stages:
     """Add a method to a comparison whose others are read from their files, and show the table."""
     tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
-    comparison = comparison_of(inputs, shop.encoder, tasks)
-    refuse_other(folder, comparison, False)
+    comparison = comparison_fingerprint(inputs, shop.encoder, tasks)
+    refuse_other_results(folder, comparison, False)
     yield "same", None
-    cells = run_cells(mb.Recipe("fedavg"), inputs, shop.encoder, tasks, _given(shop), folder)
-    yield "cells", [[one.name, one.refused, one.outputs] for one in cells]
-    with patch.object(contest, "RESAMPLES", 5):
-        placed = standings(with_earlier(cells, folder, comparison, tasks), tasks)
-    shown(as_text(contest_table(placed)))
-    yield "table", [[one.cell.name, finite(one.overall), one.values] for one in placed]
-    found = contest.Contest(placed, None, {}, "dev", {"sst": 12, "sts": 12})
-    yield "record", strict_json(contest.to_json(found)) and None
+    results = run_recipe(mb.Recipe("fedavg"), inputs, shop.encoder, tasks, _given(shop), folder)
+    yield "cells", [[one.name, one.refused, one.outputs] for one in results]
+    with patch.object(method_comparison, "RESAMPLES", 5):
+        rows = comparison_rows(with_earlier_results(results, folder, comparison, tasks), tasks)
+    shown(as_text(method_table(rows)))
+    yield "table", [[one.result.name, finite(one.overall), one.values] for one in rows]
+    found = method_comparison.MethodComparison(rows, None, {}, "dev", {"sst": 12, "sts": 12})
+    yield "record", strict_json(method_comparison.to_json(found)) and None
 
 
 _MERGES = (
@@ -237,26 +246,32 @@ def _comparison(shop: Workshop, folder: Path) -> None:
     """Three merges and their table, on a clock that always shows the same."""
     tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
     for recipe in _MERGES:
-        run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
+        run_recipe(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
     for path in folder.glob("*.safetensors"):
         tensors, told = read_tensors(path)
         write_tensors(path, tensors, {**told, "seconds": 0.25, "memory": 2**20})
-    cells = [one for recipe in _MERGES for one in run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)]
-    with patch.object(contest, "RESAMPLES", 5):
-        found = contest.Contest(standings(cells, tasks), None, {}, "dev", {"sst": 12, "sts": 12})
-    made = {"comparison": comparison_of(inputs, shop.encoder, tasks), "made_by": api.made_by()}
-    write_json(folder / "table.json", {**contest.to_json(found), **made})
+    results = [
+        one for recipe in _MERGES for one in run_recipe(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
+    ]
+    with patch.object(method_comparison, "RESAMPLES", 5):
+        found = method_comparison.MethodComparison(
+            comparison_rows(results, tasks), None, {}, "dev", {"sst": 12, "sts": 12}
+        )
+    made = {"comparison": comparison_fingerprint(inputs, shop.encoder, tasks), "made_by": api.made_by()}
+    write_json(folder / "table.json", {**method_comparison.to_json(found), **made})
 
 
 def use_cells(shop: Workshop, folder: Path) -> Stages:
     """Take up finished merges, those that are broken anew, and show them."""
     tasks, inputs = _scored(shop), merge_inputs_of(shop.trio[:2])
-    cells = [one for recipe in _MERGES for one in run_cells(recipe, inputs, shop.encoder, tasks, _given(shop), folder)]
-    yield "cells", [[one.name, one.refused, one.outputs, one.learned] for one in cells]
-    with patch.object(contest, "RESAMPLES", 5):
-        placed = standings(cells, tasks)
-    shown(as_text(contest_table(placed)))
-    yield "table", [[one.cell.name, finite(one.overall), one.values] for one in placed]
+    results = [
+        one for recipe in _MERGES for one in run_recipe(recipe, inputs, shop.encoder, tasks, _given(shop), folder)
+    ]
+    yield "cells", [[one.name, one.refused, one.outputs, one.learned] for one in results]
+    with patch.object(method_comparison, "RESAMPLES", 5):
+        rows = comparison_rows(results, tasks)
+    shown(as_text(method_table(rows)))
+    yield "table", [[one.result.name, finite(one.overall), one.values] for one in rows]
 
 
 COMPARISONS = Format("comparison", {"three": _comparison}, {"table.json": JSON}, use_comparison)

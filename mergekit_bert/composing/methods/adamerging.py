@@ -38,12 +38,13 @@ def _loss_of(encoder: Encoder, student: Student) -> Loss:
     def outputs(run: list[int]) -> Float[Tensor, "rows out"]:
         return outputs_of(student.model, student.tokens.batch(run)).float()
 
-    kind = kind_of(student.part.task)
+    task = student.part.task
+    kind = kind_of(task)
     if kind.has_entropy:
-        return lambda run: kind.entropy(outputs(run))
+        return lambda run: kind.entropy(task, outputs(run))
     expert = expert_answers(encoder, student.part, student.tokens).outputs
     spread = float(expert.var(correction=0)) or 1.0
-    return lambda run: kind.distance(outputs(run), expert[run], spread)
+    return lambda run: kind.distance(task, outputs(run), expert[run], spread)
 
 
 RECORD = Method(

@@ -28,7 +28,8 @@ from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import merged_shifts
 from mergekit_bert.composing.method import Learned, LearningContext, Method
 from mergekit_bert.data.batches import Epochs, Tokens
-from mergekit_bert.data.kind import Kind, kind_of
+from mergekit_bert.data.kind import kind_of
+from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import autocast, default_device, generator, pick_precision
@@ -83,7 +84,7 @@ class _Expert:
         kept = {}
         for batch in self.tokens.in_order():
             found = self._ask(batch.index)
-            states = [state.to(self.dtype).split(batch.lengths) for state in found.hidden]
+            states = [state.to(self.dtype).split(batch.row_lengths) for state in found.hidden]
             for place, row in enumerate(batch.index):
                 own = [state[place].clone() for state in states]
                 kept[row] = Answers(found.features[place, None], found.outputs[place, None], own)
@@ -108,7 +109,7 @@ def _spread(values: Float[Tensor, "rows width"]) -> float:
 class _Pupil:
     """One task of the student, and what its expert says of its rows."""
 
-    kind: Kind
+    task: Task
     extractor: FeatureExtractor
     expert: _Expert
     spreads: tuple[float, float, list[float]]
@@ -126,7 +127,9 @@ class _Pupil:
         of_outputs, of_features, of_states = self.spreads
         loss = options.features * functional.mse_loss(found.features, truth.features) / of_features
         if options.outputs:
-            loss = loss + options.outputs * self.kind.distance(found.outputs, truth.outputs, of_outputs)
+            loss = loss + options.outputs * kind_of(self.task).distance(
+                self.task, found.outputs, truth.outputs, of_outputs
+            )
         if found.hidden:
             pairs = zip(found.hidden, truth.hidden, of_states, strict=True)
             apart = torch.stack([functional.mse_loss(one, two) / spread for one, two, spread in pairs])
@@ -165,7 +168,7 @@ def _learn(context: LearningContext) -> Learned:
     extractors, placed = _student(context, parts, factors, dtype, known)
     students = [
         _Pupil(
-            kind_of(part.task),
+            part.task,
             extractors[task],
             experts[task],
             experts[task].spreads(),

@@ -22,7 +22,7 @@ from mergekit_bert.data.kind import (
     hub_labels,
     softmax64,
 )
-from mergekit_bert.data.metrics import Columns
+from mergekit_bert.data.metric import Columns
 
 
 class _Classify(Kind):
@@ -33,6 +33,7 @@ class _Classify(Kind):
         cells=("no", "yes", "may be", "yes"),
         refused=("nope", None, "", 1.5),
     )
+    metrics = ("accuracy", "f1", "matthews")
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 2:
@@ -44,9 +45,6 @@ class _Classify(Kind):
         if task.thresholds:
             return "thresholds", list(task.thresholds), "no thresholds: the likeliest label is the answer"
         return None
-
-    def outputs(self, task: TaskFields) -> int:
-        return len(task.labels)
 
     def parse(self, task: TaskFields, cell: Any) -> float:
         text = str(cell)
@@ -67,6 +65,7 @@ class _Classify(Kind):
 
     def loss(
         self,
+        task: TaskFields,
         outputs: Float[Tensor, "rows outputs"],
         targets: Int[Tensor, "rows"],
         weights: Float[Tensor, "outputs"] | None = None,
@@ -77,22 +76,30 @@ class _Classify(Kind):
         return functional.cross_entropy(outputs, targets, weights, reduction="sum") / len(targets)
 
     def distance(
-        self, found: Float[Tensor, "rows outputs"], truth: Float[Tensor, "rows outputs"], spread: float
+        self,
+        task: TaskFields,
+        found: Float[Tensor, "rows outputs"],
+        truth: Float[Tensor, "rows outputs"],
+        spread: float,
     ) -> Float[Tensor, ""]:
         """The Kullback-Leibler divergence."""
         chances = functional.log_softmax(truth, -1)
         return functional.kl_div(functional.log_softmax(found, -1), chances, reduction="batchmean", log_target=True)
 
-    def entropy(self, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
+    def entropy(self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
         each: Tensor = torch.special.entr(outputs.softmax(-1)).sum(-1)
         return each.mean()
 
-    def expected_loss(self, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]) -> float:
+    def expected_loss(
+        self, task: TaskFields, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]
+    ) -> float:
         chances = alone.double().softmax(-1)
         own, other = chances.max(-1).values, chances.gather(-1, beside.argmax(-1, keepdim=True))
         return float(1 - other.mean() / own.mean())
 
-    def directions(self, outputs: Float[Tensor, "rows outputs"]) -> list[Float[Tensor, "rows outputs"]]:
+    def directions(
+        self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]
+    ) -> list[Float[Tensor, "rows outputs"]]:
         """``E[s sᵀ] = diag(p) − p pᵀ``, which is 0 along (1, …, 1) and leaves one fewer than classes."""
         chances = outputs.double().softmax(-1)
         values, vectors = torch.linalg.eigh(chances.diag_embed() - chances[:, :, None] * chances[:, None])
@@ -111,12 +118,12 @@ class _Classify(Kind):
             for chance in [float(chances[row, best])]
         ]
 
-    def hub(self, task: TaskFields) -> HubFields:
+    def to_hub(self, task: TaskFields) -> HubFields:
         return HubFields(dict(enumerate(task.label_names or task.labels)), "single_label_classification")
 
-    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+    def from_hub(self, fields: HubFields) -> dict[str, Any] | None:
         fits = fields.problem_type in ("", "single_label_classification") and len(fields.id2label) > 1
-        return hub_labels(fields) if fits else None
+        return {"labels": hub_labels(fields)} if fits else None
 
 
 RECORD = _Classify()

@@ -21,7 +21,7 @@ from mergekit_bert.data.kind import (
     hub_labels,
     numbered,
 )
-from mergekit_bert.data.metrics import Columns
+from mergekit_bert.data.metric import Columns
 
 SEPARATOR = "|"
 
@@ -34,6 +34,7 @@ class _Multilabel(Kind):
         cells=("x", "", "z|x", "x|y|z"),
         refused=("w", "x|w", "x|x", None),
     )
+    metrics = ("micro_f1", "macro_f1", "exact_match")
 
     def problem(self, task: TaskFields) -> tuple[str, object, str] | None:
         if not MOST_LABELS >= len(set(task.labels)) == len(task.labels) >= 1:
@@ -49,10 +50,7 @@ class _Multilabel(Kind):
         return None
 
     def summary(self, task: TaskFields) -> str:
-        return f"any of {self.outputs(task)} labels"
-
-    def outputs(self, task: TaskFields) -> int:
-        return len(task.labels)
+        return f"any of {len(task.labels)} labels"
 
     def parse(self, task: TaskFields, cell: Any) -> tuple[int, ...]:
         """An empty cell is a row without labels."""
@@ -75,6 +73,7 @@ class _Multilabel(Kind):
 
     def loss(
         self,
+        task: TaskFields,
         outputs: Float[Tensor, "rows outputs"],
         targets: Float[Tensor, "rows outputs"],
         weights: Float[Tensor, "outputs"] | None = None,
@@ -83,7 +82,11 @@ class _Multilabel(Kind):
         return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), pos_weight=weights)
 
     def distance(
-        self, found: Float[Tensor, "rows outputs"], truth: Float[Tensor, "rows outputs"], spread: float
+        self,
+        task: TaskFields,
+        found: Float[Tensor, "rows outputs"],
+        truth: Float[Tensor, "rows outputs"],
+        spread: float,
     ) -> Float[Tensor, ""]:
         """The Kullback-Leibler divergence of each label's presence, summed over the labels."""
         chances = truth.sigmoid()
@@ -91,18 +94,22 @@ class _Multilabel(Kind):
         apart = apart + (1 - chances) * (functional.logsigmoid(-truth) - functional.logsigmoid(-found))
         return apart.sum(-1).mean()
 
-    def entropy(self, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
+    def entropy(self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
         chances = outputs.sigmoid()
         each: Tensor = (torch.special.entr(chances) + torch.special.entr(1 - chances)).sum(-1)
         return each.mean()
 
-    def expected_loss(self, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]) -> float:
+    def expected_loss(
+        self, task: TaskFields, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]
+    ) -> float:
         chances = alone.double().sigmoid()
         own = torch.maximum(chances, 1 - chances)
         other = torch.where(beside >= 0, chances, 1 - chances)
         return float(1 - other.mean() / own.mean())
 
-    def directions(self, outputs: Float[Tensor, "rows outputs"]) -> list[Float[Tensor, "rows outputs"]]:
+    def directions(
+        self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]
+    ) -> list[Float[Tensor, "rows outputs"]]:
         """``E[s sᵀ] = diag(p (1 − p))``: one direction for each label."""
         chances = outputs.sigmoid()
         roots = (chances * (1 - chances)).sqrt()
@@ -124,15 +131,15 @@ class _Multilabel(Kind):
             found.append(Prediction(label, name, whole, tuple(map(float, outputs[row])), whole))
         return found
 
-    def hub(self, task: TaskFields) -> HubFields:
+    def to_hub(self, task: TaskFields) -> HubFields:
         return HubFields(dict(enumerate(task.label_names or task.labels)), "multi_label_classification")
 
-    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
+    def from_hub(self, fields: HubFields) -> dict[str, Any] | None:
         """``LABEL_0`` … where the names could not stand in a cell."""
         if fields.problem_type != "multi_label_classification":
             return None
         names = hub_labels(fields)
-        return numbered(len(names)) if any(map(_unfit, names)) else names
+        return {"labels": numbered(len(names)) if any(map(_unfit, names)) else names}
 
 
 def _unfit(label: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mergekit_bert.data.kind import Example, HubFields, Kind, Label, LabelError, Prediction, TaskFields
-from mergekit_bert.data.metrics import Columns, metric
+from mergekit_bert.data.metric import Columns, metric
 
 _FARTHEST, _NARROWEST = 1e9, 1e-6
 """The ends of a range, and how far apart they must be for a head's float32."""
@@ -32,6 +32,7 @@ class _Regress(Kind):
         cells=("-2", 3, 0.5, "1.25"),
         refused=("-2.1", "x", None, True, math.nan, 10**400),
     )
+    metrics = ("pearson", "spearman")
     has_entropy = False
     has_probability = False
     required: ClassVar = {"range": "[low, high] with low < high"}
@@ -50,8 +51,8 @@ class _Regress(Kind):
         low, high = _bounds(task)
         return f"{low:g} to {high:g}" if task.range else "a value"
 
-    def outputs(self, task: TaskFields) -> int:
-        return 1
+    def output_names(self, task: TaskFields) -> tuple[str, ...]:
+        return ("",)
 
     def parse(self, task: TaskFields, cell: Any) -> float:
         low, high = _bounds(task)
@@ -75,6 +76,7 @@ class _Regress(Kind):
 
     def loss(
         self,
+        task: TaskFields,
         outputs: Float[Tensor, "rows outputs"],
         targets: Float[Tensor, "rows"],
         weights: Float[Tensor, "outputs"] | None = None,
@@ -82,16 +84,24 @@ class _Regress(Kind):
         return functional.mse_loss(outputs[:, 0], targets)
 
     def distance(
-        self, found: Float[Tensor, "rows outputs"], truth: Float[Tensor, "rows outputs"], spread: float
+        self,
+        task: TaskFields,
+        found: Float[Tensor, "rows outputs"],
+        truth: Float[Tensor, "rows outputs"],
+        spread: float,
     ) -> Float[Tensor, ""]:
         """The mean squared difference in units of ``spread``."""
         return functional.mse_loss(found, truth) / spread
 
-    def expected_loss(self, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]) -> float:
+    def expected_loss(
+        self, task: TaskFields, alone: Float[Tensor, "rows outputs"], beside: Float[Tensor, "rows outputs"]
+    ) -> float:
         """``1 − r``, the correlation of both."""
         return 1 - metric("pearson").value(alone.double().numpy()[:, 0], beside.double().numpy()[:, 0])
 
-    def directions(self, outputs: Float[Tensor, "rows outputs"]) -> list[Float[Tensor, "rows outputs"]]:
+    def directions(
+        self, task: TaskFields, outputs: Float[Tensor, "rows outputs"]
+    ) -> list[Float[Tensor, "rows outputs"]]:
         """``E[s sᵀ] = 1`` for a Gaussian of unit variance."""
         return [torch.ones_like(outputs)]
 
@@ -111,11 +121,11 @@ class _Regress(Kind):
             for value, raw in zip(kept, outputs[:, 0], strict=True)
         ]
 
-    def hub(self, task: TaskFields) -> HubFields:
+    def to_hub(self, task: TaskFields) -> HubFields:
         return HubFields({0: task.name}, "regression")
 
-    def labels_from_hub(self, fields: HubFields) -> tuple[str, ...] | None:
-        return () if fields.problem_type in ("", "regression") and len(fields.id2label) == 1 else None
+    def from_hub(self, fields: HubFields) -> dict[str, Any] | None:
+        return {} if fields.problem_type in ("", "regression") and len(fields.id2label) == 1 else None
 
 
 RECORD = _Regress()

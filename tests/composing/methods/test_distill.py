@@ -22,6 +22,7 @@ from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.training.checkpoint import CHECKPOINT
 from tests.composing.helpers import merged, trio
+from tests.contracts.test_heads import with_head
 from tests.tiny import tiny_rows
 
 FP32 = {"precision": "fp32"}
@@ -119,11 +120,13 @@ def test_local_lets_no_gradient_pass_to_lower_layers(bert: mb.Encoder, three: li
 def test_kept_answers_are_those_asked_for(
     bert: mb.Encoder, three: list[Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a row whose texts are encoded apart too."""
     options = {"steps": 4, "batch_size": 8, **FP32}
-    kept = merged(three, "distill", options=options, given=rows_for(bert))
+    adapters = [with_head(bert, "para", "matching"), three[0]]
+    kept = merged(adapters, "distill", options=options, given=rows_for(bert))
     monkeypatch.setattr(distill, "_KEPT_BYTES", 0)
     monkeypatch.setattr(distill._Expert, "keeping", None)
-    asked = merged(three, "distill", options=options, given=rows_for(bert))
+    asked = merged(adapters, "distill", options=options, given=rows_for(bert))
     assert kept.trace["learned"]["last_loss"] == pytest.approx(asked.trace["learned"]["last_loss"], rel=1e-4)
     for site, delta in kept.deltas.items():
         np.testing.assert_allclose(delta.dense(), asked.deltas[site].dense(), atol=2e-4)

@@ -1,4 +1,4 @@
-"""What the doctor foretells: its numbers for the tasks of a merge, and how these go with what the tasks then lose."""
+"""How well the doctor predicts losses: its numbers for the tasks of a merge, and their correlation with the losses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from benchmarks.cells import RESAMPLES, Set, markdown
-from mergekit_bert.evaluation.doctor import numbers
+from mergekit_bert.evaluation.doctor import measure_pairs
 from mergekit_bert.files import fingerprint, write_json
 
 ROWS = 64
@@ -17,7 +17,7 @@ ROWS = 64
 POOLED, WITHIN = "mean of the merges", "the same within a task"
 
 
-def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+def doctor_numbers(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
     """The doctor's numbers for each task: the mean over the others where there are several; kept with the cells.
 
     ``others`` is how many there are, which needs no doctor.
@@ -26,7 +26,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
     key = fingerprint([[two.identify() for two in inputs], [given.rows(name).fingerprint() for name in names]])
     path = one.kept / f"{key[:32]}.numbers.json"
     if not path.exists():
-        report = numbers(inputs, given)
+        report = measure_pairs(inputs, given)
         matrices = {**report.matrices, "inputs × outputs": report.matrices["inputs"] * report.matrices["outputs"]}
         others = ~np.eye(len(names), dtype=bool)
         means = {key: matrix.mean(1, where=others) for key, matrix in matrices.items()}
@@ -35,7 +35,7 @@ def foretell(one: Set, names: tuple[str, ...]) -> dict[str, dict[str, float | No
             {
                 name: {
                     **{key: float(mean[row]) if np.isfinite(mean[row]) else None for key, mean in means.items()},
-                    "expected among all": report.expected[name],
+                    "expected among all": report.predicted_loss[name],
                     "others": len(names) - 1,
                 }
                 for row, name in enumerate(names)

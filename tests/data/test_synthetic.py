@@ -1,14 +1,14 @@
-"""Invented texts: the same everywhere, without labels, of the kinds and in the shares that they are said to be."""
+"""Synthetic texts: the same everywhere, without labels, of the kinds and in the shares that they are said to be."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from mergekit_bert.data.invented import FEWEST_WORDS, invent
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.sample import SAMPLE_TASKS, generate
-from mergekit_bert.data.source import INVENTED, has_rows, load_rows, unlabelled_rows
+from mergekit_bert.data.source import SYNTHETIC, has_rows, load_rows, unlabelled_rows
+from mergekit_bert.data.synthetic import FEWEST_WORDS, synthetic_rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.errors import DataError
 
@@ -29,7 +29,7 @@ SHA256 = {
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Rows]:
-    return {task: invent(get_task(task), WORDS, COUNT) for task in SAMPLE_TASKS}
+    return {task: synthetic_rows(get_task(task), WORDS, COUNT) for task in SAMPLE_TASKS}
 
 
 def share(good: list[bool]) -> float:
@@ -50,16 +50,16 @@ def test_fewer_rows_are_the_first_of_more_and_another_seed_or_name_gives_others(
     task: str, made: dict[str, Rows]
 ) -> None:
     known = get_task(task)
-    assert invent(known, WORDS, 40).texts == made[task].texts[:40]
-    assert not set(invent(known, WORDS, 40, seed=1).texts) & set(made[task].texts[:40])
+    assert synthetic_rows(known, WORDS, 40).texts == made[task].texts[:40]
+    assert not set(synthetic_rows(known, WORDS, 40, seed=1).texts) & set(made[task].texts[:40])
     assert made["para"].texts[:40] != made["sts"].texts[:40]
-    assert len(invent(known, WORDS, 0)) == 0
+    assert len(synthetic_rows(known, WORDS, 0)) == 0
 
 
 @pytest.mark.parametrize("task", SAMPLE_TASKS)
 def test_rows_have_the_columns_of_the_task_and_no_labels(task: str, made: dict[str, Rows]) -> None:
     rows = made[task]
-    assert (len(rows), rows.labels, rows.where) == (COUNT, None, f"invented {task}")
+    assert (len(rows), rows.labels, rows.where) == (COUNT, None, f"synthetic {task}")
     assert {len(texts) for texts in rows.texts} == {len(get_task(task).text)}
     assert all(text.split() for texts in rows.texts for text in texts)
     known = {word for text in (*SENTENCES, *WORDS) for word in text.split()}
@@ -68,7 +68,7 @@ def test_rows_have_the_columns_of_the_task_and_no_labels(task: str, made: dict[s
 
 def test_any_task_gets_rows_of_the_whole_sample() -> None:
     weather = Task("weather", "classify", ("remark",), ("accuracy",), labels=("a", "b"))
-    found = {texts[0] for texts in invent(weather, WORDS, COUNT).texts}
+    found = {texts[0] for texts in synthetic_rows(weather, WORDS, COUNT).texts}
     for task in SAMPLE_TASKS:
         assert found & {text for texts, _ in generate(task, "train") for text in texts}, task
     held_out = {text for task in SAMPLE_TASKS for texts, _ in generate(task, "dev") for text in texts} - SENTENCES
@@ -124,24 +124,25 @@ def test_words_near_the_front_are_the_most_common(made: dict[str, Rows]) -> None
 
 
 def test_a_vocabulary_that_is_too_small_makes_way_for_the_words_of_the_sample(sst: Task) -> None:
-    few = invent(sst, WORDS[: FEWEST_WORDS - 1], 400)
-    assert few == invent(sst, [], 400)
+    few = synthetic_rows(sst, WORDS[: FEWEST_WORDS - 1], 400)
+    assert few == synthetic_rows(sst, [], 400)
     spoken = {word for text in SENTENCES for word in text.lower().rstrip(".?").replace(",", " ,").split()}
     assert {word for (text,) in few.texts for word in text.lower().replace(",", " ,").replace(".", "").replace(
         "?", "").split()} <= spoken  # fmt: skip
-    enough = invent(sst, WORDS[:FEWEST_WORDS], 400)
+    enough = synthetic_rows(sst, WORDS[:FEWEST_WORDS], 400)
     assert set(WORDS[:FEWEST_WORDS]) <= {word for (text,) in enough.texts for word in text.split()}
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 @pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", [SYNTHETIC, "invented"])  # the second is the earlier name
 def test_they_are_no_rows_to_train_or_score_on(
-    split: str, labelled: bool, sst: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, split: str, labelled: bool, sst: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"`data=invented`: texts that have no labels.* {split} rows of 'sst' are needed; .*; give `data=DIR`"
+    message = rf"`data=synthetic`: texts that have no labels.* {split} rows of 'sst' are needed; .*; give `data=DIR`"
     with pytest.raises(DataError, match=message):
-        load_rows(sst, split, INVENTED, labelled)
-    assert not has_rows(sst, split, INVENTED)
-    with pytest.raises(DataError, match="`data=invented`"):
-        unlabelled_rows(sst, INVENTED, {})
+        load_rows(sst, split, name, labelled)
+    assert not has_rows(sst, split, name)
+    with pytest.raises(DataError, match="`data=synthetic`"):
+        unlabelled_rows(sst, name, {})

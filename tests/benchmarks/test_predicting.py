@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.foretelling import POOLED, WITHIN, correlations, table_of
+from benchmarks.predicting import POOLED, WITHIN, correlations, table_of
 
 TASKS = ("sst", "sts", "para")
 

@@ -1,4 +1,4 @@
-"""The contest: what is in its table and beside it, and how far a merge is behind the best."""
+"""The method comparison: its table, the files beside it, and how far a merge is behind the best."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ from mergekit_bert.data.source import load_rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import CompositionError, MbertError, OutputError, UnknownNameError
-from mergekit_bert.evaluation import contest
-from mergekit_bert.evaluation.cells import Cell
+from mergekit_bert.evaluation import method_comparison
+from mergekit_bert.evaluation.merge_results import MergeResult
 from mergekit_bert.evaluation.pictures import write_picture
 from mergekit_bert.evaluation.records import write_record
 from mergekit_bert.evaluation.scores import Score
-from mergekit_bert.evaluation.tables import as_text, contest_missing, contest_table
+from mergekit_bert.evaluation.tables import as_text, method_table, missing_references
 from tests.evaluation.helpers import run
 
 pytestmark = pytest.mark.usefixtures("quick_intervals")
@@ -34,11 +34,11 @@ def test_the_results_are_written_and_the_table_tells_what_it_cost(
 ) -> None:
     found = run(three, bert, data, tmp_path / "c")
     told = json.loads((tmp_path / "c/table.json").read_text())
-    assert [one["name"] for one in told["standings"]] == [one.cell.name for one in found.placed]
+    assert [one["name"] for one in told["standings"]] == [one.result.name for one in found.merges]
     assert (tmp_path / "c/picture.png").read_bytes().startswith(b"\x89PNG")
-    text = as_text(contest_table(found.placed, found.full))
+    text = as_text(method_table(found.merges, found.full))
     assert "% of full" not in text
-    for one in found.placed:
+    for one in found.merges:
         assert f"{one.overall:.3f}" in text
     assert "gram" in text
     assert (tmp_path / "c/table.md").read_text().count("|") > 50
@@ -65,10 +65,10 @@ def test_full_fine_tuning_is_a_column_where_it_is_recorded(
         record_full(name, tmp_path / "models", bert, data)
     found = run(three, bert, data, Path("c"))
     assert found.full == pytest.approx({**FULL, "overall": (0.5 + 0.8 + 0.8) / 3})
-    assert contest_missing(found) == ""
-    text = as_text(contest_table(found.placed, found.full))
+    assert missing_references(found) == ""
+    text = as_text(method_table(found.merges, found.full))
     assert "% of full" in text
-    for one, told in zip(found.placed, json.loads(Path("c/table.json").read_text())["standings"], strict=True):
+    for one, told in zip(found.merges, json.loads(Path("c/table.json").read_text())["standings"], strict=True):
         assert told["retention_full"]["sts"] == pytest.approx(one.values["sts"] / 0.6)
         assert told["retention_full"]["overall"] == pytest.approx(one.overall / 0.7)
         assert f"{100 * one.overall / 0.7:.1f}" in text
@@ -83,10 +83,10 @@ def test_what_would_record_full_fine_tuning_is_said_where_it_can_be(
     def said(**options: Any) -> str:
         found = api.compare(three, ["fedavg"], data=data, out=tmp_path / "c", base=bert, force=True, **options)
         assert found.full is None
-        return contest_missing(found)
+        return missing_references(found)
 
     commands = [f"mbert finetune --task {name} --data {data} --base {base}" for name in ("sst", "sts")]
-    assert said() == f"missing: full fine-tuning's figures on these rows, recorded by: {'; '.join(commands)}"
+    assert said() == f"missing: scores of full fine-tuning on these rows; record them with: {'; '.join(commands)}"
     assert said(limit=30) == said(), "all rows"
     assert said(limit=20).startswith("no % of full")
     assert json.loads((tmp_path / "c/table.json").read_text())["missing"] == []
@@ -120,10 +120,10 @@ def test_what_cannot_be_merged_is_left_out_with_the_reason(
     assert not (tmp_path / "d").exists()
 
 
-def known_cell(method: str, sst: list[int], sts: list[float], **changes: Any) -> Cell:
-    """A cell that answers ``sst`` with these labels and ``sts`` with these values."""
+def known_result(method: str, sst: list[int], sts: list[float], **changes: Any) -> MergeResult:
+    """A result that answers ``sst`` with these labels and ``sts`` with these values."""
     outputs = {"sst": np.eye(5, dtype=np.float32)[sst], "sts": np.asarray(sts, dtype=np.float32)[:, None]}
-    return Cell(Recipe(method), outputs, 1.0, 2**20, None, **changes)
+    return MergeResult(Recipe(method), outputs, 1.0, 2**20, None, **changes)
 
 
 TRUE = {"sst": [0, 1, 2, 3, 4, 0, 1, 2], "sts": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
@@ -134,13 +134,13 @@ KNOWN = {
     )
     for name, true in TRUE.items()
 }
-WHOLE = known_cell("ensemble", [0, 1, 2, 3, 4, 0, 0, 0], [0.0, 1.0, 2.0, 3.0, 5.0, 4.0])
-TIES = known_cell("ties", [0, 1, 2, 0, 0, 1, 0, 0], [1.0, 0.0, 2.0, 3.0, 5.0, 4.0])
-MEAN = known_cell("fedavg", [1, 0, 2, 3, 0, 1, 0, 0], [5.0, 4.0, 3.0, 1.0, 2.0, 0.0])
+WHOLE = known_result("ensemble", [0, 1, 2, 3, 4, 0, 0, 0], [0.0, 1.0, 2.0, 3.0, 5.0, 4.0])
+TIES = known_result("ties", [0, 1, 2, 0, 0, 1, 0, 0], [1.0, 0.0, 2.0, 3.0, 5.0, 4.0])
+MEAN = known_result("fedavg", [1, 0, 2, 3, 0, 1, 0, 0], [5.0, 4.0, 3.0, 1.0, 2.0, 0.0])
 
 
 def test_retention_is_what_a_reader_works_out() -> None:
-    found = {one.cell.name: one for one in contest.standings([WHOLE, TIES, MEAN], KNOWN)}
+    found = {one.result.name: one for one in method_comparison.comparison_rows([WHOLE, TIES, MEAN], KNOWN)}
     # squared differences of ranks: 2 (ensemble), 4 (ties), 68 (fedavg); of six values r is 1 - their sum / 35
     pearson = {"ensemble": 1 - 2 / 35, "ties": 1 - 4 / 35, "fedavg": 1 - 68 / 35}
     right = {"ensemble": 6 / 8, "ties": 3 / 8, "fedavg": 2 / 8}
@@ -156,7 +156,7 @@ def test_retention_is_what_a_reader_works_out() -> None:
         )
     assert found["ties"].worst == (pytest.approx(0.5), "sst")
     assert found["fedavg"].worst == (pytest.approx(-1), "sts"), "a correlation counts as it is shown"
-    line = next(one for one in as_text(contest_table(list(found.values()))).splitlines() if "fedavg" in one)
+    line = next(one for one in as_text(method_table(list(found.values()))).splitlines() if "fedavg" in one)
     assert "-100.0 sts" in line
 
 
@@ -164,40 +164,42 @@ def test_how_far_behind_is_a_paired_bootstrap_over_rows() -> None:
     source, apart = np.random.default_rng(0), list[float]()
     sst, sts = np.array(TRUE["sst"]), np.array(TRUE["sts"])
 
-    def overall(cell: Cell, some: Any, others: Any) -> float:
-        right = (cell.outputs["sst"][some].argmax(1) == sst[some]).mean()
-        true, said = sts[others], cell.outputs["sts"][others, 0]
+    def overall(result: MergeResult, some: Any, others: Any) -> float:
+        right = (result.outputs["sst"][some].argmax(1) == sst[some]).mean()
+        true, said = sts[others], result.outputs["sts"][others, 0]
         flat = true.std() == 0 or said.std() == 0
         return float((right + ((0.0 if flat else np.corrcoef(true, said)[0, 1]) + 1) / 2) / 2)
 
     for _ in range(40):
         some, others = source.integers(0, 8, 8), source.integers(0, 6, 6)
         apart.append(overall(TIES, some, others) - overall(MEAN, some, others))
-    placed = {one.cell.name: one.behind for one in contest.standings([WHOLE, TIES, MEAN], KNOWN)}
-    assert placed["fedavg"] == pytest.approx((np.percentile(apart, 2.5), np.percentile(apart, 97.5)))
-    assert placed["fedavg"][0] < placed["fedavg"][1]
-    assert placed["ties"] == (0.0, 0.0)
-    assert placed["ensemble"][1] < placed["fedavg"][1], "the best merge is the reference, not the ensemble"
+    rows = {one.result.name: one.behind for one in method_comparison.comparison_rows([WHOLE, TIES, MEAN], KNOWN)}
+    assert rows["fedavg"] == pytest.approx((np.percentile(apart, 2.5), np.percentile(apart, 97.5)))
+    assert rows["fedavg"][0] < rows["fedavg"][1]
+    assert rows["ties"] == (0.0, 0.0)
+    assert rows["ensemble"][1] < rows["fedavg"][1], "the best merge is the reference, not the ensemble"
 
 
 def test_without_the_ensemble_nothing_is_a_share_of_it(tmp_path: Path) -> None:
-    refused = Cell(Recipe("ensemble"), {}, 0.0, 0, None, "no single adapter")
-    placed = contest.standings([refused, TIES, MEAN], KNOWN)
-    assert [one.cell.name for one in placed] == ["ties", "fedavg"]
-    for one in placed:
+    refused = MergeResult(Recipe("ensemble"), {}, 0.0, 0, None, "no single adapter")
+    rows = method_comparison.comparison_rows([refused, TIES, MEAN], KNOWN)
+    assert [one.result.name for one in rows] == ["ties", "fedavg"]
+    for one in rows:
         assert one.retention == {"sst": None, "sts": None, "overall": None}
         assert one.worst is None
-    lines = as_text(contest_table(placed)).splitlines()
+    lines = as_text(method_table(rows)).splitlines()
     assert [line.split()[4:6] for line in lines if line.split()[0] in ("ties", "fedavg")] == [["–", "–"]] * 2
-    shown = contest.Contest(placed, None, {"ensemble": "no single adapter"}, "dev", {"sst": 8, "sts": 6})
-    told = contest.to_json(shown)
+    shown = method_comparison.MethodComparison(
+        rows, None, {"ensemble": "no single adapter"}, "dev", {"sst": 8, "sts": 6}
+    )
+    told = method_comparison.to_json(shown)
     assert told["standings"][0]["retention"] == {"sst": None, "sts": None, "overall": None}
     json.dumps(told, allow_nan=False)
     write_picture(shown.plot(), tmp_path / "p.png")
-    assert [line["merge"] for line in shown.records()] == [one.cell.name for one in placed]
+    assert [line["merge"] for line in shown.records()] == [one.result.name for one in rows]
     assert (tmp_path / "p.png").stat().st_size > 1000
     with pytest.raises(CompositionError, match=r"every merge was refused .*no single adapter"):
-        contest.standings([refused, dataclasses.replace(TIES, refused="nor this")], KNOWN)
+        method_comparison.comparison_rows([refused, dataclasses.replace(TIES, refused="nor this")], KNOWN)
 
 
 def test_merged_files_are_compared_without_an_ensemble_and_told_apart(
@@ -209,7 +211,7 @@ def test_merged_files_are_compared_without_an_ensemble_and_told_apart(
         assert isinstance(one, mb.Merged)
         merges.clear()
         found.append(
-            api.compare([one, three[2]], ["fedavg"], data=data, out=tmp_path / "c", base=bert, force=True).placed
+            api.compare([one, three[2]], ["fedavg"], data=data, out=tmp_path / "c", base=bert, force=True).merges
         )
         assert merges == ["ensemble", "fedavg"], "another merge of the same adapters is another input"
     for (only,) in found:
@@ -225,12 +227,12 @@ def test_the_table_of_other_inputs_or_rows_is_not_written_over(
     run(three, bert, data, out)
     api.compare(three, ["fedavg"], data=data, out=out, base=bert)
     merges.clear()
-    before = {name: (out / name).read_bytes() for name in contest.RESULTS}
+    before = {name: (out / name).read_bytes() for name in method_comparison.RESULTS}
     for inputs, options in ((three[:2], {}), (three, {"limit": 20})):
         with pytest.raises(OutputError, match="`force`"):
             api.compare(inputs, ["fedavg"], data=data, out=out, base=bert, **options)  # type: ignore[arg-type]
     assert merges == []
-    assert {name: (out / name).read_bytes() for name in contest.RESULTS} == before
+    assert {name: (out / name).read_bytes() for name in method_comparison.RESULTS} == before
     api.compare(three[:2], ["fedavg"], data=data, out=out, base=bert, force=True)
     assert (out / "table.json").read_bytes() != before["table.json"]
     (tmp_path / "mine").mkdir()
@@ -253,7 +255,7 @@ def test_a_later_call_adds_its_lines_and_computes_no_earlier_one(
     def lines(method: str, **options: Any) -> dict[str, Any]:
         found = api.compare(three, [method], ["full"], data, out=out, base=bert, **options)
         told = json.loads((out / "table.json").read_text())["standings"]
-        assert [one["name"] for one in told] == [one.cell.name for one in found.placed]
+        assert [one["name"] for one in told] == [one.result.name for one in found.merges]
         assert all(one["name"] in (out / "table.md").read_text() for one in told)
         return {one["name"]: one["values"] for one in told}
 
@@ -279,7 +281,7 @@ def test_a_later_call_adds_its_lines_and_computes_no_earlier_one(
     gone = next(one for one in json.loads((out / "table.json").read_text())["standings"] if one["name"] == "dare")
     (out / f"{gone['cell']}.safetensors").unlink()
     assert set(lines("ties")) == set(before) - {"dare"}
-    monkeypatch.setattr(contest, "made_by", lambda: {"source": "of another version"})
+    monkeypatch.setattr(method_comparison, "made_by", lambda: {"source": "of another version"})
     assert set(lines("ties")) == {"ensemble", "ties"}
     assert merges == []
 
@@ -288,8 +290,8 @@ def test_the_same_merge_learned_on_other_rows_takes_the_place_of_its_line(
     three: list[Adapter], bert: mb.Encoder, data: Path, tmp_path: Path
 ) -> None:
     tables = [api.compare(three, ["regmean"], data=data, rows=rows, out=tmp_path / "c", base=bert) for rows in (6, 5)]
-    found = [{one.cell.name: one.cell for one in table.placed} for table in tables]
+    found = [{one.result.name: one.result for one in table.merges} for table in tables]
     assert set(found[0]) == set(found[1]) == {"ensemble", "regmean"}
     assert found[0]["regmean"].key != found[1]["regmean"].key
     told = json.loads((tmp_path / "c/table.json").read_text())["standings"]
-    assert {one["name"]: one["cell"] for one in told} == {name: cell.key for name, cell in found[1].items()}
+    assert {one["name"]: one["cell"] for one in told} == {name: result.key for name, result in found[1].items()}
