@@ -87,7 +87,7 @@ def train_adapter(
     found = find_sites(encoder, options.targets) if isinstance(options, LowRankOptions) else {}
     sites = {site: size for site, size in found.items() if head.reads(site)}
     shifted = family.shifts(options, encoder.model) if family.shifts else []
-    if not family.head_alone and not sites and not shifted:
+    if not family.head_alone and not (sites or shifted or family.extras):
         found_none = f"none in the base {encoder.name!r}"
         raise TrainingError(f"`type={family.name}`", found_none, family.description, "choose another `type`")
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
