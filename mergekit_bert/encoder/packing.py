@@ -321,8 +321,8 @@ def _attend(
     ``sliding_window`` is the first distance at which tokens do not see each other.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layout, hung = _LAYOUT.get(), getattr(module, PREFIX, None)
-    prefix: Prefix | None = None if hung is None else hung(len(query) if layout is None else len(layout.lengths))
+    layout = _LAYOUT.get()
+    prefix = _prefix(module, len(query) if layout is None else len(layout.lengths), key.dtype)
     if layout is None:
         if prefix is not None:
             key, value = torch.cat([prefix.keys, key], 2), torch.cat([prefix.values, value], 2)
@@ -335,6 +335,13 @@ def _attend(
     front = (None, None, None) if prefix is None else prefix
     out: Tensor = _PackedAttention.apply(*heads, *front, layout, scaling, sliding_window)  # type: ignore[no-untyped-call]
     return out[None], None
+
+
+def _prefix(module: nn.Module, rows: int, dtype: torch.dtype) -> Prefix | None:
+    """What the rows see before their tokens, in the dtype of these; None where nothing hangs beside ``module``."""
+    hung = getattr(module, PREFIX, None)
+    found: Prefix | None = None if hung is None else hung(rows)
+    return found and Prefix(found.keys.to(dtype), found.values.to(dtype), found.keep)
 
 
 def _bias(

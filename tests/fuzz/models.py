@@ -144,6 +144,13 @@ def _dense(shop: Workshop, folder: Path) -> None:
     )
 
 
+def _extras(shop: Workshop, folder: Path) -> None:
+    """A merge whose tasks keep a prefix and a prompt."""
+    kinds = {"sst": "lora+prefix", "sts": "prompt"}
+    pair = [random_adapter(shop.encoder, task, kind=kind, targets="qv", length=3) for task, kind in kinds.items()]
+    mb.save(api.merge(pair, "fedavg"), folder / FILE)
+
+
 def _traced(shop: Workshop, folder: Path) -> None:
     """A merge that was searched and calibrated, made of one that was calibrated before."""
     data, base = write_corpus(folder / "data", KNOWN, 40, 8), shop.encoder
@@ -161,6 +168,7 @@ MERGED = Format(
     specimens={
         "poolers": _merged("orthoada", weights={"sst": 0.5, "sts": 1.5}),
         "dense": _dense,
+        "extras": _extras,
         "kept": _merged("fedavg", keep_inputs=True),
         "traced": _traced,
     },

@@ -55,11 +55,21 @@ def unfinished(bert: Encoder, out: Path, monkeypatch: pytest.MonkeyPatch, steps:
         {"kind": "probe"},
         {"kind": "dora"},
         {"kind": "prefix", "adapter": PrefixOptions(length=3, projection=True)},
+        {"kind": "prefix", "precision": "bf16"},
         {"kind": "lora+prompt"},
         {"precision": "bf16"},
         {"adapter": AdapterConfig(rank=2, dropout=0.2, basis="random", train_bias=True, train_layernorm=True)},
     ],
-    ids=["regression", "probe", "dora", "prefix by its MLP", "lora and prompt", "bf16", "dropout and shifts"],
+    ids=[
+        "regression",
+        "probe",
+        "dora",
+        "prefix by its MLP",
+        "prefix in bf16",
+        "lora and prompt",
+        "bf16",
+        "dropout and shifts",
+    ],
 )
 def test_every_kind_of_run_goes_on_to_the_same_bytes(
     bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int
