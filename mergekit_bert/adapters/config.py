@@ -161,7 +161,7 @@ class AdapterConfig(LowRankOptions):
 class VirtualOptions(Options):
     """The options of virtual tokens: how many there are in each sequence, of which `max_length` counts all."""
 
-    of: ClassVar[str] = "prefix and prompt"
+    of: ClassVar[str] = "prefix, prompt"
 
     length: int = option(16, "Virtual tokens in each sequence.")
 

@@ -151,6 +151,36 @@ def test_what_the_mlp_gives_is_what_is_kept(bert: mb.Encoder) -> None:
     torch.testing.assert_close(*states)
 
 
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("architecture", PACKED)
+def test_it_begins_as_words_of_the_vocabulary(
+    encoders: dict[str, mb.Encoder], architecture: str, projection: bool
+) -> None:
+    """A row behind it has, in its first layer, the keys and values of words that stand before it."""
+    encoder, size = encoders[architecture], PREFIX.size(encoders[architecture])
+    options = FAMILIES.get("prefix").options(length=4, projection=projection)
+    prefix = PREFIX.kept(size, PREFIX.init(options, encoder, generator(5)))
+    ids = torch.randint(encoder.words.num_embeddings, (4,), generator=generator(5))
+    seen = list[tuple[Tensor, Tensor]]()
+
+    def watch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        seen.append((key, value))
+        return value.transpose(1, 2), None
+
+    AttentionInterface.register("watch", watch)
+    AttentionMaskInterface.register("watch", eager_mask)
+    model = copy.deepcopy(encoder.model)
+    for part in model.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = "watch"
+    with torch.no_grad():
+        model(input_ids=ids[None])
+    key, value = (one[0].transpose(0, 1).flatten(1) for one in seen[0])
+    torch.testing.assert_close(prefix["value"][0], value, rtol=1e-4, atol=1e-5)
+    if architecture != "modernbert":  # which turns keys by their positions
+        torch.testing.assert_close(prefix["key"][0], key, rtol=1e-4, atol=1e-5)
+
+
 def test_an_encoder_with_a_prefix_leaves_the_encoder_as_it_is(bert: mb.Encoder) -> None:
     adapter, given = adapter_of(bert), bert.tokenizer("good film", return_tensors="pt")
     with torch.no_grad():

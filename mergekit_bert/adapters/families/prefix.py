@@ -9,6 +9,7 @@ has none: its keys are not turned, and every window sees it.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from mergekit_bert.adapters.config import PrefixOptions
 from mergekit_bert.adapters.extra import Extra, Shapes, Size, Virtual
 from mergekit_bert.adapters.family import Family, Tensors
 from mergekit_bert.encoder import packing
+from mergekit_bert.encoder.classifier import share
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import ROLES, linear_layers
 from mergekit_bert.errors import EncoderError
+from mergekit_bert.patterns import matches
 
 _POSITIONS = "embeddings.position_embeddings"
 
@@ -50,23 +54,49 @@ def _size_of(shapes: Shapes) -> Size:
 
 
 def _init(options: PrefixOptions, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
-    """Standard normal, as PEFT's; the MLP's layers are uniform on ±1/√in, as torch's."""
-    layers, width = _size(encoder)
+    """The encoder's own keys and values of random words, which are of a size that it knows (Li & Liang, section 7.4).
+
+    The MLP begins with weights by which it gives them: standard normal embeddings, a first layer uniform on ±1/√in,
+    and the smallest last layer that fits.
+    """
+    size = _size(encoder)
+    width = size[1]
+    words = _of_words(encoder, torch.randint(encoder.words.num_embeddings, (options.length,), generator=source))
     if not options.projection:
-        return {name: torch.randn(shape, generator=source) for name, shape in _shapes(options, (layers, width)).items()}
-
-    def uniform(*shape: int) -> Tensor:
-        drawn: Tensor = torch.rand(shape, generator=source) * 2 - 1
-        return drawn / math.sqrt(width)
-
-    wide = 2 * layers * width
+        return words
+    embedding = torch.randn(options.length, width, generator=source)
+    bound = 1 / math.sqrt(width)
+    inner, inner_bias = ((torch.rand(shape, generator=source) * 2 - 1) * bound for shape in ((width, width), (width,)))
+    hidden = functional.linear(embedding, inner, inner_bias).tanh()
+    target = torch.stack([words["key"], words["value"]], 1).flatten(0, 1).transpose(0, 1).flatten(1)
+    outer = torch.linalg.lstsq(hidden.double(), target.double(), driver="gelsd").solution.float().T.contiguous()
     return {
-        "embedding": torch.randn(options.length, width, generator=source),
-        "inner": uniform(width, width),
-        "inner_bias": uniform(width),
-        "outer": uniform(wide, width),
-        "outer_bias": uniform(wide),
+        "embedding": embedding,
+        "inner": inner,
+        "inner_bias": inner_bias,
+        "outer": outer,
+        "outer_bias": torch.zeros(2 * math.prod(size)),
     }
+
+
+def _of_words(encoder: Encoder, ids: Int[Tensor, "length"]) -> dict[str, Tensor]:
+    """``key`` and ``value`` (layers, length, width) that the encoder makes of these tokens, one after the other."""
+    tree, found = share(encoder.model), dict[str, list[Tensor]](key=[], value=[], qkv=[])
+
+    def keep(role: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[role].append(output[0].float().cpu())
+
+    for name in linear_layers(encoder):
+        for role in found:
+            if matches(ROLES[role], name):
+                tree.get_submodule(name).register_forward_hook(partial(keep, role))
+    with torch.no_grad():
+        tree(input_ids=ids[None].to(encoder.words.weight.device))
+    for together in found["qkv"]:
+        _, key, value = together.chunk(3, -1)
+        found["key"].append(key)
+        found["value"].append(value)
+    return {name: torch.stack(found[name]) for name in ("key", "value")}
 
 
 def _of_layer(tensors: Tensors, layer: int, layers: int) -> tuple[Tensor, Tensor]:
