@@ -103,7 +103,7 @@ class Family:
     def configured(self, given: Mapping[str, Any], record: Options | None = None) -> Any:
         """Its options: those ``given``, then those of ``record`` (a family's, perhaps another's), then the defaults.
 
-        Raises TrainingError for an option that means nothing to it.
+        Raises TrainingError for an option that means nothing to it, unless it has the value that its files record.
         """
         given = {**_not_default(record), **given} if record is not None else given
         own = [one.name for one in dataclasses.fields(self.options)]

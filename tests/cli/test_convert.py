@@ -111,7 +111,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         ("sst.safetensors", "--to", "peft", "--out", "x", "--task", "sst"),
         "--task: a task for sst.safetensors",
     ),
-    "probe": (("probe.safetensors", "--to", "peft", "--out", "x"), "type probe, 0 sites; .*--to hf"),
+    "probe": (("probe.safetensors", "--to", "peft", "--out", "x"), "type probe, which PEFT does not have; .*--to hf"),
     "none": (("none.safetensors", "--to", "peft", "--out", "x"), "none.safetensors: no such file"),
     "base": (("sst.safetensors", "--to", "peft", "--out", "x", "--base", "none/such"), "base 'none/such'"),
     "there": (("sst.safetensors", "--to", "mbert", "--out", "sts.safetensors"), "sts.safetensors: it exists already"),

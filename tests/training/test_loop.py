@@ -49,7 +49,9 @@ def work_of(encoder: Encoder, task: Task, kind: str, config: TrainConfig) -> Tra
     record = FAMILIES.get(name).options
     adapter = record(**({"rank": 3} | options)) if issubclass(record, LowRankOptions) else record()
     sites = find_sites(encoder, adapter.targets) if isinstance(adapter, LowRankOptions) else {}
-    basis = BasisRows(0, 3, 3) if isinstance(adapter, AdapterConfig) and adapter.basis == "orthogonal" else None
+    basis = (
+        BasisRows(0, 3, adapter.rank) if isinstance(adapter, AdapterConfig) and adapter.basis == "orthogonal" else None
+    )
     return adapter_trainable(encoder, task, name, adapter, sites, basis, config)
 
 
