@@ -177,9 +177,10 @@ def command(
             calibrate=steps,
             calibrate_rows=calibrate_rows,
         ).resolved()
-        if dense is not None:  # before any long work
+        if dense is not None:  # what may fail is looked at before any long work
             tasks = [task for merge_input in inputs for task in merge_input.parts]
             holds.enter_context(claimed(*dense_outputs(dense, tasks, force)))
+            encoder = inputs[0].encoder if streams else request.encoder
         model = request.run(out, folder=beside(out, ".run"), lazy=streams, show=True)
         if not streams:
             api.save(model, out, force=force)
@@ -191,7 +192,6 @@ def command(
         if not streams:
             say(f"what it costs: mbert eval {out}")
         if dense is not None:
-            encoder = inputs[0].encoder if streams else request.encoder
             for path in api.export(model, dense, base=encoder, force=force):
                 print_folder(model, path)
 

@@ -406,7 +406,7 @@ def test_rows_of_other_tasks_serve_a_merge_with_a_body(body: Path, bert: Encoder
     scaled = mb.calibrate(merged, "sample", steps=["scales"], rows=8, inputs=[one, two], base=bert)
     assert scaled.bodies == merged.bodies
     found = mb.doctor([one, two], methods=["task_arithmetic", "ties"], base=bert)
-    assert [check.name for check in found.invariants.checks if not check.kept] == []
+    assert [check.name for check in found.invariants.checks if not check.holds] == []
 
 
 def test_half_a_head_is_no_body(tiny_folders: dict[str, Path], encoders: dict[str, Encoder], tmp_path: Path) -> None:

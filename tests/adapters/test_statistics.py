@@ -366,7 +366,8 @@ def test_a_description_tells_them_and_what_was_lost(bert: mb.Encoder, tmp_path: 
     assert told["statistics"]["fisher"][SITE]["lost"] == one.statistics["fisher"][SITE].lost
     cells = [list(column.cells) for column in description_tables(told)[0].columns]
     lost = max(found.lost for found in one.statistics["fisher"].values())
-    assert f"of 12 sites, at most {lost:.1%} of its energy" in str(cells[1][cells[0].index("fisher")])
+    line = str(cells[1][cells[0].index("fisher")])
+    assert f"of 12 sites; the stored form loses at most {lost:.1%} of the energy" in line
     write_adapter(tmp_path / "y.safetensors", dataclasses.replace(one, statistics={}))
     assert describe(tmp_path / "y.safetensors")["statistics"] == {}
     description_tables(describe(tmp_path / "y.safetensors"))

@@ -34,8 +34,8 @@ def test_every_cell_is_the_merge_it_says_scored_as_eval_does(
     assert names == {"ensemble", "fedavg", "ties", "ties in core", "ties in knots", "regmean"}
     assert [one.overall for one in found.merges] == sorted((one.overall for one in found.merges), reverse=True)
     for one in found.merges:
-        rows = data if one.result.recipe.method == "regmean" else None
-        model = mb.merge(three, one.result.recipe, data=rows, rows=6, base=bert)
+        rows = {"data": data, "rows": 6} if one.result.recipe.method == "regmean" else {}
+        model = mb.merge(three, one.result.recipe, base=bert, **rows)
         truth = {
             s.task: s.value for s in mb.evaluate(model, data, base=bert).scores if s.metric == get_task(s.task).metric
         }
