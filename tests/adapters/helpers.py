@@ -94,14 +94,16 @@ def random_adapter(
         basis=basis,
         training={"examples": examples},
         scores={"held_out": 0.5},
-        extras={extra.name: _random_extra(extra, config, encoder, source) for extra in record.extras},
+        extras={extra.name: _random_extra(extra, config, encoder, source, spread) for extra in record.extras},
     ).on(encoder)
 
 
-def _random_extra(extra: Extra, options: Any, encoder: Encoder, source: torch.Generator) -> dict[str, Tensor]:
+def _random_extra(
+    extra: Extra, options: Any, encoder: Encoder, source: torch.Generator, spread: float
+) -> dict[str, Tensor]:
     """Its tensors somewhat off where they begin."""
     start = extra.kept(extra.size(encoder), extra.init(options, encoder, source))
-    return {name: value + 0.3 * torch.randn(value.shape, generator=source) for name, value in start.items()}
+    return {name: value + spread * torch.randn(value.shape, generator=source) for name, value in start.items()}
 
 
 def same_adapter(one: Adapter, two: Adapter) -> bool:

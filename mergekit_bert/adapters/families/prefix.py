@@ -216,4 +216,6 @@ RECORD = Family(
     source="arXiv 2101.00190, arXiv 2110.07602",
     options=PrefixOptions,
     extras=(PREFIX,),
+    lr=1e-2,
+    head_lr=1e-2,
 )

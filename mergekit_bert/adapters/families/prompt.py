@@ -95,4 +95,6 @@ RECORD = Family(
     source="arXiv 2104.08691",
     options=PromptOptions,
     extras=(PROMPT,),
+    lr=1e-2,
+    head_lr=1e-2,
 )
