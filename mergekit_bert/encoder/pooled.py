@@ -1,13 +1,17 @@
 """Heads on pooled tokens: the mean of a sequence's last states, and whatever makes outputs of the means of a row."""
 
+from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
 from mergekit_bert.encoder.head import Classifier, Head, head_config
+from mergekit_bert.errors import TrainingError
 from mergekit_bert.files import write_json
 from mergekit_bert.hardware import default_device
 from mergekit_bert.tensorfile import write_plain_tensors
@@ -87,3 +91,35 @@ class PooledHead(Head):
         pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
         write_json(folder / POOLING / "config.json", {**pooling, "pooling_mode_cls_token": False})
         write_plain_tensors(folder / HEAD, {name: value.detach().cpu() for name, value in model.head().items()})
+
+
+class PairHead(PooledHead):
+    """A head that compares two texts, each encoded by itself: its module takes their means, (rows, 2, width)."""
+
+    apart = True
+
+    def check(self, task: Task) -> None:
+        """Raise TrainingError for a task that has not two texts."""
+        if len(task.text) != 2:
+            columns = ", ".join(task.text)
+            raise TrainingError(
+                f"`head={self.name}`",
+                f"task {task.name!r} with the text {columns}",
+                "a task with two texts",
+                "use `head=mean`",
+            )
+
+    @abstractmethod
+    def compare(self, config: Any, task: Task) -> nn.Module:
+        """The module from the means of two texts to the outputs; its layer ``linear`` is the head's."""
+
+    def over(self, config: Any, task: Task, under: nn.Module) -> Classifier:
+        """An encoder and :meth:`compare`."""
+        return PooledClassifier(under, self.name, self.compare(config, task), 2)
+
+    def start(self, model: Classifier, task: Task, config: Any, source: torch.Generator) -> None:
+        """Like any head's; a single output, a value on 0…1, begins as the first feature: the cosine of the texts."""
+        super().start(model, task, config, source)
+        if task.outputs == 1:
+            with torch.no_grad():
+                model.head()[f"{self.name}.linear.weight"][0, 0] = 1.0

@@ -49,15 +49,16 @@ def reference(encoder: mb.Encoder, adapter: Adapter, texts: list[tuple[str, ...]
     folded, name = fold(encoder, part), head_of(part.head).name
     found = []
     for row in texts:
-        groups = [(text,) for text in row] if name == "matching" else [row]
+        groups = [(text,) for text in row] if HEADS.get(name).apart else [row]
         means = []
         for group in groups:
             with torch.no_grad():
                 states = folded.model(**encoder.tokenizer(*group, return_tensors="pt")).last_hidden_state
             means.append(states[0].double().mean(0))
-        if name == "matching":
+        if HEADS.get(name).apart:
             u, v = means
-            features = torch.cat([(u @ v / u.norm() / v.norm())[None], (u - v).abs(), u * v])
+            features = (u @ v / u.norm() / v.norm())[None]
+            features = torch.cat([features, (u - v).abs(), u * v]) if name == "matching" else features
         else:
             features = means[0]
         weight, bias = (part.head[f"{name}.linear.{one}"].double() for one in ("weight", "bias"))
@@ -65,7 +66,7 @@ def reference(encoder: mb.Encoder, adapter: Adapter, texts: list[tuple[str, ...]
     return np.stack(found)
 
 
-@pytest.mark.parametrize("name", ["mean", "matching"])
+@pytest.mark.parametrize("name", ["mean", "matching", "cosine"])
 def test_pooled_heads_are_what_they_say_on_every_architecture(encoder: mb.Encoder, name: str) -> None:
     adapter = with_head(encoder, "para", name)
     outputs = Predictor(adapter, encoder).outputs("para", Rows(tuple(TEXTS), None, "texts"))
@@ -161,9 +162,10 @@ def test_training_lowers_the_loss_and_touches_no_pooler_that_is_not_read(
     assert classifier(bert, task, adapter.head).every_token == head.every_token
 
 
-def test_matching_wants_two_texts(bert: mb.Encoder, sst: mb.Task) -> None:
-    with pytest.raises(TrainingError, match=r"`head=matching`: task 'sst' with the text sentence; expected a task"):
-        fresh_classifier(bert, sst, generator(0), "matching")
+@pytest.mark.parametrize("name", ["matching", "cosine"])
+def test_a_comparison_wants_two_texts(bert: mb.Encoder, sst: mb.Task, name: str) -> None:
+    with pytest.raises(TrainingError, match=rf"`head={name}`: task 'sst' with the text sentence; expected a task"):
+        fresh_classifier(bert, sst, generator(0), name)
 
 
 def test_peft_has_no_place_for_another_head(bert: mb.Encoder, tmp_path: Path) -> None:
