@@ -32,9 +32,9 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
     import mergekit_bert as mb
     from benchmarks import sides
     from mergekit_bert.adapters.basis import BasisRows
-    from mergekit_bert.composing.routing import Mixture
     from mergekit_bert.data.batches import Tokens
     from mergekit_bert.encoder.sites import find_sites
+    from mergekit_bert.models.routing import Mixture
     from mergekit_bert.training.config import ADAPTER_RATES
     from mergekit_bert.training.loop import make_optimizer, step
     from mergekit_bert.training.supervised import Setting, Supervised

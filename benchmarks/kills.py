@@ -17,8 +17,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.machine import provenance
-from mergekit_bert.composing.file import read_model
 from mergekit_bert.errors import MbertError
+from mergekit_bert.formats.file import read_model
 
 TRAIN = [
     "train-adapter",

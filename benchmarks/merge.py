@@ -162,10 +162,10 @@ def options_of(method: str) -> dict[str, Any]:
 
 
 def run_mbert(inputs: Sequence[Path], out: Path, method: str, space: str, rank: int | None) -> Clock:
-    from mergekit_bert.composing.file import write_model
-    from mergekit_bert.composing.inputs import read_inputs
     from mergekit_bert.composing.merging import merge
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.formats.file import write_model
+    from mergekit_bert.formats.inputs import read_inputs
 
     clock = Clock()
     found = [one for path in inputs for one in read_inputs(path)]
@@ -180,10 +180,10 @@ def run_mbert(inputs: Sequence[Path], out: Path, method: str, space: str, rank: 
 def run_mbert_dense(inputs: Sequence[Path], out: Path, method: str) -> Clock:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification  # noqa: F401
 
-    from mergekit_bert.composing.dense import write_dense
-    from mergekit_bert.composing.inputs import read_inputs
     from mergekit_bert.composing.merging import merge
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.formats.dense import write_dense
+    from mergekit_bert.formats.inputs import read_inputs
 
     clock = Clock()
     found = [one for path in inputs for one in read_inputs(path)]
@@ -302,11 +302,11 @@ def apart_from_peft(inputs: Sequence[Path], ours: Path, theirs: Path, method: st
     from safetensors.torch import load_file
 
     from mergekit_bert.adapters.adapter import Adapter
-    from mergekit_bert.composing.composition import Merged
-    from mergekit_bert.composing.file import read_model
-    from mergekit_bert.composing.inputs import read_inputs
     from mergekit_bert.composing.merging import merge
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.formats.file import read_model
+    from mergekit_bert.formats.inputs import read_inputs
+    from mergekit_bert.models.composition import Merged
 
     model = read_model(ours)
     exact = merge(

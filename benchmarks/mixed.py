@@ -61,10 +61,10 @@ def main(
     import mergekit_bert as mb
     from benchmarks import sides
     from mergekit_bert.adapters.attach import fold
-    from mergekit_bert.composing.routing import Mixture
     from mergekit_bert.data.batches import tokenise
     from mergekit_bert.encoder.classifier import classifier
     from mergekit_bert.encoder.forward import forward_rows
+    from mergekit_bert.models.routing import Mixture
 
     torch.set_num_threads(os.cpu_count() or 1)
     repeats = 2 if quick else repeats

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
         search,
         train_adapter,
     )
-    from mergekit_bert.composing.composition import Ensemble, Merged
     from mergekit_bert.composing.defining import method
-    from mergekit_bert.composing.prediction import Predictor
     from mergekit_bert.composing.recipe import Recipe
     from mergekit_bert.data.kind import Prediction
     from mergekit_bert.data.rows import Rows
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from mergekit_bert.evaluation.evaluate import Evaluation
     from mergekit_bert.evaluation.method_comparison import MethodComparison
     from mergekit_bert.hardware import set_threads
+    from mergekit_bert.models.composition import Ensemble, Merged
+    from mergekit_bert.models.prediction import Predictor
     from mergekit_bert.registry import register
     from mergekit_bert.training.config import TrainConfig
 
@@ -91,9 +91,9 @@ __all__ = [
 _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.config": ("AdapterConfig",),
-    "composing.composition": ("Ensemble", "Merged"),
+    "models.composition": ("Ensemble", "Merged"),
     "composing.defining": ("method",),
-    "composing.prediction": ("Predictor",),
+    "models.prediction": ("Predictor",),
     "data.kind": ("Prediction",),
     "composing.recipe": ("Recipe",),
     "data.rows": ("Rows",),

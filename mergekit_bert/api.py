@@ -23,15 +23,9 @@ from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.composing.calibration import read_steps
-from mergekit_bert.composing.composition import Ensemble, Merged, Stored, as_composition, as_merged
-from mergekit_bert.composing.dense import write_dense
-from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.formats import FORMATS, open_model
-from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
 from mergekit_bert.composing.merging import change, reads_rows
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.prediction import Predictor, the_task
 from mergekit_bert.composing.recipe import Recipe, changed, rows_for
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.given import Tables, given_data, texts_of
@@ -64,6 +58,12 @@ from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
 from mergekit_bert.evaluation.tables import as_markdown, method_table, scored_rows
 from mergekit_bert.files import SUFFIX, remove, write_atomic, write_json
+from mergekit_bert.formats.dense import write_dense
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.formats.format import FORMATS, open_model
+from mergekit_bert.formats.inputs import read_inputs
+from mergekit_bert.models.composition import Ensemble, Merged, Stored, as_composition, as_merged
+from mergekit_bert.models.prediction import Predictor, the_task
 from mergekit_bert.outputs import Output, claimed, held, written
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown

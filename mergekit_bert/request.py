@@ -15,12 +15,11 @@ from typing import Any
 
 from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
-from mergekit_bert.composing.composition import Ensemble, Merged, as_merged
 from mergekit_bert.composing.merge_input import MergeInput, check_together
 from mergekit_bert.composing.merging import MergeContext, kept_inputs, merge_inputs_of, reads_rows
 from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.recipe import Recipe, rows_for
-from mergekit_bert.composing.recommendation import refuse_beside_size, with_method
+from mergekit_bert.composing.recommendation import with_method
 from mergekit_bert.data.given import given_data
 from mergekit_bert.data.source import is_synthetic
 from mergekit_bert.encoder.load import Encoder
@@ -30,6 +29,8 @@ from mergekit_bert.evaluation.search import SUFFIX as SEARCHED
 from mergekit_bert.evaluation.search import search
 from mergekit_bert.evaluation.sources import calibration_rows, given_rows, tasks_of
 from mergekit_bert.files import beside
+from mergekit_bert.formats.budget import refuse_beside_size, within_size
+from mergekit_bert.models.composition import Ensemble, Merged, as_merged
 from mergekit_bert.outputs import held
 
 SEARCH_ROWS, CALIBRATE_ROWS = 300, 256
@@ -74,17 +75,19 @@ class MergeRequest:
             check_count(name, getattr(self, name))
         check_together(self.inputs)
         data = given_data("data", self.data, list(tasks_of(self.inputs).values()), "train")
-        refuse_beside_size("`keep_inputs`", self.size is not None and self.keep_inputs)
-        recipe, reason = with_method(
-            self.recipe,
+        recipe, reason = self.recipe, ""
+        if self.size is not None:
+            refuse_beside_size("`keep_inputs`", self.keep_inputs)
+            merged = bool(self.search or self.calibrate)
+            recipe, reason = within_size(recipe, self.inputs, self.size, merged)
+        recipe, why = with_method(
+            recipe,
             self.inputs,
             bool(data or self.texts),
             synthetic=is_synthetic(data) and not self.texts,
             searched=bool(self.search),
-            calibrated=bool(self.calibrate),
-            size=self.size,
         )
-        return dataclasses.replace(self, data=data, recipe=recipe, reason=reason, size=None)._with_rows()
+        return dataclasses.replace(self, data=data, recipe=recipe, reason=reason or why, size=None)._with_rows()
 
     def _with_rows(self) -> "MergeRequest":
         """The same with ``rows`` being those that the method reads."""

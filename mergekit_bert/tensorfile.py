@@ -1,7 +1,7 @@
 """The one strict safetensors container: written deterministically, read whole or a tensor at a time.
 
 Only this module opens weight files. It knows nothing of adapters: what the tensors mean is for
-:mod:`mergekit_bert.adapters.file` and :mod:`mergekit_bert.composing.file`.
+:mod:`mergekit_bert.adapters.file` and :mod:`mergekit_bert.formats.file`.
 """
 
 import contextlib

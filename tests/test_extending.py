@@ -15,10 +15,10 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.composing import source
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.errors import PluginError, UnknownNameError
+from mergekit_bert.models.composition import Merged
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert
 from tests.tiny import tiny_rows

@@ -17,7 +17,7 @@ GROUND = (
     *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
     *("arguments", "model_methods"),
 )
-WINGS = ("data", "encoder", "adapters", "training", "composing", "evaluation")
+WINGS = ("data", "encoder", "adapters", "models", "training", "composing", "formats", "evaluation")
 ABOVE = ("__init__", "request", "api", "quickstart", "cli")
 LOOKS_UP = {"model_methods": {"__init__"}}
 """The methods of models are public functions, which the package's own __init__ finds when they are called."""
@@ -285,4 +285,4 @@ def test_no_module_asks_which_model_it_has() -> None:
         if isinstance(node, ast.Call) and dotted(node.func) in ("isinstance", "issubclass")
         if models & {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
     }
-    assert asking == {f"{PACKAGE}.composing.composition"}
+    assert asking == {f"{PACKAGE}.models.composition"}

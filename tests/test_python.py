@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import ENSEMBLE
 from mergekit_bert.errors import ArgumentError, CompositionError, MissingExtraError, ModelFileError
+from mergekit_bert.formats.file import write_model
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import trio
 from tests.tiny import tiny_rows

@@ -58,8 +58,8 @@ def command(
     rows), what it needed, and what it cost.
     """
     from mergekit_bert import api
-    from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.evaluation.tables import as_text, method_table, missing_references, scored_rows
+    from mergekit_bert.formats.inputs import choose_inputs
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import held
     from mergekit_bert.terminal import say, say_lines

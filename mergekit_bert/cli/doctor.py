@@ -51,12 +51,12 @@ def command(
     disturbed; more: is moved far). A better method loses less.
     """
     from mergekit_bert import api
-    from mergekit_bert.composing.inputs import choose_inputs
     from mergekit_bert.errors import CompositionError
     from mergekit_bert.evaluation.doctor import hints, to_json, verdicts
     from mergekit_bert.evaluation.pictures import write_picture
     from mergekit_bert.evaluation.tables import as_text, invariant_table, matrix_legend, pair_table, verdict_table
     from mergekit_bert.files import write_json
+    from mergekit_bert.formats.inputs import choose_inputs
     from mergekit_bert.hardware import set_threads
     from mergekit_bert.outputs import Output, claimed, written
     from mergekit_bert.terminal import say, say_lines

@@ -12,9 +12,9 @@ from mergekit_bert.errors import OutputError
 from mergekit_bert.registry import names_in
 
 if TYPE_CHECKING:
-    from mergekit_bert.composing.composition import Ensemble, Merged
     from mergekit_bert.composing.merge_input import MergeInput
     from mergekit_bert.composing.recipe import Recipe
+    from mergekit_bert.models.composition import Ensemble, Merged
     from mergekit_bert.outputs import Output
 
 EXAMPLE = (
@@ -129,11 +129,11 @@ def command(
     from mergekit_bert import api
     from mergekit_bert.cli.merge_report import print_choice, print_file, print_folder
     from mergekit_bert.composing.calibration import read_steps
-    from mergekit_bert.composing.dense import dense_outputs
     from mergekit_bert.composing.merging import parse_weights
     from mergekit_bert.composing.method import read_settings
     from mergekit_bert.composing.recipe import changed, read_recipe
     from mergekit_bert.files import beside
+    from mergekit_bert.formats.dense import dense_outputs
     from mergekit_bert.outputs import Output, claimed
     from mergekit_bert.request import MergeRequest
     from mergekit_bert.terminal import say
@@ -198,7 +198,7 @@ def command(
 
 def _are_checkpoints(files: Sequence[Path]) -> bool:
     """Whether files are named, and all are whole models."""
-    from mergekit_bert.composing.checkpoint import is_checkpoint
+    from mergekit_bert.formats.checkpoint import is_checkpoint
 
     return bool(files) and all(map(is_checkpoint, files))
 
@@ -206,7 +206,7 @@ def _are_checkpoints(files: Sequence[Path]) -> bool:
 def _chosen_inputs(files: Sequence[Path], keep: Sequence[Path], out: Path, base: str | None) -> "list[MergeInput]":
     """The inputs in ``files``, none of which may be the output."""
     from mergekit_bert import api
-    from mergekit_bert.composing.inputs import choose_inputs
+    from mergekit_bert.formats.inputs import choose_inputs
 
     inputs = choose_inputs(files, keep, api.ADAPTERS, base)
     if out.resolve() in {path.resolve() for path in files or api.ADAPTERS.glob("*.safetensors")}:

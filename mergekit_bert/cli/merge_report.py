@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mergekit_bert.cli.spelling import in_flags
-from mergekit_bert.composing.composition import Ensemble, Merged
+from mergekit_bert.models.composition import Ensemble, Merged
 from mergekit_bert.terminal import say
 
 

@@ -56,10 +56,10 @@ def command(
 def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | None, base: str | None) -> str:
     """The table of predictions as TSV."""
     from mergekit_bert import api
-    from mergekit_bert.composing.prediction import mixed_table, predict_table, the_task
     from mergekit_bert.data.readers import read_records, read_table
     from mergekit_bert.data.rows import Rows, parse_requests, parse_rows
     from mergekit_bert.errors import DataError
+    from mergekit_bert.models.prediction import mixed_table, predict_table, the_task
 
     model = api.load(file)
     mixed = task is None and len(model.tasks) > 1 and not text

@@ -22,7 +22,6 @@ from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.patch import Part
 from mergekit_bert.adapters.statistics import Gram
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.private import residuals
 from mergekit_bert.data.batches import Batch, Tokens
@@ -35,6 +34,7 @@ from mergekit_bert.encoder.forward import encode
 from mergekit_bert.encoder.head import Classifier, head_of
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError, DataError
+from mergekit_bert.models.composition import Merged
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 

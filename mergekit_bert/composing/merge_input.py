@@ -12,12 +12,12 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.patch import Part, Patch, TaskSpecific
-from mergekit_bert.composing.composition import Ensemble, Merged, Seen, seen_in
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base, Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import fingerprint
+from mergekit_bert.models.composition import Ensemble, Merged, Seen, seen_in
 from mergekit_bert.tensorfile import tensor_file_sha256
 
 

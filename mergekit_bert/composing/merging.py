@@ -14,7 +14,6 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Delta, compress, narrow, norm, zero
 from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.composing.composition import Ensemble, Merged
 from mergekit_bert.composing.lazy import LazyList, LazyMap
 from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
 from mergekit_bert.composing.method import METHODS, NEEDS, LearningContext, Method, Site, chosen_weights, make_options
@@ -25,6 +24,7 @@ from mergekit_bert.composing.spaces import SPACES, Leave
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.models.composition import Ensemble, Merged
 from mergekit_bert.tensorfile import NOT_FINITE, finite
 
 Input = Adapter | Merged | Ensemble | MergeInput

@@ -3,52 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mergekit_bert.composing.budget import ensemble_size, rank_within
 from mergekit_bert.composing.merge_input import MergeInput
-from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
-from mergekit_bert.errors import CompositionError
-
-_LARGEST_SIZE = 1e9
+from mergekit_bert.composing.recipe import Recipe
 
 
 def with_method(
-    recipe: Recipe,
-    merge_inputs: Sequence[MergeInput],
-    rows: bool,
-    *,
-    synthetic: bool = False,
-    searched: bool = False,
-    calibrated: bool = False,
-    size: float | None = None,
+    recipe: Recipe, merge_inputs: Sequence[MergeInput], rows: bool, *, synthetic: bool = False, searched: bool = False
 ) -> tuple[Recipe, str]:
-    """``recipe``, with the recommended method if it names none, and the reason ("" if it names one).
-
-    With ``size`` (MiB): the ensemble if it fits and no option is set that only a merge supports, otherwise the largest
-    rank that fits. Raises CompositionError if ``size`` is invalid, conflicts with other options or is too small.
-    """
-    if size is not None:
-        if not 0 < size <= _LARGEST_SIZE:
-            raise CompositionError(
-                "`size`", f"{size}", f"a positive number of MiB up to {_LARGEST_SIZE:g}", "correct it"
-            )
-        for name, value in (("`rank`", recipe.rank), ("`private`", recipe.private)):
-            refuse_beside_size(name, value)
-        refuse_beside_size(f"`method={ENSEMBLE}`", recipe.method == ENSEMBLE)
-        customized = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
-        if not (customized or searched or calibrated) and ensemble_size(merge_inputs) <= size:
-            reason = "all inputs fit into `size` unmerged, which loses nothing; set `rank` for one merged model instead"
-            return dataclasses.replace(recipe, method=ENSEMBLE), reason
-        recipe = dataclasses.replace(recipe, rank=rank_within(merge_inputs, size))
+    """``recipe``, with the recommended method if it names none, and the reason ("" if it names one)."""
     if recipe.method:
         return recipe, ""
     method, reason = recommend(merge_inputs, rows, synthetic=synthetic, searched=searched)
     return dataclasses.replace(recipe, method=method), reason
-
-
-def refuse_beside_size(name: str, value: object) -> None:
-    """Raise CompositionError if an option that determines the size itself is set."""
-    if value:
-        raise CompositionError("`size`", f"{name} as well", "one of the two", f"drop {name} or `size`")
 
 
 def recommend(

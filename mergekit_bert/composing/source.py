@@ -12,7 +12,7 @@ from typing import Any
 from mergekit_bert.hardware import processor
 from mergekit_bert.registry import added_records
 
-_DECIDING = ("hardware.py", "data", "encoder", "adapters", "training", "composing")
+_DECIDING = ("hardware.py", "data", "encoder", "adapters", "models", "training", "composing", "formats")
 
 
 _SESSION = secrets.token_hex(16)

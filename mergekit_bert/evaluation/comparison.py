@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergekit_bert.composing.composition import Model
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.metric import overall_score
 from mergekit_bert.data.task import TASKS, Task
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.evaluation.records import Record
 from mergekit_bert.evaluation.scores import Score
+from mergekit_bert.models.composition import Model
 
 REFERENCES = ("adapter", "probe", "full")
 _COMMANDS = {

@@ -12,12 +12,12 @@ from rich.table import Column, Table
 from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.record import options_of
 from mergekit_bert.arguments import Location, checked
-from mergekit_bert.composing.file import read_model
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.file import read_model
 from mergekit_bert.training.manifest import parameters_of
 
 _TRAINING = (

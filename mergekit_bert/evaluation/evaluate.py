@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_bert.composing.composition import Model, Seen, find_task
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
@@ -17,6 +15,8 @@ from mergekit_bert.evaluation.pictures import heatmap
 from mergekit_bert.evaluation.records import find_records, write_record
 from mergekit_bert.evaluation.result import Result
 from mergekit_bert.evaluation.scores import Score, TaskResult, score_task, write_predictions
+from mergekit_bert.models.composition import Model, Seen, find_task
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.data.given import Data
 from mergekit_bert.data.rows import Rows, held_places, hold_out, shuffled
 from mergekit_bert.data.source import has_rows, load_rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning
+from mergekit_bert.models.composition import Merged
 
 DEV, HELD_OUT = "dev", "held-out"
 """Rows to score a comparison on: the dev split, or the rows of train that the adapters' training held out."""

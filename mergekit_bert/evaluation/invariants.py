@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.delta import norm
-from mergekit_bert.composing.composition import Merged, as_merged
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.lazy import LazyMap
 from mergekit_bert.composing.merge_input import MergeInput, check_together
 from mergekit_bert.composing.merging import MergeContext, finite_delta, merge_weights, with_statistics
@@ -26,6 +24,8 @@ from mergekit_bert.composing.method import METHODS, Method
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import MbertError
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.composition import Merged, as_merged
 from mergekit_bert.progress import progress_bar
 
 TOLERANCE = 1e-5

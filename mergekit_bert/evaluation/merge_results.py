@@ -17,12 +17,9 @@ from jaxtyping import Float
 from pydantic import Field
 
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
-from mergekit_bert.composing.composition import Ensemble, Merged
-from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import MergeContext, merge, merge_weights, reads_rows
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.composing.spaces import SPACES
@@ -32,7 +29,10 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import MbertError, ModelFileError, OutputError
 from mergekit_bert.evaluation.evaluate import refuse_seen
 from mergekit_bert.files import fingerprint, remove
+from mergekit_bert.formats.file import write_model
 from mergekit_bert.hardware import memory_meter
+from mergekit_bert.models.composition import Ensemble, Merged
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.registry import unknown
 from mergekit_bert.schema import Count, Finite, Name, Plain, Schema, SchemaError, validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors

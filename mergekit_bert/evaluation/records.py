@@ -12,10 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mergekit_bert.composing.composition import Model
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.evaluation.scores import Score
 from mergekit_bert.files import beside, file_fingerprint, write_json
+from mergekit_bert.models.composition import Model
 from mergekit_bert.outputs import held
 from mergekit_bert.schema import Name, Schema, SchemaError, Sha256, validate
 

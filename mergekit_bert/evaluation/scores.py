@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from mergekit_bert.composing.prediction import Predictor, predictions
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metric import metric
 from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.files import write_atomic
+from mergekit_bert.models.prediction import Predictor, predictions
 from mergekit_bert.schema import Count, Name
 from mergekit_bert.strict import STRICT
 

@@ -20,11 +20,9 @@ from typing import get_type_hints
 import numpy as np
 from cmaes import CMA
 
-from mergekit_bert.composing.composition import Merged, Model
 from mergekit_bert.composing.merge_input import MergeInput, check_together
 from mergekit_bert.composing.merging import MergeContext, merge_weights, with_statistics
 from mergekit_bert.composing.method import METHODS, Method, chosen_weights, make_options
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import ENSEMBLE, Recipe, settled
 from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.kind import kind_of
@@ -35,6 +33,8 @@ from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import fingerprint, write_json
+from mergekit_bert.models.composition import Merged, Model
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.schema import Finite, Schema, SchemaError, Sha256, validate

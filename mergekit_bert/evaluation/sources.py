@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_bert.composing.calibration import check_enough
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.data.given import Data
@@ -26,6 +25,7 @@ from mergekit_bert.evaluation.held_out import (
     training_split,
     warn_of_training_rows,
 )
+from mergekit_bert.models.composition import Merged
 from mergekit_bert.registry import unknown
 
 Texts = Mapping[str, Any]

@@ -14,8 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.errors import MbertError
+from mergekit_bert.formats.file import read_model, write_model
 from mergekit_bert.tensorfile import read_tensors
 from tests.adapters.helpers import one_line, write_signed
 

@@ -20,7 +20,6 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.merging import merge
-from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Base
@@ -28,6 +27,7 @@ from mergekit_bert.encoder.sites import find_sites, of_the_head
 from mergekit_bert.errors import BasisError, MbertError, ModelFileError, TrainingError
 from mergekit_bert.evaluation.describe import describe
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.peft_format import read_peft, write_peft
 from mergekit_bert.hardware import generator
 from mergekit_bert.training import loop
 from mergekit_bert.training.manifest import Control, run_folder

@@ -19,8 +19,6 @@ from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.adapters.statistics import Fisher, Gram
-from mergekit_bert.composing.composition import Ensemble
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.merging import kept_inputs, merge
 from mergekit_bert.composing.recipe import Recipe
@@ -33,7 +31,9 @@ from mergekit_bert.encoder.sites import linear_layers, of_the_head
 from mergekit_bert.errors import MbertError, ModelFileError, TrainingError, UnknownNameError
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.file import read_model, write_model
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.composition import Ensemble
 from mergekit_bert.training import run
 from mergekit_bert.training.manifest import Control, run_folder
 from tests.adapters.helpers import edit_metadata, edit_tensors, quick, random_adapter, same_adapter, try_odd_values

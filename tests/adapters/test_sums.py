@@ -14,9 +14,9 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig, Options
 from mergekit_bert.adapters.family import FAMILIES, sum_of
-from mergekit_bert.composing.peft import read_peft, write_peft
 from mergekit_bert.encoder.sites import shift_names
 from mergekit_bert.errors import CompositionError, MbertError, TrainingError, UnknownNameError
+from mergekit_bert.formats.peft_format import read_peft, write_peft
 from mergekit_bert.option import option
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import random_adapter, same_adapter

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.file import read_adapter, write_adapter
-from mergekit_bert.composing.file import write_model
+from mergekit_bert.formats.file import write_model
 from tests.adapters.helpers import random_adapter, same_adapter
 from tests.cli.command import mbert, unchanged
 

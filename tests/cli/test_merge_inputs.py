@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.composition import Merged
+from mergekit_bert.models.composition import Merged
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert, unchanged
 

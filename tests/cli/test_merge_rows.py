@@ -10,8 +10,8 @@ import pytest
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
+from mergekit_bert.models.composition import Merged
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import Done, mbert, unchanged
 from tests.corpus import read_tsv, write_corpus

@@ -10,7 +10,6 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.composing.calibration import calibrate_scales
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merging import MergeContext, merge_inputs_of
 from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.recipe import Recipe
@@ -20,6 +19,7 @@ from mergekit_bert.data.synthetic import synthetic_rows
 from mergekit_bert.encoder.words import whole_words
 from mergekit_bert.errors import DataError
 from mergekit_bert.evaluation import sources
+from mergekit_bert.models.composition import Merged
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert, unchanged
 from tests.corpus import write_corpus

@@ -12,8 +12,8 @@ import pytest
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.composing.file import write_model
-from mergekit_bert.composing.peft import write_peft
+from mergekit_bert.formats.file import write_model
+from mergekit_bert.formats.peft_format import write_peft
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import Done, mbert
 from tests.composing.test_checkpoint import fine_tuned

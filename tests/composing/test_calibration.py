@@ -27,10 +27,8 @@ from mergekit_bert.composing.calibration import (
     read_steps,
     refit,
 )
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import inputs_of
 from mergekit_bert.composing.merging import merge_inputs_of
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import kind_of
 from mergekit_bert.data.metric import metric
@@ -41,6 +39,8 @@ from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
 from mergekit_bert.evaluation.evaluate import evaluate_model
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.composition import Merged
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter, same_tensors
 from tests.composing.helpers import ONE, merged, trio
 from tests.tiny import tiny_rows, write_tiny

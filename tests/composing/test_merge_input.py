@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merge_input import of_adapter, of_merged
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.composition import Merged
 from tests.composing.helpers import merged, trio
 
 

@@ -14,10 +14,10 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.composing.composition import find_task
-from mergekit_bert.composing.inputs import choose_inputs
 from mergekit_bert.composing.merging import parse_weights
 from mergekit_bert.errors import BasisError, CompositionError, MbertError, ModelFileError, UnknownNameError
+from mergekit_bert.formats.inputs import choose_inputs
+from mergekit_bert.models.composition import find_task
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed, same_adapter, same_tensors
 from tests.composing.helpers import LINEAR, ONE, brute_force, merge, merged, trio, zeroed
 from tests.tiny import DISTINCT

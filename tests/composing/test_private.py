@@ -15,13 +15,10 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.composing import checkpoint, dense
 from mergekit_bert.composing.calibration import calibrate_heads, calibrate_scales
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merge_input import inputs_of
 from mergekit_bert.composing.merging import merge as compose
 from mergekit_bert.composing.merging import merge_inputs_of
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.composing.weighting import Blend
 from mergekit_bert.data.batches import tokenise
@@ -34,6 +31,9 @@ from mergekit_bert.errors import CompositionError, ModelFileError
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.evaluation.merge_results import MergeResult
 from mergekit_bert.evaluation.tables import as_text
+from mergekit_bert.formats import checkpoint, dense
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import edit_metadata, edit_tensors, random_adapter
 from tests.cli.command import mbert
 from tests.composing.helpers import given, merge, merged, trio

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.file import write_adapter
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.recipe import Recipe, read_recipe, write_recipe
 from mergekit_bert.errors import CompositionError, MbertError, UnknownNameError
+from mergekit_bert.models.composition import Merged
 from mergekit_bert.schema import SchemaError
 from tests.adapters.helpers import dense64, quick, same_adapter
 from tests.composing.helpers import LINEAR, merged, trio

@@ -14,13 +14,13 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing.calibration import _head, _outputs
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, head_shapes
 from mergekit_bert.encoder.head import HEADS, Head, head_of
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError, TrainingError
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
 from tests.tiny import tiny_rows
 from tests.training.runs import train, tune

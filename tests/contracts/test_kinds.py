@@ -15,12 +15,8 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.file import read_adapter
-from mergekit_bert.composing.checkpoint import read_checkpoint
-from mergekit_bert.composing.dense import write_dense
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merging import MergeContext, merge
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.prediction import Predictor, mixed_table, predict_table
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.kind import KINDS, HubFields, Label, LabelError, kind_of
 from mergekit_bert.data.metric import METRICS, Metric, metric
@@ -30,6 +26,10 @@ from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.encoder.head import head_config
 from mergekit_bert.errors import DataError, TrainingError
 from mergekit_bert.evaluation.scores import score_task, write_predictions
+from mergekit_bert.formats.checkpoint import read_checkpoint
+from mergekit_bert.formats.dense import write_dense
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.prediction import Predictor, mixed_table, predict_table
 from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.manifest import Control

@@ -17,13 +17,13 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.patch import check_part
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.method import METHODS, NEEDS, Method, Site, make_options
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.reference import example, method_page, method_row
 from mergekit_bert.composing.spaces import SPACES
 from mergekit_bert.errors import BasisError, CompositionError, UnknownNameError
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter, same_adapter, same_tensors
 from tests.composing.helpers import ONE, given, merged, trio, zeroed
 from tests.tiny import tiny_rows

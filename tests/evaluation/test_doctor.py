@@ -25,7 +25,6 @@ from mergekit_bert.adapters.file import write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.patch import Patch
 from mergekit_bert.composing import spaces, weighting
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of, of_adapter
 from mergekit_bert.composing.method import METHODS, Learned, LearningContext, Site
 from mergekit_bert.composing.methods import distill, orthoada, ties
@@ -44,6 +43,7 @@ from mergekit_bert.evaluation.doctor import (
 from mergekit_bert.evaluation.invariants import Invariants, check_invariants, one_of_each_kind
 from mergekit_bert.evaluation.pictures import pairs_picture, write_picture
 from mergekit_bert.evaluation.tables import as_text, invariant_table, pair_table, verdict_table
+from mergekit_bert.models.composition import Merged
 from tests.adapters.helpers import dense64, quick, random_adapter, renamed
 from tests.composing.helpers import ONE, merged, trio, zeroed
 from tests.composing.helpers import given as some_rows

@@ -15,12 +15,10 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.delta import LowRank
 from mergekit_bert.adapters.measuring import collect
 from mergekit_bert.composing import merging
-from mergekit_bert.composing.composition import Merged
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of
 from mergekit_bert.composing.merging import merge_inputs_of
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.methods import ties
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
@@ -30,6 +28,8 @@ from mergekit_bert.evaluation import search as module
 from mergekit_bert.evaluation.evaluate import evaluate_model
 from mergekit_bert.evaluation.scores import score_task
 from mergekit_bert.evaluation.search import find_axes, layer_groups, overall, recipe_at, search
+from mergekit_bert.models.composition import Merged
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter, same_tensors
 from tests.cli.command import mbert
 from tests.composing.helpers import given, merged, trio

@@ -20,11 +20,11 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import encoder_of
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.composing.composition import Model
-from mergekit_bert.composing.prediction import Prediction, Predictor, mixed_table
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Encoder, load_encoder
+from mergekit_bert.models.composition import Model
+from mergekit_bert.models.prediction import Prediction, Predictor, mixed_table
 from tests.composing.helpers import trio
 from tests.fuzz.source import Kind
 from tests.tiny import tiny_rows

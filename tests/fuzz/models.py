@@ -12,16 +12,7 @@ from safetensors.torch import load_file, save_file
 import mergekit_bert as mb
 from mergekit_bert import api
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.peft import open_peft
-from mergekit_bert.adapters.peft_writing import write_adapter_folder
-from mergekit_bert.composing.checkpoint import read_checkpoint
-from mergekit_bert.composing.composition import Model
-from mergekit_bert.composing.dense import write_dense
-from mergekit_bert.composing.file import read_model
-from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merging import Input
-from mergekit_bert.composing.peft import read_peft
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.classifier import fresh_classifier
 from mergekit_bert.encoder.load import load_encoder
@@ -29,7 +20,16 @@ from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.evaluation.describe import describe, description_tables
 from mergekit_bert.evaluation.evaluate import refuse_seen
 from mergekit_bert.evaluation.tables import as_text
+from mergekit_bert.formats.checkpoint import read_checkpoint
+from mergekit_bert.formats.dense import write_dense
+from mergekit_bert.formats.file import read_model
+from mergekit_bert.formats.inputs import read_inputs
+from mergekit_bert.formats.peft import open_peft
+from mergekit_bert.formats.peft_format import read_peft
+from mergekit_bert.formats.peft_writing import write_adapter_folder
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.composition import Model
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.tensorfile import read_tensors
 from tests.adapters.helpers import random_adapter
 from tests.corpus import write_corpus

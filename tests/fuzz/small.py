@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from mergekit_bert.adapters.ledger import LEDGER, Ledger
-from mergekit_bert.composing import file
+from mergekit_bert.formats import file
 from tests.fuzz import harness, models
 from tests.fuzz.bench import Bench, Outcome
 from tests.fuzz.containers import taken_apart, tensors_in

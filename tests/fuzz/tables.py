@@ -8,10 +8,10 @@ from typing import Any
 
 import mergekit_bert as mb
 from mergekit_bert import api
-from mergekit_bert.composing.prediction import Predictor, mixed_table, predict_table
 from mergekit_bert.composing.recipe import read_recipe, write_recipe
 from mergekit_bert.data.rows import parse_requests, read_records, read_rows, read_texts
 from mergekit_bert.data.task import Task, get_task
+from mergekit_bert.models.prediction import Predictor, mixed_table, predict_table
 from tests.adapters.helpers import random_adapter
 from tests.fuzz.format import TEXTS, Format, UnsoundError, Workshop, answered, saved, shown, sound
 from tests.fuzz.models import Stages

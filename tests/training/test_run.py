@@ -12,7 +12,6 @@ import torch
 
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import norm
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.metric import metric
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task, get_task
@@ -21,6 +20,7 @@ from mergekit_bert.encoder.folder import read_folder
 from mergekit_bert.encoder.load import Encoder, weights_fingerprint
 from mergekit_bert.errors import BasisError, DataError, MbertWarning, OutputError, TrainingError
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.training import run
 from mergekit_bert.training.manifest import Control, is_finished
 from mergekit_bert.training.run import finetune, train_adapter

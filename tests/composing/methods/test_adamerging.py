@@ -11,13 +11,13 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.composing.merge_input import of_adapter
 from mergekit_bert.composing.merging import MergeContext
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.composing.weighting import Blend, layer_of
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.forward import outputs_of
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import dense64, random_adapter, renamed
 from tests.composing.helpers import brute_force, given, merged, trio, zeroed
 from tests.tiny import tiny_rows

@@ -15,11 +15,11 @@ from mergekit_bert.composing import learning
 from mergekit_bert.composing.learning import expert_answers
 from mergekit_bert.composing.merging import MergeContext
 from mergekit_bert.composing.methods import distill
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.training.checkpoint import CHECKPOINT
 from tests.composing.helpers import merged, trio
 from tests.contracts.test_heads import with_head

@@ -3,17 +3,18 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mergekit_bert as mb
-from mergekit_bert.composing.budget import ensemble_size, rank_within
-from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.merge_input import of_adapter, of_merged
 from mergekit_bert.composing.method import METHODS
 from mergekit_bert.composing.recipe import Recipe
-from mergekit_bert.composing.recommendation import with_method
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.formats.budget import ensemble_size, rank_within, within_size
+from mergekit_bert.formats.file import write_model
+from mergekit_bert.request import MergeRequest
 from tests.composing.helpers import given, merged, trio
 
 MIB = 2**20
@@ -60,14 +61,14 @@ def test_a_recipe_gets_the_rank_unless_something_else_decides_the_size(bert: mb.
     adapters = trio(bert)
     inputs = [of_adapter(one) for one in adapters]
     rank = rank_within(inputs, 0.2)
-    assert with_method(Recipe("ties"), inputs, rows=False, size=0.2) == (Recipe("ties", rank=rank), "")
+    assert within_size(Recipe("ties"), inputs, 0.2) == (Recipe("ties", rank=rank), "")
     mb.save(mb.merge(adapters, "ties", size=0.2), tmp_path / "small.safetensors")
     mb.save(mb.merge(adapters, "ties", rank=rank), tmp_path / "same.safetensors")
     assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
     refused = {"`rank`": Recipe(rank=2), "`private`": Recipe(private=2), "`method=": Recipe("ensemble")}
     for named, recipe in refused.items():
         with pytest.raises(CompositionError, match=f"`size`: {named}"):
-            with_method(recipe, inputs, rows=False, size=0.2)
+            within_size(recipe, inputs, 0.2)
     with pytest.raises(CompositionError, match="`size`: `keep_inputs`"):
         mb.merge(adapters, "ties", size=0.2, keep_inputs=True)
 
@@ -77,17 +78,20 @@ def test_where_all_fit_side_by_side_nothing_is_merged_unless_a_merge_is_asked_fo
 ) -> None:
     adapters = trio(bert)
     inputs, size = [of_adapter(one) for one in adapters], ensemble_size([of_adapter(one) for one in adapters])
-    ensemble, reason = with_method(Recipe(), inputs, rows=True, size=size)
+    ensemble, reason = within_size(Recipe(), inputs, size)
     assert (ensemble.method, ensemble.rank) == ("ensemble", None)
     assert "fit into `size` unmerged" in reason
     model = mb.merge(adapters, size=size)
     mb.save(model, tmp_path / "all.safetensors")
     assert (tmp_path / "all.safetensors").stat().st_size == size * MIB
-    asked = ((Recipe(), {"searched": True}), (Recipe(), {"calibrated": True}), (Recipe(weights={"sst": 2.0}), {}))
-    for recipe, more in asked:
-        found, _ = with_method(recipe, inputs, rows=False, size=0.2, **more)
+    asked: tuple[dict[str, Any], ...] = (
+        {"search": 3},
+        {"calibrate": ["heads"]},
+        {"recipe": Recipe(weights={"sst": 2.0})},
+    )
+    for more in asked:
+        found = MergeRequest(inputs, size=0.2, **more).resolved().recipe
         assert (found.method, found.rank) == ("pico", rank_within(inputs, 0.2))
     no_adapters = [of_merged(merged(adapters, "ties"))]
     assert ensemble_size(no_adapters) == float("inf")
-    found, _ = with_method(Recipe(), no_adapters, rows=True, size=0.2)
-    assert (found.method, found.rank) == ("distill", rank_within(no_adapters, 0.2))
+    assert within_size(Recipe(), no_adapters, 0.2) == (Recipe(rank=rank_within(no_adapters, 0.2)), "")

@@ -12,13 +12,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import mergekit_bert as mb
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.patch import Part
-from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import folder_in_parts, read_folder, write_folder
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError, OutputError
+from mergekit_bert.formats.dense import write_dense
 from mergekit_bert.hardware import generator
 from mergekit_bert.tensorfile import StoredTensors, tensors_in_any_order
 from mergekit_bert.training.manifest import Control

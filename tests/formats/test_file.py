@@ -17,9 +17,9 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import read_adapter, write_adapter
-from mergekit_bert.composing import file as model_file
-from mergekit_bert.composing.file import read_model, write_model
 from mergekit_bert.errors import ModelFileError
+from mergekit_bert.formats import file as model_file
+from mergekit_bert.formats.file import read_model, write_model
 from tests.adapters.helpers import (
     as_format_1,
     edit_metadata,

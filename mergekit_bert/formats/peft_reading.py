@@ -19,7 +19,6 @@ from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import LowRankOptions, Options, carried
 from mergekit_bert.adapters.delta import Delta, Dense, norm
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
-from mergekit_bert.adapters.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, LoraConfig, PeftFolder
 from mergekit_bert.adapters.record import options_of
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier, head_shapes
@@ -28,6 +27,7 @@ from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head, shift_names
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
+from mergekit_bert.formats.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, LoraConfig, PeftFolder
 from mergekit_bert.patterns import exactly
 
 _COPIES = (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.", r"\.original_module\.")

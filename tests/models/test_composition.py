@@ -10,12 +10,12 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold, patched
 from mergekit_bert.adapters.delta import apply
-from mergekit_bert.composing.composition import Composition, Model, as_composition
-from mergekit_bert.composing.formats import FORMATS, format_of, open_model
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.format import FORMATS, format_of, open_model
+from mergekit_bert.models.composition import Composition, Model, as_composition
+from mergekit_bert.models.prediction import Predictor
 from tests.composing.helpers import merge, merged, trio
 from tests.tiny import tiny_rows
 

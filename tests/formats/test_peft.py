@@ -19,19 +19,19 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig, matching
 from mergekit_bert.adapters.delta import Dense, LowRank
 from mergekit_bert.adapters.file import read_adapter, write_adapter
-from mergekit_bert.composing.composition import Composition, Merged
-from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.inputs import read_inputs
-from mergekit_bert.composing.peft import read_peft, write_peft
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import minilm_folder
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError, TrainingError
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.formats.inputs import read_inputs
+from mergekit_bert.formats.peft_format import read_peft, write_peft
+from mergekit_bert.models.composition import Composition, Merged
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.training.run import train_adapter
 from tests.adapters.helpers import dense64, one_line, random_adapter, renamed, same_adapter, same_tensors
-from tests.adapters.peft_folders import M, Q, edit, make, shell, tensors, weights
+from tests.formats.peft_folders import M, Q, edit, make, shell, tensors, weights
 from tests.tiny import tiny_rows
 
 OTHERS = ("roberta", "distilbert", "electra", "deberta-v2", "modernbert")
@@ -530,7 +530,7 @@ def test_what_is_there_is_kept_unless_it_is_such_a_folder_and_forced(bert: Encod
 def test_a_folder_that_is_not_right_after_writing_is_withdrawn(
     bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mergekit_bert.adapters.peft_writing.scale_head", lambda model, task: None)
+    monkeypatch.setattr("mergekit_bert.formats.peft_writing.scale_head", lambda model, task: None)
     with pytest.raises(ModelFileError, match="after saving its outputs differ"):
         write_peft(tmp_path / "p", random_adapter(bert, "sts"), bert)
     assert not any(tmp_path.iterdir())

@@ -7,13 +7,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import Loader, encoder_of
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.patch import TaskSpecific
-from mergekit_bert.adapters.peft import WEIGHTS, PeftFolder, open_peft
-from mergekit_bert.adapters.peft_reading import adapter_of
-from mergekit_bert.adapters.peft_task import folder_name, stand_in, task_of
-from mergekit_bert.adapters.peft_writing import FILES, write_adapter_folder
-from mergekit_bert.composing.composition import Composition, Merged
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.forward import check_same_outputs
@@ -21,6 +15,12 @@ from mergekit_bert.encoder.load import Base, Encoder, load_encoder
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.peft import WEIGHTS, PeftFolder, open_peft
+from mergekit_bert.formats.peft_reading import adapter_of
+from mergekit_bert.formats.peft_task import folder_name, stand_in, task_of
+from mergekit_bert.formats.peft_writing import FILES, write_adapter_folder
+from mergekit_bert.models.composition import Composition, Merged
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.outputs import Output, written
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")
@@ -32,7 +32,7 @@ def read_peft(
     """The PEFT folder ``path`` as an adapter; where it has linear layers saved whole, as a merged model of one task.
 
     ``base`` and ``task`` are what the folder itself does not say; by default the task is that of
-    :func:`~mergekit_bert.adapters.peft_task.task_of`. Raises ModelFileError or CompositionError.
+    :func:`~mergekit_bert.formats.peft_task.task_of`. Raises ModelFileError or CompositionError.
     """
     folder, encoder = _opened(path, base, load)
     return _model(folder, encoder, task or folder.task or task_of(folder, encoder) or stand_in(folder_name(path)))

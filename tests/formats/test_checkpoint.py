@@ -18,9 +18,6 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.attach import fold
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.patch import Patch
-from mergekit_bert.composing.checkpoint import read_checkpoint
-from mergekit_bert.composing.dense import write_dense
-from mergekit_bert.composing.inputs import read_inputs
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.classifier import fresh_classifier
@@ -29,6 +26,9 @@ from mergekit_bert.encoder.load import Base
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.encoder.stored import StoredEncoder, open_encoder
 from mergekit_bert.errors import CompositionError, ModelFileError
+from mergekit_bert.formats.checkpoint import read_checkpoint
+from mergekit_bert.formats.dense import write_dense
+from mergekit_bert.formats.inputs import read_inputs
 from mergekit_bert.hardware import generator
 from tests.adapters.helpers import dense64, one_line, random_adapter
 from tests.cli.command import mbert

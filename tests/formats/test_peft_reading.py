@@ -20,21 +20,21 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.delta import Dense
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.patch import TaskSpecific
-from mergekit_bert.adapters.peft import CONFIG, WEIGHTS, LoraConfig
-from mergekit_bert.adapters.peft_reading import _LARGEST, _check_sizes
-from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.peft import read_peft, write_peft
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.classifier import head_shapes
 from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import linear_layers
 from mergekit_bert.errors import CompositionError, MbertError, ModelFileError
+from mergekit_bert.formats.peft import CONFIG, WEIGHTS, LoraConfig
+from mergekit_bert.formats.peft_format import read_peft, write_peft
+from mergekit_bert.formats.peft_reading import _LARGEST, _check_sizes
 from mergekit_bert.hardware import generator
+from mergekit_bert.models.composition import Merged
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.tensorfile import StoredTensors
 from tests.adapters.helpers import random_adapter, read_raw, write_raw
 from tests.adapters.odd_values import GONE, places, put
-from tests.adapters.peft_folders import M, Q, edit, make, tensors
+from tests.formats.peft_folders import M, Q, edit, make, tensors
 from tests.hang import HANGS, in_time
 from tests.tiny import tiny_rows
 

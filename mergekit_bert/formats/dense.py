@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.attach import patched
-from mergekit_bert.composing.composition import Composition, find_task
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FILES, folder_in_parts, folder_tokens, load_folder, read_folder
@@ -16,6 +14,8 @@ from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.load import Encoder, check_base
 from mergekit_bert.encoder.stored import StoredEncoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.models.composition import Composition, find_task
+from mergekit_bert.models.prediction import Predictor
 from mergekit_bert.outputs import Output, written
 
 _CHECK = ("A short text.", "Another one, a little longer than the first, to be sure of the padding.")

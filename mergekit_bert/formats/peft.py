@@ -2,7 +2,7 @@
 
 Such a folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. A folder that mbert wrote has
 ``mbert.json`` besides, for what PEFT has no place for. Nothing in such a folder tells whether it is whole, so all is
-checked that can be: here each file by itself, in :mod:`mergekit_bert.adapters.peft_reading` against the base.
+checked that can be: here each file by itself, in :mod:`mergekit_bert.formats.peft_reading` against the base.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,13 +16,6 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.peft import open_peft
-from mergekit_bert.adapters.peft_task import task_of
-from mergekit_bert.composing.composition import Merged
-from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.inputs import read_inputs
-from mergekit_bert.composing.peft import read_peft
-from mergekit_bert.composing.prediction import Predictor
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.data.kind import KINDS, HubFields
 from mergekit_bert.data.rows import Rows
@@ -30,9 +23,16 @@ from mergekit_bert.data.task import task_from_hub
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.pretrained import quiet_transformers
 from mergekit_bert.errors import CompositionError, DataError, ModelFileError
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.formats.inputs import read_inputs
+from mergekit_bert.formats.peft import open_peft
+from mergekit_bert.formats.peft_format import read_peft
+from mergekit_bert.formats.peft_task import task_of
+from mergekit_bert.models.composition import Merged
+from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter
-from tests.adapters.peft_folders import edit
 from tests.cli.command import mbert
+from tests.formats.peft_folders import edit
 from tests.tiny import WORDS
 
 QUERY = {"distilbert": "q_lin", "deberta-v2": "query_proj", "modernbert": "Wqkv"}

@@ -1,4 +1,4 @@
-"""Writing PEFT adapter folders, as :mod:`mergekit_bert.adapters.peft_reading` reads them and PEFT loads them."""
+"""Writing PEFT adapter folders, as :mod:`mergekit_bert.formats.peft_reading` reads them and PEFT loads them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import LowRankOptions, carried
 from mergekit_bert.adapters.family import Peft
-from mergekit_bert.adapters.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import RECORD, scale_head
 from mergekit_bert.encoder.head import head_of
@@ -17,6 +16,7 @@ from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.files import atomic_folder, write_json
+from mergekit_bert.formats.peft import CONFIG, FORMAT, PREFIX, WEIGHTS, identity
 from mergekit_bert.tensorfile import write_plain_tensors
 
 FILES = (RECORD, CONFIG, WEIGHTS)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit_bert.adapters.base import Loader
-from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.checkpoint import is_checkpoint, read_checkpoint
-from mergekit_bert.composing.composition import Composition, Stored
-from mergekit_bert.composing.dense import write_dense
-from mergekit_bert.composing.file import read_file, read_model, write_model
 from mergekit_bert.composing.merge_input import MergeInput, inputs_of
-from mergekit_bert.composing.peft import read_peft, read_peft_input, write_peft
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.formats.checkpoint import is_checkpoint, read_checkpoint
+from mergekit_bert.formats.dense import write_dense
+from mergekit_bert.formats.file import read_file, read_model, write_model
+from mergekit_bert.formats.peft import is_peft
+from mergekit_bert.formats.peft_format import read_peft, read_peft_input, write_peft
+from mergekit_bert.models.composition import Composition, Stored
 from mergekit_bert.outputs import Output, written
 
 Base = str | Encoder | None

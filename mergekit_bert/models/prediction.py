@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mergekit_bert.composing.composition import Answering, Model, find_task
-from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import Tokens, join
 from mergekit_bert.data.kind import Prediction, kind_of
 from mergekit_bert.data.readers import tsv_text
@@ -25,6 +23,8 @@ from mergekit_bert.encoder.forward import forward_rows, scaled
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.ready import Ready
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
+from mergekit_bert.models.composition import Answering, Model, find_task
+from mergekit_bert.models.routing import Mixture
 
 
 class Predictor:

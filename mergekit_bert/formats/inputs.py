@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit_bert.adapters.base import Loader
-from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.formats import format_of
 from mergekit_bert.composing.merge_input import MergeInput
 from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.formats.format import format_of
+from mergekit_bert.formats.peft import is_peft
 
 
 def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[MergeInput]:

@@ -28,12 +28,12 @@ from mergekit_bert.adapters.file import (
     unpack_extras,
 )
 from mergekit_bert.adapters.patch import TaskSpecific
-from mergekit_bert.adapters.peft import is_peft
-from mergekit_bert.composing.composition import Composition, Ensemble, Merged, Stored
-from mergekit_bert.composing.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
 from mergekit_bert.encoder.folder import RECORD, read_folder
 from mergekit_bert.errors import ModelFileError
 from mergekit_bert.files import file_fingerprint
+from mergekit_bert.formats.peft import is_peft
+from mergekit_bert.formats.record import EnsembleRecord, FolderRecord, MergedRecord, PatchRecord
+from mergekit_bert.models.composition import Composition, Ensemble, Merged, Stored
 from mergekit_bert.schema import validate
 from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 

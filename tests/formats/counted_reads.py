@@ -10,11 +10,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from mergekit_bert.composing.checkpoint import read_checkpoint
-from mergekit_bert.composing.dense import write_dense
 from mergekit_bert.composing.merging import merge
 from mergekit_bert.composing.recipe import Recipe
 from mergekit_bert.encoder.stored import StoredEncoder
+from mergekit_bert.formats.checkpoint import read_checkpoint
+from mergekit_bert.formats.dense import write_dense
 from mergekit_bert.tensorfile import StoredTensors
 
 living: list[weakref.ref[Any]] = []

@@ -17,12 +17,12 @@ import mergekit_bert as mb
 from mergekit_bert.adapters import patched
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import fold
-from mergekit_bert.composing.file import read_model, write_model
-from mergekit_bert.composing.prediction import Predictor, predict_table, predictions, the_task
 from mergekit_bert.data import batches
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
+from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.models.prediction import Predictor, predict_table, predictions, the_task
 from tests.adapters.helpers import random_adapter
 from tests.composing.helpers import merge, trio
 from tests.tiny import DISTINCT, WORDS, tiny_rows

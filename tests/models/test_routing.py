@@ -14,11 +14,11 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach_routed
 from mergekit_bert.adapters.delta import Dense
-from mergekit_bert.composing.prediction import Predictor
-from mergekit_bert.composing.routing import Mixture
 from mergekit_bert.data.batches import tokenise
 from mergekit_bert.encoder import packing
 from mergekit_bert.errors import CompositionError, DataError, EncoderError
+from mergekit_bert.models.prediction import Predictor
+from mergekit_bert.models.routing import Mixture
 from tests.adapters.helpers import random_adapter, renamed
 from tests.composing.helpers import merge, trio
 from tests.tiny import tiny_rows

@@ -1,17 +1,48 @@
 """A budget of bytes: how many directions a merged file may hold at every site, and what all inputs take as they are."""
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit_bert.composing.composition import Ensemble
-from mergekit_bert.composing.file import write_model
 from mergekit_bert.composing.merge_input import MergeInput
+from mergekit_bert.composing.recipe import ENSEMBLE, Recipe
 from mergekit_bert.errors import CompositionError
+from mergekit_bert.formats.file import write_model
+from mergekit_bert.models.composition import Ensemble
 
+_LARGEST_SIZE = 1e9
 _RECORD, _RECORD_OF_A_SITE = 2**16, 2**8
 """Bytes left for what a file says beside its tensors."""
+
+
+def within_size(
+    recipe: Recipe, merge_inputs: Sequence[MergeInput], size: float, merged: bool = False
+) -> tuple[Recipe, str]:
+    """``recipe`` for a file of at most ``size`` MiB, and the reason if it is then an ensemble ("" otherwise).
+
+    It is the ensemble if that fits and no option is set that only a merge supports (``merged``: none beside the recipe
+    either), otherwise the largest rank that fits. Raises CompositionError if ``size`` is invalid, conflicts with other
+    options or is too small.
+    """
+    if not 0 < size <= _LARGEST_SIZE:
+        expected = f"a positive number of MiB up to {_LARGEST_SIZE:g}"
+        raise CompositionError("`size`", f"{size}", expected, "correct it")
+    for name, value in (("`rank`", recipe.rank), ("`private`", recipe.private)):
+        refuse_beside_size(name, value)
+    refuse_beside_size(f"`method={ENSEMBLE}`", recipe.method == ENSEMBLE)
+    customized = recipe.method or recipe.weights or recipe.layers or recipe.options or recipe.space != "full"
+    if not (customized or merged) and ensemble_size(merge_inputs) <= size:
+        reason = "all inputs fit into `size` unmerged, which loses nothing; set `rank` for one merged model instead"
+        return dataclasses.replace(recipe, method=ENSEMBLE), reason
+    return dataclasses.replace(recipe, rank=rank_within(merge_inputs, size)), ""
+
+
+def refuse_beside_size(name: str, value: object) -> None:
+    """Raise CompositionError if an option that determines the size itself is set."""
+    if value:
+        raise CompositionError("`size`", f"{name} as well", "one of the two", f"drop {name} or `size`")
 
 
 def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:

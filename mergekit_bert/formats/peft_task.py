@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from mergekit_bert.adapters.peft import PREFIX, PeftFolder
 from mergekit_bert.data.kind import HubFields, numbered
 from mergekit_bert.data.task import TASKS, Task, task_from_hub
 from mergekit_bert.encoder.classifier import head_shapes
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.formats.peft import PREFIX, PeftFolder
 
 
 def task_of(folder: PeftFolder, encoder: Encoder) -> Task | None:
