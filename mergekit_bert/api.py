@@ -26,8 +26,7 @@ from mergekit_bert.composing.calibration import read_steps
 from mergekit_bert.composing.merge_input import MergeInput, check_together, inputs_of
 from mergekit_bert.composing.merging import change, reads_rows
 from mergekit_bert.composing.method import METHODS
-from mergekit_bert.composing.recipe import Recipe, changed, rows_for
-from mergekit_bert.composing.source import made_by
+from mergekit_bert.composing.recipe import Recipe, changed
 from mergekit_bert.data.given import Tables, given_data, texts_of
 from mergekit_bert.data.kind import Prediction
 from mergekit_bert.data.source import is_synthetic, load_rows
@@ -37,35 +36,24 @@ from mergekit_bert.encoder.load import Encoder, load_encoder
 from mergekit_bert.encoder.places import MINILM
 from mergekit_bert.encoder.stored import open_encoder
 from mergekit_bert.errors import ArgumentError, CompositionError, OutputError
-from mergekit_bert.evaluation.comparison import command_for
+from mergekit_bert.evaluation.compare import compare_recipes
 from mergekit_bert.evaluation.doctor import Diagnosis, measure_pairs
-from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model, reference_folders
+from mergekit_bert.evaluation.evaluate import Evaluation, evaluate_model
 from mergekit_bert.evaluation.held_out import DEV
 from mergekit_bert.evaluation.invariants import check_invariants
-from mergekit_bert.evaluation.merge_results import recipes_for, run_recipe
+from mergekit_bert.evaluation.merge_results import recipes_for
 from mergekit_bert.evaluation.method_comparison import (
-    RESULTS,
     MethodComparison,
-    comparison_fingerprint,
-    comparison_rows,
-    full_finetuning_scores,
-    refuse_other_results,
-    to_json,
-    with_earlier_results,
 )
-from mergekit_bert.evaluation.pictures import write_picture
-from mergekit_bert.evaluation.records import find_records
 from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
-from mergekit_bert.evaluation.tables import as_markdown, method_table, scored_rows
-from mergekit_bert.files import SUFFIX, remove, write_atomic, write_json
+from mergekit_bert.files import SUFFIX, remove
 from mergekit_bert.formats.dense import write_dense
 from mergekit_bert.formats.file import read_model, write_model
 from mergekit_bert.formats.format import FORMATS, open_model
 from mergekit_bert.formats.inputs import read_inputs
 from mergekit_bert.models.composition import Ensemble, Merged, Stored, as_composition, as_merged
 from mergekit_bert.models.prediction import Predictor, the_task
-from mergekit_bert.outputs import Output, claimed, held, written
-from mergekit_bert.progress import progress_bar
+from mergekit_bert.outputs import Output, claimed, written
 from mergekit_bert.registry import unknown
 from mergekit_bert.request import CALIBRATE_ROWS, SEARCH_ROWS, MergeRequest, calibrated, check_count
 from mergekit_bert.training import manifest, run
@@ -542,57 +530,19 @@ def compare(
             sources.unlabelled(name)
     elif texts:
         raise CompositionError("`texts`", "no merge here takes anything from rows", "a method that does", "drop it")
-    encoder = _later(base, merge_inputs)()
-    comparison = comparison_fingerprint(merge_inputs, encoder, sources.tasks)
-    calibration = sources.calibration(steps, calibrate_rows)
-    results = []
-    with _kept(out) as folder:
-        refuse_other_results(folder, comparison, force)
-        with progress_bar("compare", len(recipes), progress) as bar:
-            for number, recipe in enumerate(recipes):
-                bar(number, recipe.method)
-                given = sources.context(rows or rows_for(recipe), encoder, progress)
-                results += run_recipe(recipe, merge_inputs, encoder, sources.tasks, given, folder, calibration)
-        merges = comparison_rows(with_earlier_results(results, folder, comparison, sources.tasks), sources.tasks)
-        records = find_records([*reference_folders(folder / RESULTS[0]), *_beside([*inputs, *references])])
-        figures = full_finetuning_scores(records, encoder.fingerprint, sources.tasks)
-        full = figures if "overall" in figures else None
-        absent = [name for name in sources.tasks if name not in figures and sources.whole]
-        missing = [command_for("full", name, merge_inputs[0].base.name, data) for name in absent]
-        refused = {result.name: result.refused for result in results if result.refused}
-        counts = {name: len(scored) for name, (_, scored) in sources.tasks.items()}
-        compared = MethodComparison(merges, full, refused, on, counts, missing)
-        if out is not None:
-            _write_comparison(folder, compared, comparison, force)
-    return compared
-
-
-@contextlib.contextmanager
-def _kept(out: str | Path | None) -> Iterator[Path]:
-    """The folder ``out``, held; or one that goes."""
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="mbert-") as folder:
-            yield Path(folder)
-    else:
-        with held(Path(out)):
-            yield Path(out)
-
-
-def _write_comparison(folder: Path, compared: MethodComparison, comparison: str, force: bool) -> None:
-    """Write the results; those of an earlier call may go, not what has been put there since this one began."""
-    refuse_other_results(folder, comparison, force)
-    with written(*(Output(folder / name, (folder / name).exists()) for name in RESULTS)) as (table, markdown, picture):
-        write_json(table, {**to_json(compared), "comparison": comparison, "made_by": made_by()})
-        text = as_markdown(method_table(compared.merges, compared.full))
-        write_atomic(markdown, f"{scored_rows(compared)}\n\n{text}".encode())
-        write_picture(compared.plot(), picture)
-
-
-def _beside(inputs: Sequence[AnyInput]) -> list[Path]:
-    """Where the records of the references may lie: around the inputs' files, as of eval, and around their folders."""
-    files = [Path(one) for one in inputs if isinstance(one, str | Path)]
-    around = [place for path in files for place in (path, path.parent)]
-    return list(dict.fromkeys(folder for place in around for folder in reference_folders(place)))
+    return compare_recipes(
+        recipes,
+        merge_inputs,
+        sources,
+        encoder=_later(base, merge_inputs)(),
+        calibration=sources.calibration(steps, calibrate_rows),
+        rows=rows,
+        out=Path(out) if out is not None else None,
+        beside=[Path(one) for one in (*inputs, *references) if isinstance(one, str | Path)],
+        data=data,
+        force=force,
+        show=progress,
+    )
 
 
 @checked

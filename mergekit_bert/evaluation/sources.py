@@ -90,12 +90,14 @@ class Sources:
     """The rows of a comparison.
 
     ``tasks`` has the rows to score on, ``labelled`` those to refit heads on, ``unlabelled`` all rows that methods may
-    use. ``whole`` is whether all dev rows are scored, as they are when a single model is evaluated.
+    use. ``on`` says which rows are scored, and ``whole`` whether they are all dev rows, as when a single model is
+    evaluated.
     """
 
     tasks: Mapping[str, tuple[Task, Rows]]
     labelled: Mapping[str, Rows]
     unlabelled: Callable[[str], Rows]
+    on: str
     whole: bool
 
     def context(self, count: int, encoder: Encoder, show: bool) -> MergeContext:
@@ -156,6 +158,7 @@ def find_sources(
         {name: (task, scored[name]) for name, task in tasks.items()},
         {name: selection.rows for name, selection in labelled.items()},
         unlabelled,
+        on,
         whole,
     )
 

@@ -125,15 +125,15 @@ def test_what_appears_in_the_meantime_stays_and_the_work_is_not_lost(
 
 
 def test_a_comparison_does_not_replace_what_has_appeared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergekit_bert import api
+    from mergekit_bert.evaluation import compare
 
-    really = api.comparison_rows
+    really = compare.comparison_rows
 
     def comparison_rows(*given: object) -> object:
         (home / "x/table.md").write_text("theirs")
         return really(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api, "comparison_rows", comparison_rows)
+    monkeypatch.setattr(compare, "comparison_rows", comparison_rows)
     done = mbert(*COMMANDS["compare"][0], here=home)
     assert (done.code, "x/table.md: results for other inputs or rows" in done.err) == (1, True), done.err
     assert (home / "x/table.md").read_text() == "theirs"

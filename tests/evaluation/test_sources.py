@@ -85,7 +85,7 @@ def test_held_out_rows_are_those_that_training_held_out(
             seen[name], read[name] = rows, given.rows(name)
         return run_recipe(recipe, merge_inputs, encoder, tasks, given, *rest)
 
-    monkeypatch.setattr(api, "run_recipe", look)
+    monkeypatch.setattr("mergekit_bert.evaluation.compare.run_recipe", look)
     found = api.compare(inputs, ["ties", "regmean"], ["full"], data, on="held-out", out=tmp_path / "c", base=bert)
     assert found.rows == {"sst": 28, "sts": 28}
     for (kept, own), name in zip(held, ("sst", "sts"), strict=True):
