@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import InstanceOf
 
 from mergekit_bert.adapters.adapter import Adapter
@@ -447,6 +449,19 @@ def predict(
     rows, single = texts_of("`texts`", texts, found)
     answers = answering.predict(found.name, rows.texts)
     return answers[0] if single else answers
+
+
+@checked
+def embed(
+    model: Answering, texts: Any, task: str | None = None, *, base: Base | None = None
+) -> Float[np.ndarray, "texts width"]:
+    """A vector for each text by ``model``: the mean of its last states, as the head of ``task`` reads it.
+
+    For tasks whose head reads each text by itself (``matching``, ``cosine``; ``mean`` on one text): texts that such a
+    task calls similar have a large cosine. ``task`` may be left out where the model answers one alone.
+    """
+    answering = predictor(model, base=base)
+    return answering.embed(the_task(answering.model, task).name, texts)
 
 
 @checked

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import mergekit_bert as mb
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mergekit_bert import Adapter, Encoder, Evaluation, Prediction, Predictor
 
 _PREDICTORS = "_predictors"
@@ -31,6 +33,12 @@ class ModelMethods:
     ) -> "Prediction | list[Prediction]":
         """See :func:`mergekit_bert.predict`."""
         return mb.predict(self.predictor(base=base), texts, task)
+
+    def embed(
+        self, texts: Any, task: str | None = None, *, base: "str | Path | Encoder | None" = None
+    ) -> "np.ndarray[Any, Any]":
+        """See :func:`mergekit_bert.embed`."""
+        return mb.embed(self.predictor(base=base), texts, task)
 
     def evaluate(self, data: Any = None, *, base: "str | Path | Encoder | None" = None, **options: Any) -> "Evaluation":
         """See :func:`mergekit_bert.evaluate`; nothing is written."""

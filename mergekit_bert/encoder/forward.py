@@ -43,6 +43,17 @@ def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
     return outputs
 
 
+def embed_rows(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "sequences width"]:
+    """The mean of the last states of every sequence, row by row: what a head that reads all tokens makes outputs of."""
+    vectors: dict[int, np.ndarray] = {}
+    with torch.inference_mode():
+        for batch in tokens.in_order():
+            means = encode(model.encoder, batch, every_token=True)["last_hidden_state"][:, 0]
+            parts = np.split(means.float().cpu().numpy(), np.cumsum(batch.counts)[:-1])
+            vectors.update(zip(batch.index, parts, strict=True))
+    return np.concatenate([vectors[row] for row in range(len(tokens))])
+
+
 def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows out"]:
     """Outputs of every row as transformers computes them, padded: what packed ones are checked against."""
     device, batch = next(model.parameters()).device, tokens.batch(list(range(len(tokens))))

@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mergekit_bert.data.batches import Tokens, join
 from mergekit_bert.data.kind import Prediction, kind_of
@@ -19,7 +19,7 @@ from mergekit_bert.data.readers import tsv_text
 from mergekit_bert.data.rows import Rows, given_rows, items
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.forward import forward_rows, scaled
+from mergekit_bert.encoder.forward import embed_rows, forward_rows, scaled
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.encoder.ready import Ready
 from mergekit_bert.errors import CompositionError, DataError, MbertWarning, ModelFileError
@@ -59,6 +59,35 @@ class Predictor:
         found = self._task("task", task)
         rows = given_rows("texts", texts)
         return predictions(found, self.outputs(task, rows), self.where) if len(rows) else []
+
+    def embed(self, task: str, texts: Iterable[object]) -> Float[np.ndarray, "texts width"]:
+        """A vector for each of ``texts``: the mean of the last states, which the head of ``task`` reads of a text.
+
+        Raises CompositionError where the head does not read each text by itself as such a mean, DataError naming the
+        row for what is no text, ModelFileError if a vector is not finite.
+        """
+        found = self._task("task", task)
+        ready, size = self._prepare(found), len(found.text)
+        if not ready.model.every_token or ready.model.sequences != size:
+            raise CompositionError(
+                f"task {found.name!r} of {self.where}",
+                "a head that reads no mean of each text by itself",
+                "the head matching, cosine or, for one text, mean",
+                "train with another `head`, or use `predict`",
+            )
+        rows = given_rows("texts", texts)
+        for number, row in enumerate(rows.texts, start=1):
+            if len(row) != 1:
+                raise DataError(f"texts, row {number}", f"{len(row)} texts", "one text a row", "give them one by one")
+        if not len(rows):
+            raise DataError("texts", "no texts", "at least one", "give some")
+        single = [text for (text,) in rows.texts]
+        single += single[-1:] * (-len(single) % size)
+        grouped = Rows(tuple(zip(*(single[place::size] for place in range(size)), strict=True)), None, rows.where)
+        vectors = embed_rows(ready.model, _noting(found, ready.tokens(grouped), ready.max_length))[: len(rows)]
+        if not np.isfinite(vectors).all():
+            raise _not_finite(self.where, found, ~np.isfinite(vectors).all(1))
+        return vectors
 
     def mixed(self, requests: Iterable[tuple[str, str | Iterable[str]]]) -> list[Prediction]:
         """Answers for requests (task, text or pair of texts) in their order, the rows of all tasks together.
@@ -162,13 +191,17 @@ def predictions(task: Task, outputs: Float[np.ndarray, "rows out"], where: str =
     """Outputs as answers; raises ModelFileError if one is not finite. ``where`` is what the message calls the model."""
     finite = np.isfinite(outputs).all(1)
     if not finite.all():
-        raise ModelFileError(
-            f"{where}, task {task.name!r}",
-            f"outputs that are not finite for {(~finite).sum()} of {len(outputs)} rows",
-            "finite numbers",
-            "check its tensors with `mbert inspect`, and train or merge it again",
-        )
+        raise _not_finite(where, task, ~finite)
     return kind_of(task).decode(task, outputs)
+
+
+def _not_finite(where: str, task: Task, rows: Bool[np.ndarray, "rows"]) -> ModelFileError:
+    return ModelFileError(
+        f"{where}, task {task.name!r}",
+        f"outputs that are not finite for {rows.sum()} of {len(rows)} rows",
+        "finite numbers",
+        "check its tensors with `mbert inspect`, and train or merge it again",
+    )
 
 
 def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
