@@ -1,8 +1,7 @@
 """The Python interface: everything the command line does, as short calls. ``import mergekit_bert as mb``.
 
-Calls take what practitioners hold: lists of rows, a dict of columns, tables of pandas and datasets, Rows, paths. They
-return objects, and write files only if you name one. Wrong arguments end in an
-:class:`~mergekit_bert.errors.MbertError` of one line.
+Calls accept lists of rows, a dict of columns, tables of pandas and datasets, Rows and paths. They return objects, and
+write files only if you name one. A wrong argument raises an :class:`~mergekit_bert.errors.MbertError` of one line.
 """
 
 import contextlib
@@ -79,7 +78,7 @@ def _encoder(base: Base) -> Encoder:
 
 
 def _later(base: Base | None, models: Sequence[MergeInput]) -> Callable[[], Encoder]:
-    """The encoder ``base``, or that of ``models``, loaded when it is first asked for."""
+    """The encoder ``base``, or that of ``models``, loaded when it is first called."""
     return functools.cache(lambda: encoder_of("the first input", models[0].base, base))
 
 
@@ -88,39 +87,40 @@ def _named(base: Base | None) -> str | Encoder | None:
 
 
 def _file(path: str | Path) -> Path:
-    """``path`` as the name of a model file; raises OutputError for another suffix, which would hide its kind."""
+    """``path`` as the name of a model file; raises OutputError for another suffix, which would hide its format."""
     if Path(path).suffix != SUFFIX:
-        raise OutputError(str(path), "no name of a model file", f"a name that ends in {SUFFIX}", "correct `out`")
+        found = f"the suffix {Path(path).suffix!r}" if Path(path).suffix else "no suffix"
+        raise OutputError(str(path), found, f"a file name that ends in {SUFFIX}", "correct `out`")
     return Path(path)
 
 
 def _folder(path: str | Path) -> Path:
     if Path(path).suffix == SUFFIX:
-        raise OutputError(str(path), "the name of a file", "a folder for the model", "correct `out`")
+        raise OutputError(str(path), "a file name", "a folder for the model", "correct `out`")
     return Path(path)
 
 
 def default_out(task: Task, kind: str) -> Path:
-    """``adapters/<task>.safetensors``, with the type in the name of a head alone: no merge of a folder takes it."""
+    """``adapters/<task>.safetensors``; the name of a head alone includes its type, and merges of a folder skip it."""
     name = f"{task.name}.{kind}" if FAMILIES.get(kind).head_alone else task.name
     return ADAPTERS / f"{name}{SUFFIX}"
 
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder of this process for runs that are to leave nothing; its ledger keeps their bases apart."""
+    """A temporary folder of this process for runs without ``out``; they share its ledger of basis rows."""
     return tempfile.TemporaryDirectory(prefix="mbert-")
 
 
 @contextlib.contextmanager
 def _place(out: str | Path | None, task: Task, control: manifest.Control) -> Iterator[tuple[Path, manifest.Control]]:
-    """Where a training writes its adapter: ``out``, or a file that goes when the run has ended."""
+    """The file that a run writes: ``out``, or a temporary file that is removed when the run has ended."""
     if out is not None:
         yield _file(out), control
         return
     for name in ("resume", "tensorboard"):
         if getattr(control, name):
-            raise ArgumentError(f"`{name}`", "no place for the run", "`out` beside it", f"give `out`, or drop `{name}`")
+            raise ArgumentError(f"`{name}`", "no `out`", f"`{name}` needs `out`", f"give `out`, or drop `{name}`")
     path = Path(_scratch().name) / f"{task.name}{SUFFIX}"
     try:
         yield path, dataclasses.replace(control, force=True)
@@ -134,11 +134,11 @@ def _check_options(options: Mapping[str, Any], *kinds: type[Options] | type[Trai
     names = list(dict.fromkeys(one.name for kind in kinds for one in dataclasses.fields(kind)))
     for name in options:
         if name not in names:
-            raise unknown("option of a training", name, names)
+            raise unknown("training option", name, names)
 
 
 def _split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of the loop, and the rest."""
+    """Options of :class:`TrainConfig`, and the rest."""
     loop = {one.name: options[one.name] for one in dataclasses.fields(TrainConfig) if one.name in options}
     return loop, {name: value for name, value in options.items() if name not in loop}
 
@@ -165,11 +165,11 @@ def train_adapter(
 
     ``data`` are the labelled rows: a table, a folder that holds ``<task>/train.tsv``, or ``"sample"``. ``type`` is the
     adapter's family, or a sum of families (``"lora+bitfit"``). ``options`` are those of the family (for LoRA the fields
-    of ``AdapterConfig``) and of ``TrainConfig``, by name (``rank=8, epochs=2``); both may also be given whole as
-    ``adapter`` and ``train``. ``with_stats`` names statistics (``gram``, ``fisher``) to put into the adapter, so that
-    merges need no rows. ``avoid`` are other tasks' adapters or their files, for ``basis="avoid"``. Adapters that are
-    trained without ``out`` share the orthogonal basis of this process; those with it, that of their folder.
-    Raises a :class:`~mergekit_bert.errors.MbertError` for whatever the caller can fix.
+    of ``AdapterConfig``) and of ``TrainConfig``, by name (``rank=8, epochs=2``); complete records of them may be passed
+    as ``adapter`` and ``train``. ``with_stats`` names statistics (``gram``, ``fisher``) to store in the adapter, so
+    that merges need no rows. ``avoid`` are other tasks' adapters or their files, for ``basis="avoid"``. Adapters
+    trained without ``out`` share one orthogonal basis per process, those with ``out`` one per folder.
+    Raises an :class:`~mergekit_bert.errors.MbertError` for invalid arguments or data.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
@@ -197,15 +197,15 @@ def finetune(
     progress: bool = False,
     **options: Any,
 ) -> FullModel:
-    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out``, where the model lives.
+    """Fine-tune the whole encoder for ``task`` and write a plain Hugging Face folder to ``out``, which is required.
 
-    ``data`` and ``options`` (of ``TrainConfig`` alone) are as in :func:`train_adapter`.
+    ``data`` is as in :func:`train_adapter`; ``options`` are those of ``TrainConfig``.
     """
     found = get_task(task)
     control = manifest.Control(resume, force, tensorboard, progress)
     _check_options(options, TrainConfig)
     if out is None:
-        raise ArgumentError("`out` of finetune", "nothing", "a folder: a whole model is read from there", "name one")
+        raise ArgumentError("`out` of finetune", "nothing", "a folder for the whole model", "name one")
     path, config = _folder(out), dataclasses.replace(train or TrainConfig(), **options)
     rows = load_rows(found, "train", given_data("data", data, [found], "train"))
     return run.finetune(_encoder(base), found, rows, path, config, control)
@@ -236,8 +236,8 @@ def export(
 ) -> list[Path]:
     """Write one plain Hugging Face folder per task (or of ``tasks`` alone), ``folder/<task>/``; returns the folders.
 
-    ``stream`` reads the base from its folder a tensor at a time instead of loading it; the outputs are then not
-    compared.
+    ``stream`` reads the base from its folder one tensor at a time instead of loading it; the outputs of the exported
+    model are then not compared with those of ``model``.
     """
     encoder = encoder_of("model", model.base, base, open_encoder if stream else load_encoder)
     return write_dense(Path(folder), model, encoder, force, tasks)
@@ -256,8 +256,8 @@ def convert(
     """Write the model at ``path``, an mbert file or a PEFT adapter folder, in another format; returns the paths.
 
     ``to`` is ``"peft"`` (``out`` is the folder of an adapter; of other models, ``out/<task>/``), ``"mbert"`` (``out``
-    is a file) or ``"hf"`` (plain Hugging Face folders ``out/<task>/``). ``base`` and ``task`` are for a PEFT folder
-    that does not say them.
+    is a file) or ``"hf"`` (plain Hugging Face folders ``out/<task>/``). ``base`` and ``task`` are needed for a PEFT
+    folder that does not record them.
     """
     if to not in FORMATS:
         raise unknown("format", to, list(FORMATS))
@@ -293,19 +293,19 @@ def merge(
     progress: bool = False,
     **more: Any,
 ) -> Merged | Ensemble:
-    """Compose adapters, merged models or their files by a merge method, or by ``"ensemble"``; ``""``: as recommended.
+    """Compose adapters, merged models or their files by ``method``: a merge method, or ``"ensemble"``.
 
-    Options of the method are given by name, ``merge(inputs, "ties", density=0.5)``, or as the mapping ``options``,
-    which is the way for those that a parameter has the name of (``rank`` of ctm, ``layers`` of distill).
-    ``weights`` are by task name; see :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A recipe may also be
-    given whole in place of the method; what is given besides comes first. ``data`` is for methods that need rows:
-    ``rows`` of ``train`` for each task (None: the method's own number), without labels, from a folder or from tables by
-    task, ``{"sst": ["a text", …]}``; ``"synthetic"``: generated texts, for when there are none.
-    ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
-    a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
-    fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
-    ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
-    ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
+    With ``method=""`` the recommended method is used. Options of the method are given by name,
+    ``merge(inputs, "ties", density=0.5)``, or in the mapping ``options``, needed for options whose name is also a
+    parameter of ``merge`` (``rank`` of ctm, ``layers`` of distill). ``weights`` are by task name; see
+    :class:`~mergekit_bert.composing.recipe.Recipe` for the rest. A ``Recipe`` may be passed as ``method``; other
+    arguments override the recipe. ``data`` is for methods that need unlabelled rows: ``rows`` of ``train`` for each
+    task (None: the method's default), from a folder or from tables by task, ``{"sst": ["a text", …]}``, or
+    ``"synthetic"`` for generated texts. ``texts`` replace the rows of some tasks: lists of texts, or plain text files,
+    one row per line, two texts separated by a tab. ``size`` is the maximum size of the file in MiB: the largest rank
+    that fits is used. ``keep_inputs`` stores the adapters in the model too, so that inputs can be added and removed
+    later. ``folder`` is where a method that learns keeps its checkpoints: repeating the call resumes from there.
+    ``lazy`` merges each site on demand without keeping it in memory, for :func:`export` of whole checkpoints.
     """
     named = Recipe(method) if isinstance(method, str) else method
     of_method = {**(options or {}), **more}
@@ -325,7 +325,7 @@ def merge(
 
 
 def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[MergeInput]:
-    """What models, and those at paths, give to a merge, adapters on the base that they need."""
+    """Models and paths as merge inputs, on their base where they need it."""
     found: list[MergeInput] = []
     load = functools.cache(load_encoder)
     for one in inputs:
@@ -340,7 +340,7 @@ def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[MergeInput]
 def changed_inputs(
     files: Sequence[Location], add: Sequence[AnyInput], remove: Sequence[str], base: Base | None = None
 ) -> tuple[list[MergeInput], Recipe]:
-    """The inputs of one merged file that kept them, with others added and some removed, and its recipe."""
+    """The inputs stored in one merged file, with others added and some removed, and the file's recipe."""
     if len(files) != 1:
         raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
     where = str(files[0])
@@ -372,13 +372,13 @@ def search(
     keep_inputs: bool = False,
     progress: bool = False,
 ) -> Merged:
-    """The merge of ``inputs`` that scores best overall, of at most ``evaluations``, on rows held out from ``train``.
+    """Search for the merge of ``inputs`` with the best overall score, among at most ``evaluations`` merges.
 
-    ``method`` is as in :func:`merge`, but the recommended one does not learn by itself. ``over`` names what is
-    searched: ``weights``, ``layers`` (a factor for each third of them) and ``options`` of the method. ``held_out`` is
-    the most rows of a task to score on, whose labels are read. ``texts`` and ``rows`` are as in :func:`merge`, for
-    methods that need unlabelled rows. With ``out``, the name of the file to come, finished evaluations are kept beside
-    it.
+    Merges are scored on labelled rows held out from ``train``, at most ``held_out`` per task. ``method`` is as in
+    :func:`merge`, but the recommended method is then one that does not learn. ``over`` names what is searched:
+    ``weights``, ``layers`` (a factor for each third of the layers) and ``options`` of the method. ``texts`` and
+    ``rows`` are as in :func:`merge`, for methods that need unlabelled rows. ``out``: output path; finished evaluations
+    are cached beside it.
     """
     for name, count in (("evaluations", evaluations), ("held_out", held_out)):
         check_count(name, count)
@@ -410,12 +410,12 @@ def calibrate(
     base: Base | None = None,
     progress: bool = False,
 ) -> Merged:
-    """A merged model put right on ``rows`` of each task's ``train``.
+    """Calibrate a merged model on ``rows`` training rows of each task.
 
-    ``heads`` refits every task's head to the merged features and reads labels, of rows that the adapters' training
-    held out where there are enough, and no search has read; ``scales`` scales the merged Delta of
-    each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
-    which may be ``texts`` or synthetic as in :func:`merge`.
+    The step ``heads`` refits every task's head to the merged features on labelled rows: if there are enough, rows that
+    the adapters' training held out and no search has read. The step ``scales`` scales the merged Delta of each site so
+    that it changes outputs as much as the Deltas of ``inputs`` (default: the inputs stored in the model) do on their
+    own rows, which may be ``texts`` or synthetic as in :func:`merge`.
     """
     taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
     found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
@@ -427,7 +427,7 @@ def calibrate(
 
 @checked
 def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
-    """A predictor for ``model`` or its file: ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
+    """A predictor for ``model`` or its file, ``predictor(…).predict("sts", [("a", "b")])``; safe to share by threads."""
     if isinstance(model, Predictor):
         return model
     found = load(model) if isinstance(model, str | Path) else model
@@ -439,10 +439,10 @@ def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
 def predict(
     model: Answering, texts: Any, task: str | None = None, *, base: Base | None = None
 ) -> Prediction | list[Prediction]:
-    """Answers of ``model`` for ``texts``; ``task`` may be left out where it answers one alone.
+    """Predictions of ``model`` for ``texts``; ``task`` may be omitted if the model has one task.
 
-    One text (for a task of two texts, a tuple of two) gives one answer; a list of them, a dict of columns, a table of
-    pandas or datasets, Rows or the path of a file gives a list. Raises DataError naming the row for anything else.
+    One text (for a task of two texts, a tuple of two) gives one prediction; a list of them, a dict of columns, a table
+    of pandas or datasets, Rows or the path of a file gives a list. Raises DataError naming the row for anything else.
     """
     answering = predictor(model, base=base)
     found = the_task(answering.model, task)
@@ -455,10 +455,10 @@ def predict(
 def embed(
     model: Answering, texts: Any, task: str | None = None, *, base: Base | None = None
 ) -> Float[np.ndarray, "texts width"]:
-    """A vector for each text by ``model``: the mean of its last states, as the head of ``task`` reads it.
+    """A vector for each text: the mean of the last hidden states, which the head of ``task`` takes as input.
 
-    For tasks whose head reads each text by itself (``matching``, ``cosine``; ``mean`` on one text): texts that such a
-    task calls similar have a large cosine. ``task`` may be left out where the model answers one alone.
+    Available for tasks whose head encodes each text separately (``matching``, ``cosine``; ``mean`` on one text): texts
+    that such a task rates as similar have a high cosine. ``task`` may be omitted if the model has one task.
     """
     answering = predictor(model, base=base)
     return answering.embed(the_task(answering.model, task).name, texts)
@@ -474,13 +474,13 @@ def evaluate(
     predictions: Location | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Score ``model`` on labelled rows of every task it answers.
+    """Score ``model`` on labelled rows of each of its tasks, or of ``tasks``.
 
-    ``data`` has them by task, ``{"sst": table}`` (of a model of one task, the table alone); of a folder that holds
-    ``<task>/dev.tsv``, all or those of ``tasks``.
-    Given a file, the figures are recorded beside it, and its adapters, the linear probe and full fine-tuning are
-    looked up among the results recorded around it. ``predictions`` is a folder for the predictions. ``tasks`` are
-    names, or YAML files and Tasks where these say where the rows are; a model file does not.
+    ``data`` are tables by task, ``{"sst": table}`` (for a model of one task, the table itself), or a folder that holds
+    ``<task>/dev.tsv``. If ``model`` is a path, the scores are recorded beside it, and those of its adapters, the linear
+    probe and full fine-tuning are looked up among the recorded scores there. ``predictions`` is a folder to write the
+    predictions to. ``tasks`` are names, or Tasks and YAML files that define where the rows are, which a model file does
+    not record.
     """
     given = {str(one): get_task(one) for one in tasks if isinstance(one, Task) or Path(one).suffix in YAML}
     named = {task.name: task for task in given.values()}
@@ -523,15 +523,15 @@ def compare(
 ) -> MethodComparison:
     """Merge ``inputs`` by every method (or those named) in every space, and score each merge on rows of all tasks.
 
-    ``on`` says on which: ``"dev"``, or ``"held-out"``, what the adapters' training held out of ``train``, so that a
-    choice by this table leaves dev untouched; ``limit`` is the most of a task. ``data`` is a folder, or tables by task:
-    those to score on, or both splits, ``{"sst": {"train": …, "dev": …}}``. ``texts`` and ``rows`` are as in
-    :func:`merge`, for methods that need unlabelled rows: none that are scored on. ``calibrate`` names steps as in
-    :func:`calibrate`; every merge then has a second row, after them, on ``calibrate_rows`` of each task. With ``out``,
-    a folder, finished results are kept there and never computed twice; ``table.md``, ``table.json`` and ``picture.png``
-    are written there, with the rows of earlier calls; a table for other inputs or rows is overwritten only with
-    ``force``. ``references`` are more files beside which the scores of full fine-tuning may be recorded. Raises a
-    :class:`~mergekit_bert.errors.MbertError` before any long work.
+    ``on``: rows to score on, ``"dev"``, or ``"held-out"`` for the part of ``train`` that the adapters' training held
+    out, so that a method can be chosen without using dev. ``limit``: maximum rows per task. ``data`` is a folder, or
+    tables by task: of the rows to score on, or of both splits, ``{"sst": {"train": …, "dev": …}}``. ``texts`` and
+    ``rows`` are as in :func:`merge`, for methods that need unlabelled rows; rows that are scored on are never used for
+    that. ``calibrate`` names steps as in :func:`calibrate`, done on ``calibrate_rows`` of each task: every merge then
+    has a second row with its calibrated result. ``out`` is a folder in which finished results are cached, and
+    ``table.md``, ``table.json`` and ``picture.png`` are written, with the rows of earlier calls; a table for other
+    inputs or rows is overwritten only with ``force``. ``references`` are further files beside which scores of full
+    fine-tuning may be recorded. Raises an :class:`~mergekit_bert.errors.MbertError` before any long work.
     """
     for name, count in (("rows", rows), ("limit", limit), ("calibrate_rows", calibrate_rows)):
         check_count(name, count)
@@ -573,12 +573,13 @@ def doctor(
     folder: Location | None = None,
     progress: bool = False,
 ) -> Diagnosis:
-    """Whether every merge method (or ``methods``) keeps its invariants on ``inputs``, and how well these get along.
+    """Check the invariants of the merge methods on ``inputs`` and predict how much each task would lose.
 
-    ``data`` adds how far each disturbs the others' tasks, on ``rows`` of each task's ``train`` (labels are never
-    read; ``"synthetic"`` rows will do), ``texts`` the same on plain text files, as in :func:`merge`. ``every_site``
-    tries the merges at every site instead of one of each kind. ``folder`` is where the ledger of their basis lies:
-    beside the first file, unless given.
+    ``methods`` limits the check to some methods. The loss is predicted on ``rows`` unlabelled rows of each task's
+    ``train`` in ``data`` (``"synthetic"`` measures interference, but gives no verdict), or on ``texts`` as in
+    :func:`merge`; without rows, only the Deltas are compared. ``every_site`` checks the invariants at every site
+    instead of one site of each shape. ``folder`` contains the ledger of the inputs' basis (default: the folder of the
+    first file).
     """
     names = [
         METHODS.get(name).name for name in methods or METHODS.names()
