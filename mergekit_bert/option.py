@@ -1,4 +1,4 @@
-"""Options of a config record, each explained once: where it stands. The command line makes its flags from them."""
+"""Options of a config record, each documented where it is defined. The command line makes its flags from them."""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -13,16 +13,16 @@ def option(
     high: int | float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with the help text of its flag; ``shown`` stands for a default that is worked out later.
+    """A dataclass field with the help text of its flag; ``shown`` describes a default that is computed later.
 
-    ``low``, ``high`` (both allowed values themselves) and ``choices`` say what it may be, for :func:`told_range`.
+    ``low`` and ``high`` (inclusive) and ``choices`` limit its values, see :func:`allowed_values`.
     """
     metadata = {"help": text, "shown": shown, "low": low, "high": high, "choices": tuple(choices)}
     return field(default=default, metadata=metadata)
 
 
-def told_range(metadata: Any, kind: type) -> str:
-    """What an option may be, in words."""
+def allowed_values(metadata: Any, kind: type) -> str:
+    """The allowed values of an option, in words."""
     if metadata["choices"]:
         return f"one of {', '.join(metadata['choices'])}"
     noun = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")

@@ -35,7 +35,7 @@ def command(
         str,
         typer.Option(
             help="Add a calibrated version of every merge, as in `mbert merge`: heads, scales, or scales,heads.",
-            show_default="not",
+            show_default="off",
         ),
     ] = "",
     calibrate_rows: options.CalibrateRows = None,

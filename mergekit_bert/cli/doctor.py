@@ -35,7 +35,7 @@ def command(
         bool, typer.Option("--every-site", help="Check invariants at every site, not at one of each kind.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Also write the matrices as heatmaps, a PNG.", show_default="not")
+        Path | None, typer.Option(help="Also write the matrices as heatmaps, a PNG.", show_default="off")
     ] = None,
     json: options.Json = None,
     force: options.Force = False,
@@ -48,7 +48,7 @@ def command(
     of inputs; its columns are explained below it and in docs/merging.md. The verdict needs real rows (--data or
     --texts), but no labels. It is based on the predicted loss: the share of its score that each task would lose in the
     plain sum of all inputs at 0.5 each, as estimated by its own adapter (up to 5 %: gets along; up to 20 %: is
-    disturbed; more: is moved far). A better method loses less.
+    disturbed; more: strongly affected). A better method loses less.
     """
     from mergekit_bert import api
     from mergekit_bert.errors import CompositionError

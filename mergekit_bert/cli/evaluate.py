@@ -24,7 +24,7 @@ def command(
     ] = None,
     base: options.ModelBase = None,
     json: options.Json = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.", show_default="not")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.", show_default="off")] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(help="Folder for the predictions, one <task>.tsv each.", show_default="<file>.predictions/"),

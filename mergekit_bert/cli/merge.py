@@ -60,7 +60,7 @@ def command(
         Path | None, typer.Option(help="YAML recipe; options on the command line take precedence.", show_default="none")
     ] = None,
     save_recipe: Annotated[
-        Path | None, typer.Option(help="Write all settings as a YAML recipe.", show_default="not")
+        Path | None, typer.Option(help="Write all settings as a YAML recipe.", show_default="off")
     ] = None,
     data: options.MergeData = None,
     texts: options.Texts = None,
@@ -71,7 +71,7 @@ def command(
             help="Search for the best merge with at most this many evaluations.",
             min=1,
             max=options.MOST,
-            show_default="not",
+            show_default="off",
         ),
     ] = None,
     search_over: Annotated[
@@ -93,7 +93,7 @@ def command(
         str,
         typer.Option(
             help="After the merge: heads (refit each task's head), scales (rescale each site), or scales,heads.",
-            show_default="not",
+            show_default="off",
         ),
     ] = "",
     calibrate_rows: options.CalibrateRows = None,
@@ -113,7 +113,7 @@ def command(
     ] = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="Write one plain Hugging Face folder per task, DIR/<task>/.", show_default="not"),
+        typer.Option(help="Write one plain Hugging Face folder per task, DIR/<task>/.", show_default="off"),
     ] = None,
     base: options.ModelBase = None,
     force: options.Force = False,

@@ -17,14 +17,15 @@ def command(
     from rich.table import Table
 
     from mergekit_bert.composing.method import METHODS
+    from mergekit_bert.cli.spelling import in_flags
     from mergekit_bert.composing.reference import COLUMNS, method_page, method_row
     from mergekit_bert.terminal import say_lines, show
 
     if name is not None:
-        say_lines(f"{method_page(METHODS.get(name))}\n")
+        say_lines(f"{method_page(METHODS.get(name), spelled=in_flags)}\n")
         return
     if markdown:
-        say_lines("\n".join(method_page(method) for method in METHODS))
+        say_lines("\n".join(method_page(method, spelled=in_flags) for method in METHODS))
         return
     table = Table(*COLUMNS, show_lines=False)
     for method in METHODS:

@@ -94,7 +94,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files into the run folder.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="not")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.", show_default="off")]
 
 
 def read_texts(given: list[str]) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import generator
-from mergekit_bert.option import told_range
+from mergekit_bert.option import allowed_values
 from mergekit_bert.registry import Registry, unknown
 
 ENSEMBLE = "ensemble"
@@ -26,7 +26,7 @@ NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
     "gram": "Gram matrices of the sites' inputs (trained with `with_stats=gram`, or `data` or `texts`)",
     "fisher": "Fisher information (trained with `with_stats=fisher`, or `data` or `texts`)",
-    "rows": "unlabelled rows of every task (`data` or `texts`), if need be `data=synthetic`",
+    "rows": "unlabelled rows of every task (`data` or `texts`; `data=synthetic` if there are none)",
 }
 """What a method may need, and how to meet it."""
 
@@ -185,7 +185,7 @@ def _number(text: str) -> float | int | str:
 
 def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
     """``value`` as ``kind``, within its range."""
-    expected = told_range(metadata, kind)
+    expected = allowed_values(metadata, kind)
     wrong = CompositionError(where, f"{value!r}", expected, "correct it (`mbert methods` lists all options)")
     if kind is bool:
         known = {"true": True, "false": False}

@@ -41,7 +41,7 @@ TRIAL_WEIGHT = 0.5
 ALL_INPUTS = "in all"
 """Name of the verdict on all inputs together."""
 MATRICES = {
-    "basis": "share of the basis rows that both use, of the smaller number of rows",
+    "basis": "share of the basis rows that both use, relative to the smaller number of rows",
     "inputs": "overlap of the input spaces, weighted by energy: ‖Δi Δjᵀ‖ / √(‖Δi Δiᵀ‖ ‖Δj Δjᵀ‖)",
     "outputs": "overlap of the output spaces, weighted by energy: ‖Δiᵀ Δj‖ / √(‖Δiᵀ Δi‖ ‖Δjᵀ Δj‖)",
     "input_space": "mean cos² of the principal angles of the input spaces: ‖Qi Qjᵀ‖² / min rank, Q with unit rows",
@@ -51,11 +51,14 @@ MATRICES = {
     "signs": "share of the energy in entries where the signs differ, averaged over both adapters (0.5 by chance)",
     "interference": "how far j moves the features of i's rows: ‖f(x; Δi + Δj) − f(x; Δi)‖² / var f(x; Δi)",
     "answers": "the same for the outputs of i's head",
-    PREDICTED_LOSS: f"share of i's score lost in the sum with j at {TRIAL_WEIGHT} each, as estimated by i itself",
+    PREDICTED_LOSS: f"share of i's score lost in the sum with j at {TRIAL_WEIGHT} each, as estimated by i's adapter",
 }
 """What each matrix contains: i is the row, j the column; NaN where the number is undefined."""
 
-_WORDS = ((0.05, "gets along"), (0.2, "is disturbed"), (np.inf, "is moved far"))
+LABELS = {"answers": "output change", PREDICTED_LOSS: "predicted loss"}
+"""Names of matrices in tables and pictures, where these differ from the names in JSON."""
+
+_WORDS = ((0.05, "gets along"), (0.2, "is disturbed"), (np.inf, "strongly affected"))
 """Verdicts by the largest predicted loss to which they apply."""
 UNBALANCED = 2.0
 """Ratio of norms from which a smaller weight for the larger adapter is suggested."""
@@ -113,7 +116,12 @@ class Diagnosis(Result):
 
     def plot(self) -> "Figure":
         """Each matrix as a heatmap."""
-        return pairs_picture(self.report.names, self.report.matrices)
+        return pairs_picture(self.report.names, {label(name): one for name, one in self.report.matrices.items()})
+
+
+def label(name: str) -> str:
+    """What tables and pictures call the matrix ``name``."""
+    return LABELS.get(name, name)
 
 
 def measure_pairs(
@@ -258,7 +266,7 @@ def _signs(merge_inputs: Sequence[MergeInput]) -> Matrix:
 def _measure_on_rows(
     merge_inputs: Sequence[MergeInput], context: MergeContext
 ) -> tuple[dict[str, Matrix], dict[str, float]]:
-    """Interference, answers and predicted loss of every ordered pair; predicted loss of each in the sum of all."""
+    """Interference, output change and predicted loss of every ordered pair; predicted loss in the sum of all."""
     encoder, count = context.encoder(), len(merge_inputs)
     check_base("doctor", merge_inputs[0].base, encoder)
     matrices = {name: np.zeros((count, count)) for name in ("interference", "answers", PREDICTED_LOSS)}

@@ -94,7 +94,7 @@ def merges_picture(marks: Sequence[Mark]) -> "Figure":
     return picture
 
 
-_SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "answers": (0.0, 2.0)}
+_SCALES = {"norms": (0.0, 2.0), "cosine": (-1.0, 1.0), "interference": (0.0, 2.0), "output change": (0.0, 2.0)}
 """Range of the colour scale of a matrix, if it is not 0 to 1."""
 
 

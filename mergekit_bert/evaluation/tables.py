@@ -7,7 +7,7 @@ from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.table import Table
 
 from mergekit_bert.evaluation.comparison import REFERENCES, Comparison, Grid, in_per_cent, retention
-from mergekit_bert.evaluation.doctor import ALL_INPUTS, MATRICES, Report, verdicts
+from mergekit_bert.evaluation.doctor import ALL_INPUTS, MATRICES, Report, label, verdicts
 from mergekit_bert.evaluation.held_out import HELD_OUT
 from mergekit_bert.evaluation.invariants import Invariants
 from mergekit_bert.evaluation.method_comparison import ComparisonRow, MethodComparison
@@ -147,20 +147,20 @@ def invariant_table(invariants: Invariants) -> Table:
 
 def pair_table(report: Report) -> Table:
     """One row per ordered pair, one column for each number."""
-    table = Table("of", "beside", box=SIMPLE_HEAD)
+    table = Table("task", "merged with", box=SIMPLE_HEAD)
     for name in report.matrices:
-        table.add_column(name, justify="right")
+        table.add_column(label(name), justify="right")
     for i, name in enumerate(report.names):
-        for j, beside in enumerate(report.names):
+        for j, other in enumerate(report.names):
             if i != j:
                 values = [float(matrix[i, j]) for matrix in report.matrices.values()]
-                table.add_row(name, beside, *(figure(value if value == value else None) for value in values))
+                table.add_row(name, other, *(figure(value if value == value else None) for value in values))
     return table
 
 
 def matrix_legend(report: Report) -> list[str]:
     """One line of explanation for each column of :func:`pair_table`."""
-    return [f"{name}: {MATRICES[name]}" for name in report.matrices]
+    return [f"{label(name)}: {MATRICES[name]}" for name in report.matrices]
 
 
 def verdict_table(report: Report) -> Table:

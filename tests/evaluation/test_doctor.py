@@ -313,7 +313,7 @@ def report_of(value: float, norms: float = 1.0, rows: bool = True, synthetic: bo
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [(0.05, "gets along"), (0.051, "is disturbed"), (0.2, "is disturbed"), (0.21, "is moved far")],
+    [(0.05, "gets along"), (0.051, "is disturbed"), (0.2, "is disturbed"), (0.21, "strongly affected")],
 )
 def test_one_number_gives_the_verdict(value: float, word: str) -> None:
     first, second, in_all = verdicts(report_of(value))

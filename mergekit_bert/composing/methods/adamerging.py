@@ -53,7 +53,7 @@ RECORD = Method(
     formula="Δ = Σ λi Δi at each layer, λ = argmin Σ tasks E[entropy], or E[(f(x) − expert(x))²] / var of a regression",
     source="arXiv 2310.02575",
     merge=weighted_sum,
-    default_weights="learned on the rows, times the weights given",
+    default_weights="learned on the rows; given weights are multiplied with the learned ones",
     options=_Options,
     needs=("rows",),
     learn=_learn,

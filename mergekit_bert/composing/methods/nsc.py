@@ -97,7 +97,7 @@ RECORD = Method(
     formula="Δ = Σ λi Δi at each site, λ = argmin Σ tasks E[‖z − Pi z‖ / ‖z‖], Pi onto the rows of Δi",
     source="arXiv 2603.26317",
     merge=weighted_sum,
-    default_weights="learned on the rows, times the weights given",
+    default_weights="learned on the rows; given weights are multiplied with the learned ones",
     options=_Options,
     needs=("rows",),
     learn=_learn,
