@@ -120,7 +120,9 @@ def _place(out: str | Path | None, task: Task, control: manifest.Control) -> Ite
         return
     for name in ("resume", "tensorboard"):
         if getattr(control, name):
-            raise ArgumentError(f"`{name}`", "no `out`", f"`{name}` needs `out`", f"give `out`, or drop `{name}`")
+            raise ArgumentError(
+                f"`{name}`", "no `out`", f"`out`, which `{name}` needs", f"give `out`, or drop `{name}`"
+            )
     path = Path(_scratch().name) / f"{task.name}{SUFFIX}"
     try:
         yield path, dataclasses.replace(control, force=True)
@@ -344,7 +346,7 @@ def changed_inputs(
     if len(files) != 1:
         raise CompositionError("`add` or `remove`", f"{len(files)} files", "one merged file", "name the file to change")
     where = str(files[0])
-    model = as_merged(load(where), where, "no merged model", "a file merged with `keep_inputs`", "merge first")
+    model = as_merged(load(where), where, "not merged", "a file merged with `keep_inputs`", "merge first")
     kept = {name: on_base(where, one, base) for name, one in model.kept.items()}
     left = change(dataclasses.replace(model, kept=kept), _read_all(add, base), remove)
     names, recipe = {one.name for one in left}, Recipe.from_json(model.recipe)
@@ -395,7 +397,7 @@ def search(
         search_rows=held_out,
     )
     model = request.resolved().run(_file(out) if out is not None else None, show=progress)
-    return as_merged(model, "`method`", "a model that is not merged", "a merge method", "choose another `method`")
+    return as_merged(model, "`method`", "ensemble, which merges nothing", "a merge method", "choose another `method`")
 
 
 @checked
@@ -418,7 +420,7 @@ def calibrate(
     own rows, which may be ``texts`` or synthetic as in :func:`merge`.
     """
     taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
-    found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
+    found = as_merged(read, "`model`", f"{read.role()}, not merged", "a merged model", "choose a merge method")
     check_count("rows", rows)
     source = given_data("data", data, found.tasks, "train")
     encoder = functools.cache(lambda: encoder_of("model", found.base, base))
@@ -427,7 +429,7 @@ def calibrate(
 
 @checked
 def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
-    """A predictor for ``model`` or its file, ``predictor(…).predict("sts", [("a", "b")])``; safe to share by threads."""
+    """A predictor for ``model`` or its file, ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
     if isinstance(model, Predictor):
         return model
     found = load(model) if isinstance(model, str | Path) else model

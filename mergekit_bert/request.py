@@ -147,7 +147,9 @@ class MergeRequest:
         model = model.keeping(kept_inputs(self.inputs)) if self.keep_inputs else model
         if not self.calibrate:
             return model
-        merged = as_merged(model, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
+        merged = as_merged(
+            model, "`steps`", "ensemble, which is not merged", "a merge method", "choose another `method`"
+        )
         return calibrated(
             merged, self.calibrate, self.data, self.texts, calibrate_rows, self._encoder, self.inputs, show=show
         )

@@ -89,7 +89,7 @@ def test_training_writes_where_it_is_told_alone(pair: list[mb.Adapter], bert: mb
     ]
     made.save("again.safetensors")
     assert Path("again.safetensors").read_bytes() == Path("a/tone.safetensors").read_bytes()
-    with pytest.raises(ArgumentError, match="`resume`: no place for the run"):
+    with pytest.raises(ArgumentError, match="`resume`: no `out`; expected `out`, which `resume` needs"):
         mb.train_adapter(TONE, frame(40), base=bert, resume=True)
     with pytest.raises(ArgumentError, match="`out` of finetune: nothing; expected a folder"):
         mb.finetune(TONE, frame(40), base=bert)
@@ -115,7 +115,7 @@ def test_options_of_a_training_are_those_of_its_records(bert: mb.Encoder) -> Non
     assert named.config == records.config
     for site, tensors in named.tensors.items():
         assert all((tensors[name] == records.tensors[site][name]).all() for name in tensors)
-    with pytest.raises(mb.MbertError, match=r"option of a training: 'epoch'.*did you mean 'epochs'"):
+    with pytest.raises(mb.MbertError, match=r"training option: 'epoch'.*did you mean 'epochs'"):
         mb.train_adapter(TONE, frame(40), base=bert, epoch=1)
 
 

@@ -28,10 +28,10 @@ _LONGEST_TARGETS = 2**16
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a family of adapters: none, unless its own record, a subclass, has some.
+    """The options of a family of adapters: none; families with options define a subclass.
 
-    ``of`` are mbert's families that have them, for help texts; empty for all. ``recorded`` are options of other
-    families that files of this one name as well, always with these values.
+    ``of`` lists mbert's families with these options, for help texts; empty for all. ``recorded`` are options of other
+    families that the files of this family record too, always with these values.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -74,13 +74,13 @@ def check_option(good: bool, name: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class LowRankOptions(Options):
-    """The options of an adapter beside linear layers.
+    """The options of adapters of linear layers.
 
     ``targets`` is a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`). LoRA's Delta of a site is
     ``scale · B @ A`` with ``scale = alpha / rank``, or ``alpha / √rank`` if ``rank_stabilized`` (rsLoRA,
     arXiv 2312.03732). ``train_bias`` and ``train_layernorm`` also train what the families ``bitfit`` and ``layernorm``
-    do. ``rank_pattern`` and ``alpha_pattern`` give sites a rank and an alpha of their own, by patterns of their names,
-    see :func:`matching`; the first that matches counts.
+    do. ``rank_pattern`` and ``alpha_pattern`` map patterns of site names to another rank and alpha, see
+    :func:`matching`; the first match counts.
     """
 
     of: ClassVar[str] = "dora, loha, lora"
@@ -159,7 +159,7 @@ class AdapterConfig(LowRankOptions):
 
 @dataclass(frozen=True)
 class VirtualOptions(Options):
-    """The options of virtual tokens: how many there are in each sequence, of which `max_length` counts all."""
+    """The options of virtual tokens: how many each sequence has. They count towards `max_length`."""
 
     of: ClassVar[str] = "prefix, prompt"
 
@@ -182,11 +182,11 @@ class PrefixOptions(VirtualOptions):
 
 @dataclass(frozen=True)
 class PromptOptions(VirtualOptions):
-    """The options of a prompt: whether it stands before or after a sequence's first token."""
+    """The options of a prompt: its length, and whether it goes before or after a sequence's first token."""
 
     of: ClassVar[str] = "prompt"
 
-    place: str = option("after", "after the first token, which the head then reads as ever, or before it, as PEFT's.")
+    place: str = option("after", "Where the virtual tokens go: after the first token, or before it as in PEFT.")
 
     def __post_init__(self) -> None:
         """Raise TrainingError for an option out of its range, ArgumentError for one of another type."""

@@ -111,9 +111,10 @@ class Family:
         given = {name: value for name, value in given.items() if recorded.get(name, ...) != value}
         for name in given:
             if name not in own:
-                some = f"one of {', '.join(own)}" if own else "none of them: it has no options"
+                options = f"one of {', '.join(own)}" if own else "no options"
                 remedy = f"drop `{name}`, or choose another `type`"
-                raise TrainingError(f"`{name}`", f"given for `type={self.name}`", some, remedy)
+                found = f"an option that `type={self.name}` does not have"
+                raise TrainingError(f"`{name}`", found, options, remedy)
         return self.options(**given)
 
 

@@ -16,8 +16,8 @@ def command(
     """List the merge methods, or describe one: formula, source, requirements, spaces, options and their ranges."""
     from rich.table import Table
 
-    from mergekit_bert.composing.method import METHODS
     from mergekit_bert.cli.spelling import in_flags
+    from mergekit_bert.composing.method import METHODS
     from mergekit_bert.composing.reference import COLUMNS, method_page, method_row
     from mergekit_bert.terminal import say_lines, show
 

@@ -1,7 +1,7 @@
-"""Calibration: what a merge moved is put right on rows of each task, after the merge and by a name of its own.
+"""Calibration of a merged model on rows of each task, as separate steps after the merge.
 
-``heads``: every task's head is fitted anew to the merged model's features, on labelled rows. ``scales``: at every site
-the merged Delta is scaled so that it moves outputs as far as the experts' own Deltas did, on rows without labels.
+``heads`` refits every task's head to the merged model's features, on labelled rows. ``scales`` scales the merged Delta
+of each site so that it changes the layer's outputs as much as the experts' own Deltas do, on unlabelled rows.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from mergekit_bert.registry import unknown
 
 STEPS = ("scales", "heads")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""How strongly a head is drawn to the one it was: the factor of ``‖θ − θ₀‖²`` beside the mean loss."""
+"""Strengths of the penalty ``‖θ − θ₀‖²`` on changes of a head, added to the mean loss."""
 FOLDS = 5
 _FEWEST = 2 * FOLDS
 _ITERATIONS = 100
@@ -48,10 +48,10 @@ _ITERATIONS = 100
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder gives a head, in float64.
+    """The inputs of a head, in float64.
 
-    Of each sequence of a row the first token (the mean, where the head takes that), and what a pooler in the encoder
-    made of it.
+    ``hidden`` is the first token of each sequence of a row (or the mean, if the head uses that), ``pooled`` the output
+    of a pooler inside the encoder.
     """
 
     hidden: Float[Tensor, "rows sequences width"]
@@ -64,7 +64,7 @@ class Features:
 
 
 class _Stored(nn.Module):
-    """Stands in for the encoder under a head: it gives features that were computed before."""
+    """Replaces the encoder below a head and returns stored features."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Stored(nn.Module):
 
 
 def read_steps(text: str) -> list[str]:
-    """``"heads,scales"`` as steps in the order in which they are taken; raises UnknownNameError."""
+    """``"heads,scales"`` as steps in the order in which they are done; raises UnknownNameError."""
     named = [word.strip() for word in text.split(",") if word.strip()]
     for step in named:
         if step not in STEPS:
@@ -87,7 +87,7 @@ def read_steps(text: str) -> list[str]:
 
 
 def check_enough(rows: Rows) -> None:
-    """Raise DataError for rows too few to fit a head and judge it on others."""
+    """Raise DataError if there are too few rows for cross-validation."""
     if len(rows) < _FEWEST:
         raise DataError(rows.where, f"{len(rows)} rows", f"at least {_FEWEST}", "give more rows")
 
@@ -100,13 +100,13 @@ def calibrate_heads(
     show: bool = False,
     held: Mapping[str, int | None] | None = None,
 ) -> Merged:
-    """``model`` with every task's head refitted on the labelled ``rows``, or the old one where that serves as well.
+    """``model`` with every task's head refitted on the labelled ``rows``, unless the old head is as good.
 
-    Cross-validation chooses between the ``strengths`` and the old head (:func:`choose`), which stays unless the gain
-    is more than its standard error also where each fold is judged by a choice made on the others (:func:`judged`,
-    the figure that is told). The chosen head is then fitted on all rows. What lies between the layers and the head
-    (BERT's pooler) stays. ``held`` is how many of each task's rows its adapter's training held out, for the trace.
-    Raises DataError for too few rows.
+    Cross-validation chooses between the ``strengths`` and the old head (:func:`choose`). The old head is kept unless
+    the gain exceeds its standard error in nested cross-validation too, where the score of each fold is that of the
+    candidate chosen on the other folds (:func:`judged`, the recorded score). The chosen head is then fitted on all
+    rows. The pooler between the layers and the head is not changed. ``held`` is how many of each task's rows its
+    adapter's training held out, for the trace. Raises DataError for too few rows.
     """
     for some in rows.values():
         check_enough(some)
@@ -137,9 +137,9 @@ def calibrate_heads(
 
 
 def choose(figures: Sequence[Sequence[float]]) -> int:
-    """Which of some candidates to take by their figures in every fold, the most cautious one first.
+    """The index of the candidate to use, by the scores in every fold; candidates start with the most conservative.
 
-    The first that falls behind the best in the mean by no more than one standard error of the paired differences
+    It is the first whose mean is at most one standard error of the paired differences below the best
     (the one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees).
     """
     best = max(figures, key=statistics.fmean)
@@ -152,9 +152,9 @@ def choose(figures: Sequence[Sequence[float]]) -> int:
 
 
 def judged(figures: Sequence[Sequence[float]]) -> list[float]:
-    """The figure of :func:`choose` itself: in every fold that of the candidate that the other folds choose.
+    """The scores of nested cross-validation: in every fold, of the candidate chosen on the other folds.
 
-    The figure of the chosen candidate would be too good, since it was chosen by it.
+    The score of the chosen candidate itself would be biased upwards, because it was chosen by it.
     """
     folds = range(len(figures[0]))
     return [figures[choose([[one[k] for k in folds if k != fold] for one in figures])][fold] for fold in folds]
@@ -163,7 +163,7 @@ def judged(figures: Sequence[Sequence[float]]) -> list[float]:
 def _cross_validated(
     encoder: Encoder, task: Task, head: Classifier, rows: Rows, strengths: Sequence[float]
 ) -> list[list[float]]:
-    """The main figure of the old head, then of one refitted with each strength on the other folds: in every fold."""
+    """The scores in every fold: of the old head, then of heads refitted with each strength on the other folds."""
     features, labels, old = _stored(head).features, _labels(task, rows), dict(head.head())
     order = shuffled(len(rows), 0)
     figures: list[list[float]] = [[] for _ in range(len(strengths) + 1)]
@@ -184,7 +184,7 @@ def _cross_validated(
 
 
 def features_of(encoder: Encoder, tokens: Tokens, every_token: bool) -> Features:
-    """The features of all rows, in their order; ``every_token``: for a head that reads the means of sequences."""
+    """The features of all rows, in order; ``every_token``: for a head that uses the mean of each sequence."""
     hidden, pooled = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
         for batch in tokens.in_order():
@@ -201,7 +201,7 @@ def features_of(encoder: Encoder, tokens: Tokens, every_token: bool) -> Features
 
 
 def _read_by_the_head(encoder: Encoder, states: Tensor, batch: Batch) -> Float[Tensor, "rows 1 width"]:
-    """The first token of each row; the mean of all where the head takes that (ModernBERT's may)."""
+    """The first token of each row, or the mean of its tokens if the head uses that (ModernBERT's can)."""
     if getattr(encoder.config, "classifier_pooling", "cls") != "mean":
         return states[:, :1]
     return torch.stack([row[:length].mean(0, keepdim=True) for row, length in zip(states, batch.lengths, strict=True)])
@@ -252,7 +252,7 @@ def refit(task: Task, head: Classifier, labels: Tensor, strength: float) -> dict
 
 
 def _outputs(head: Classifier, tensors: Tensors) -> Float[Tensor, "rows out"]:
-    """What the head gives with other tensors."""
+    """The head's outputs with other parameters."""
     hidden = _stored(head).features.hidden
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
     values = {f"{head.head_prefix}{name}": value.to(hidden.device) for name, value in tensors.items()}
@@ -265,13 +265,13 @@ def calibrate_scales(
 ) -> Merged:
     """``model`` with the merged Delta of each site times ``√(Σ E‖Δi xi‖² / Σ E‖Δ xi‖²)``, ``xi`` the experts' inputs.
 
-    The experts count as they are, whatever they weighed. Their inputs come from ``rows``, whose labels are not read, or
-    from the Gram matrices in their files. Where nothing can be scaled a Delta stays as it is. Remainders that the merge
-    kept for its tasks are taken anew, beside the scaled Deltas.
+    The experts are not weighted. Their inputs come from ``rows``, whose labels are not read, or from the Gram matrices
+    in their files. A Delta for which either sum is zero is not scaled. The tasks' residuals are computed again for the
+    scaled Deltas.
     """
     if {task for one in experts for task in one.parts} != set(model.parts):
         raise CompositionError(
-            "`steps=scales`", "other inputs than those of the merge", "its inputs", "give them, or `keep_inputs`"
+            "`steps=scales`", "inputs that were not merged", "the inputs of the merge", "give them, or `keep_inputs`"
         )
     experts = [one for one in experts if one.parts]  # there are no rows of what has no task
     grams = [_grams(one, encoder, rows) for one in experts]
@@ -293,7 +293,7 @@ def calibrate_scales(
 
 
 def _grams(one: MergeInput, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
-    """The Gram matrix of what the expert sees at every site."""
+    """The Gram matrix of the expert's inputs at every site."""
     parts = [one.part(task) for task in one.parts]
     known: Mapping[str, Any] | None = one.statistics.get("gram")
     found: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in one.parts])
@@ -301,6 +301,6 @@ def _grams(one: MergeInput, encoder: Encoder, rows: Mapping[str, Rows]) -> Mappi
 
 
 def _noted(model: Merged, step: str, told: Mapping[str, Any], **changes: Any) -> Merged:
-    """``model`` with changes, and what is told of the step in its trace."""
+    """``model`` with changes, and with the step recorded in its trace."""
     calibrated = {**model.trace.get("calibrated", {}), step: told}
     return dataclasses.replace(model, trace={**model.trace, "calibrated": calibrated}, **changes)

@@ -1,4 +1,4 @@
-"""A merge method from one function, as one writes it in a notebook."""
+"""A decorator that makes a merge method of a function, for notebooks and plug-ins."""
 
 import functools
 import inspect
@@ -17,13 +17,13 @@ Merge = Callable[..., Delta | Tensor]
 
 
 def method(*, name: str, description: str, **fields: Any) -> Callable[[Merge], Method]:
-    """Register the function below as the merge method ``name``; what stands there afterwards is its record.
+    """Register the decorated function as the merge method ``name``; the decorated name is then the ``Method`` record.
 
-    The function gets a :class:`~mergekit_bert.composing.method.Site`, and gives a Delta or a matrix ``(out, in)``. Its
-    further parameters are the method's options: each has a type (bool, int, float or str) and a default, which may be
-    an :func:`~mergekit_bert.option.option` with a help text and a range. ``fields`` are further fields of
-    :class:`~mergekit_bert.composing.method.Method`, such as ``one_stays=None`` for a merge that changes a single
-    adapter. Raises PluginError for a name that exists, or options that cannot be.
+    The function receives a :class:`~mergekit_bert.composing.method.Site` and returns a Delta or a matrix ``(out, in)``.
+    Its other parameters are the method's options: each needs a type (bool, int, float or str) and a default, which may
+    be an :func:`~mergekit_bert.option.option` with a help text and a range. ``fields`` are further fields of
+    :class:`~mergekit_bert.composing.method.Method`, such as ``one_stays=None`` if a merge of one adapter changes it.
+    Raises PluginError for a name that exists already, or invalid options.
     """
 
     def register(function: Merge) -> Method:

@@ -1,4 +1,4 @@
-"""MergeInputs: what a merge is made of, whatever kind of file it came from."""
+"""Merge inputs: the form in which models of any format enter a merge."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,14 @@ from mergekit_bert.tensorfile import tensor_file_sha256
 
 @dataclass(frozen=True)
 class MergeInput:
-    """One input of a merge: its Deltas and shifts of the layers, and what each of its tasks keeps for itself.
+    """One input of a merge: Deltas and bias and norm updates of the layers, and task-specific parameters.
 
-    ``deltas`` and ``shifts`` may be read from a file one by one, on demand. ``identify`` gives the SHA-256 (hex) of
-    what each task (or body) came from: an adapter, a checkpoint's folder, or a merge, of which it is taken over all
-    that answers the task (two merges of the same adapters are two inputs). ``examples`` is how many rows it was
-    trained on, ``basis`` its rows of an orthogonal basis, ``statistics`` what its file says of its inputs (kind, then
-    site). ``bodies`` is the provenance of what came without a head, by name: it has no task. ``adapter`` is the adapter
-    that it was made from, where it is one; ``trace`` what was learned and lost in the merge that it is, ``kept`` the
-    inputs which that kept. ``encoder`` is its base, where it was opened to read the changes against it.
+    ``deltas`` and ``shifts`` may be read from a file on demand. ``identify`` returns the SHA-256 (hex) of the source of
+    each task or body: an adapter, a checkpoint's folder, or, for a merged model, all parameters used for the task (so
+    two merges of the same adapters are different inputs). ``examples`` is the number of training rows, ``basis`` its
+    rows of an orthogonal basis, ``statistics`` those in its file, by statistic and site. ``bodies`` is the provenance
+    of adapters without a head, by name; they have no task. ``adapter`` is the adapter, if the input is one; ``trace``
+    and ``kept`` are those of a merged model. ``encoder`` is its base, if that was opened to compute the changes.
     """
 
     name: str
@@ -51,7 +50,7 @@ class MergeInput:
     encoder: Encoder | None = None
 
     def part(self, task: str) -> Part:
-        """What it takes to answer ``task`` (one of its own)."""
+        """Everything needed to predict ``task``: shared and task-specific parameters."""
         record, own = self.parts[task], self.own[task]
         found = Part(
             Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
@@ -59,7 +58,7 @@ class MergeInput:
         return found.over(Patch(self.deltas, self.shifts))
 
     def seen(self) -> Seen:
-        """The rows whose labels the merge that it is has seen."""
+        """The rows whose labels were read by steps after a merge, if the input is a merged model."""
         return seen_in(self.trace)
 
 
@@ -67,10 +66,10 @@ class MergeInput:
 def inputs_of(
     model: Any, where: str = "the inputs", base: str | Encoder | None = None, load: Loader = load_encoder
 ) -> list[MergeInput]:
-    """What a model gives to a merge: itself as one input, or of an ensemble each adapter.
+    """A model as merge inputs: one input, or for an ensemble one per adapter.
 
-    Adapters that need their base are put on it, ``base`` or the one that they name; ``where`` is what messages call
-    the model. Raises ModelFileError or CompositionError.
+    Adapters that need their base are put on it (``base``, or the recorded one); ``where`` is the model's name in
+    messages. Raises ModelFileError or CompositionError.
     """
     raise NotImplementedError(type(model).__name__)
 
@@ -96,7 +95,7 @@ def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = N
 
 
 def of_adapter(adapter: Adapter) -> MergeInput:
-    """An adapter's Deltas; what its head alone reads, and extras, which cannot be added up, are not merged."""
+    """An adapter as a merge input; its extras, and changes that only its head reads (a pooler), are task-specific."""
     deltas = adapter.deltas()
     own = TaskSpecific(
         adapter.head,
@@ -121,7 +120,7 @@ def of_adapter(adapter: Adapter) -> MergeInput:
 
 
 def of_merged(merged: Merged) -> MergeInput:
-    """A merged model as one input, with all its tasks; it is known by their names."""
+    """A merged model as one input with all its tasks, named after them."""
     counts = [part["training"].get("examples") for part in merged.parts.values()]
     known = [count for count in counts if isinstance(count, int) and count > 0]
     return MergeInput(
@@ -145,7 +144,7 @@ def _contents_of(merged: Merged) -> dict[str, str]:
 
 
 def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:
-    """A SHA-256 for each Delta, and one for all shifts: no more than one Delta is looked at at a time."""
+    """A SHA-256 for each Delta, and one for all shifts; only one Delta is in memory at a time."""
     return [
         *(tensor_file_sha256(vars(deltas[site]), {"site": site}) for site in sorted(deltas)),
         tensor_file_sha256(shifts, {}),
@@ -189,7 +188,7 @@ def check_together(merge_inputs: Sequence[MergeInput]) -> None:
                 raise CompositionError(
                     f"{'task' if task in one.parts else 'adapter'} {task!r}",
                     "two adapters of it",
-                    "one adapter a task",
+                    "one adapter per task",
                     "leave one out, or `remove` the task beside `add`",
                 )
             seen.add(task)

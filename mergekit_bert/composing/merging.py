@@ -1,4 +1,4 @@
-"""Merging: inputs of any kind in, one Delta per site out, by any registered method; or an ensemble, unmerged."""
+"""Merging: combines the Deltas of all inputs site by site, by any registered method; or makes an ensemble."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,9 @@ _MEASURED = ("gram", "fisher")
 
 @dataclass(frozen=True)
 class MergeContext:
-    """What a method that learns may use: the encoder, and rows of each task, whose labels nobody reads.
+    """The encoder and unlabelled rows of each task, for methods that need them.
 
-    ``folder`` is where unfinished work is kept, ``show`` a progress bar.
+    ``folder`` is where methods that learn keep checkpoints; ``show``: show a progress bar.
     """
 
     encoder: Callable[[], Encoder]
@@ -50,8 +50,8 @@ def merge(
     """Compose ``inputs`` by ``recipe``: merged, or as an ensemble.
 
     Ranks, targets and label counts may differ; a site that an input lacks counts as a zero Delta. All sums are in
-    float32 or wider. ``lazy``: a site is merged when it is asked for and not kept, so that a model larger than the
-    memory can be written. Raises CompositionError or BasisError before any work.
+    float32 or wider. ``lazy``: each site is merged on demand and not kept, so that a model larger than the memory can
+    be written. Raises CompositionError or BasisError before any work.
     """
     merge_inputs, recipe = _checked(inputs, recipe or Recipe(), given)
     return _ensemble(merge_inputs) if recipe.method == ENSEMBLE else _merged(merge_inputs, recipe, given, lazy)
@@ -65,13 +65,13 @@ def merge_weights(
 
 
 def _checked(inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None) -> tuple[list[MergeInput], Recipe]:
-    """The inputs, which fit together and the recipe, and the recipe with its method."""
+    """The merge inputs, checked, and the recipe with its method filled in."""
     merge_inputs = merge_inputs_of(inputs)
     check_together(merge_inputs)
     recipe, _ = with_method(recipe, merge_inputs, given is not None)
     recipe.check(merge_inputs)
     for one in merge_inputs:
-        if isinstance(one.deltas, dict):  # others are read, and checked, one by one
+        if isinstance(one.deltas, dict):  # lazily read Deltas are checked when they are read
             for site in one.deltas:
                 finite_delta(one, site)
     return merge_inputs, recipe
@@ -102,7 +102,7 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
     merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
     if recipe.private:
         if lazy:
-            merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # every task asks for it again
+            merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # it is read once for every task
         own = residuals(merge_inputs, merged, shifts, recipe.private)
     if not lazy:
         own = {task: one.read() for task, one in own.items()}
@@ -121,18 +121,18 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
         own=own,
         parts={task: part for one in merge_inputs for task, part in one.parts.items()},
         bodies={name: part for one in merge_inputs for name, part in one.bodies.items()},
-        recipe=replace(recipe, inputs=()).to_json(),  # what they were is in the parts, wherever they lay
+        recipe=replace(recipe, inputs=()).to_json(),  # `parts` identifies the inputs, wherever their files were
         trace=trace,
     )
 
 
 def merge_inputs_of(inputs: Sequence[Input]) -> list[MergeInput]:
-    """All that models, and inputs that were read, give to a merge."""
+    """Models and merge inputs as merge inputs."""
     return [merge_input for one in inputs for merge_input in inputs_of(one)]
 
 
 def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    """Weights by site name as weights by pattern."""
+    """Weights by site name as weights by pattern, with dots escaped."""
     return {site.replace(".", r"\."): weights for site, weights in layers.items()}
 
 
@@ -148,7 +148,7 @@ def _ensemble(merge_inputs: Sequence[MergeInput]) -> Ensemble:
 
 
 def check_needs(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> None:
-    """Raise CompositionError unless the method's needs are met, saying which and how to meet them."""
+    """Raise CompositionError unless the method's needs are met, naming those that are not."""
     for need, names in _lacking(method, merge_inputs).items():
         if given is None:
             raise CompositionError(
@@ -157,19 +157,19 @@ def check_needs(method: Method, merge_inputs: Sequence[MergeInput], given: Merge
         if bodies := [one.name for one in merge_inputs if one.name in names and need in _MEASURED and not one.parts]:
             raise CompositionError(
                 f"method {method.name}",
-                f"{need} of {', '.join(bodies)} missing, which has no task to measure it on",
+                f"{need} of {', '.join(bodies)} missing, and it has no task to measure it on",
                 "adapters with a task",
                 "choose another method",
             )
 
 
 def reads_rows(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> bool:
-    """Whether a merge of ``merge_inputs`` by ``recipe``, which names its method, takes anything from rows."""
+    """Whether a merge of ``merge_inputs`` by ``recipe``, which names its method, needs rows."""
     return recipe.method != ENSEMBLE and bool(_lacking(METHODS.get(recipe.method), merge_inputs))
 
 
 def _lacking(method: Method, merge_inputs: Sequence[MergeInput]) -> dict[str, list[str]]:
-    """What the method has to get from rows, and the inputs whose files do not hold it."""
+    """The needs of the method that must be measured on rows, each with the inputs that lack it."""
     found = {need: [one.name for one in merge_inputs if need not in one.statistics] for need in method.needs}
     return {need: names for need, names in found.items() if names and need != "basis"}
 
@@ -177,7 +177,7 @@ def _lacking(method: Method, merge_inputs: Sequence[MergeInput]) -> dict[str, li
 def measured(
     method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """The statistics that the method needs, by input, kind and site: from the files, or collected on rows."""
+    """The statistics that the method needs, by input, statistic and site: from the files, or measured on rows."""
     found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
     for one in merge_inputs:
         own = {kind: sites for kind, sites in one.statistics.items() if kind in method.needs}
@@ -190,7 +190,7 @@ def measured(
 
 
 def with_statistics(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> list[MergeInput]:
-    """The inputs holding what the method measures on rows, so that merges of them do not measure it again."""
+    """The inputs with the statistics that the method measures on rows, so that they are not measured again."""
     check_needs(method, merge_inputs, given)
     found = measured(method, merge_inputs, given)
     return [replace(one, statistics={**one.statistics, **found[one.name]}) for one in merge_inputs]
@@ -230,7 +230,7 @@ def merged_sites(
     weights: Mapping[str, float],
     statistics: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Mapping[str, Delta]:
-    """The merged Delta of every site in float32, merged anew when it is asked for."""
+    """The merged Delta of every site in float32, computed on every access."""
     method = METHODS.get(recipe.method)
     see = partial(_see, method, make_options(method, recipe.options), recipe, merge_inputs, weights, statistics or {})
     names = sorted({site for one in merge_inputs for site in one.deltas})
@@ -252,7 +252,7 @@ def _see(
     statistics: Mapping[str, Mapping[str, Mapping[str, Any]]],
     name: str,
 ) -> tuple[Site, Leave]:
-    """A site in the recipe's space, and the way back."""
+    """A site in the recipe's space, and the function that transforms a Delta back."""
     here = recipe.at(name, weights)
     counted = [one for one in merge_inputs if name in one.deltas]
     shapes: set[tuple[int, int]] = set()
@@ -298,7 +298,7 @@ def _same(delta: Delta) -> Delta:
 
 
 def finite_delta(one: MergeInput, site: str) -> Delta:
-    """The Delta of ``one`` at ``site``; CompositionError where it is not finite."""
+    """The Delta of an input at ``site``, in float32 or wider; raises CompositionError if it is not finite."""
     delta = _wide(one.deltas[site])
     for tensor in delta.tensors().values():
         if not finite(tensor):
@@ -309,17 +309,17 @@ def finite_delta(one: MergeInput, site: str) -> Delta:
 
 
 def _wide(delta: Delta) -> Delta:
-    """In float32, or wider where it is."""
+    """The Delta in float32, or in its own dtype if that is wider."""
     return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
 
 def _tidy(delta: Delta) -> Delta:
-    """In float32, and no wider in factors than the matrix is."""
+    """The Delta in float32, its factors compressed without loss if their rank exceeds the matrix size."""
     return narrow(delta).to(torch.float32)
 
 
 def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[str, Delta], dict[str, Any]]:
-    """The Deltas at no more than ``rank``, and the share of ``‖Δ‖²`` lost at each site and in all."""
+    """The Deltas compressed to at most ``rank``, and the share of ``‖Δ‖²`` lost at each site and in total."""
     if rank is None:
         return dict(sites), {}
     kept: dict[str, Delta] = {}
@@ -339,7 +339,7 @@ def compressed(sites: Mapping[str, Delta], rank: int | None) -> tuple[Mapping[st
 
 
 def merged_shifts(merge_inputs: Sequence[MergeInput], weights: Mapping[str, float]) -> Tensors:
-    """Changes of biases and norms add up linearly, with the weights of their adapters."""
+    """The weighted sums of the inputs' bias and norm updates."""
 
     def add_one(name: str) -> Tensor:
         total: Tensor | None = None
@@ -354,22 +354,22 @@ def merged_shifts(merge_inputs: Sequence[MergeInput], weights: Mapping[str, floa
 
 
 def kept_inputs(inputs: Sequence[Input]) -> dict[str, Adapter]:
-    """The inputs by name, to be kept in a merge: they must be adapters."""
+    """The inputs by name, to be stored in the merged model; raises CompositionError unless they are adapters."""
     kept = {}
     for one in merge_inputs_of(inputs):
         if one.adapter is None:
             raise CompositionError(
-                "`keep_inputs`", f"{one.name!r} is not a single adapter", "adapters alone", "merge their files"
+                "`keep_inputs`", f"{one.name!r} is not a single adapter", "only adapters", "merge adapter files"
             )
         kept[one.name] = one.adapter
     return kept
 
 
 def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[MergeInput]:
-    """The inputs of a merge that kept them, with some added and some removed; raises CompositionError."""
+    """The inputs stored in a merged model, with some added and some removed; raises CompositionError."""
     if not merged.kept:
         raise CompositionError(
-            "`add` or `remove`", "a file that did not keep its inputs", "one merged with `keep_inputs`", "merge again"
+            "`add` or `remove`", "a file without its inputs", "one merged with `keep_inputs`", "merge again"
         )
     for task in remove:
         if task not in merged.kept:

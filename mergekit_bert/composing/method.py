@@ -1,4 +1,4 @@
-"""What a merge method is: a frozen record around one pure function on the Deltas of one site."""
+"""The record of a merge method: a pure function on the Deltas of one site, its options and requirements."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from mergekit_bert.option import allowed_values
 from mergekit_bert.registry import Registry, unknown
 
 ENSEMBLE = "ensemble"
-"""What stands in a method's place where nothing is merged."""
+"""The name used instead of a method if nothing is merged."""
 ALL_SPACES = ("full", "core", "knots")
 NEEDS = {
     "basis": "adapters that share one orthogonal basis (train-adapter's default)",
@@ -28,15 +28,15 @@ NEEDS = {
     "fisher": "Fisher information (trained with `with_stats=fisher`, or `data` or `texts`)",
     "rows": "unlabelled rows of every task (`data` or `texts`; `data=synthetic` if there are none)",
 }
-"""What a method may need, and how to meet it."""
+"""What a method may need, and how to provide it."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a method sees of one site: the Deltas of those adapters that have it, in the coordinates of the space.
+    """The Deltas of one site, in the coordinates of the space, of those adapters that have the site.
 
-    ``names``, ``deltas``, ``weights`` and ``statistics`` go together. ``statistics`` has what the method needs, by its
-    name (``gram``, ``fisher``). ``survey`` is what the method's own survey of all sites found.
+    ``names``, ``deltas``, ``weights`` and ``statistics`` have one entry per adapter. ``statistics`` are those that the
+    method needs, by name (``gram``, ``fisher``). ``survey`` is the result of the method's survey of all sites.
     """
 
     name: str
@@ -54,17 +54,17 @@ class Site:
         return [delta.scaled(weight) for delta, weight in zip(self.deltas, self.weights, strict=True)]
 
     def generator(self, name: str) -> torch.Generator:
-        """A generator of its own for an adapter at this site: the same whatever else is merged, in whatever order."""
+        """A random generator for one adapter at this site, independent of the other inputs and of their order."""
         digest = hashlib.sha256(f"{self.name}\n{name}".encode()).digest()
         return generator(self.seed, int.from_bytes(digest[:6], "big"))
 
 
 @dataclass(frozen=True)
 class LearningContext:
-    """What a method that learns gets: the inputs, the encoder, rows of every task without labels, its options.
+    """The arguments of a method that learns: inputs, encoder, unlabelled rows of every task, its options.
 
-    ``merge(method, **changes)`` gives the Deltas of another merge of the same inputs and weights, to start from.
-    ``folder`` is where unfinished work may be kept (None: nowhere).
+    ``merge(method, **changes)`` returns the Deltas of another merge of the same inputs and weights, to start from.
+    ``folder`` is where checkpoints may be written (None: nowhere).
     """
 
     merge_inputs: Sequence[MergeInput]
@@ -81,9 +81,9 @@ class LearningContext:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method learned: either weights (``layers``: by site name, then by adapter) or the Deltas themselves.
+    """The result of a method that learns: weights (``layers``: by site name, then by adapter), or merged Deltas.
 
-    ``trace`` is what a reader of the file may want to know: numbers and texts only.
+    ``trace`` is recorded in the merged file: numbers and texts only.
     """
 
     weights: Mapping[str, float] | None = None
@@ -94,30 +94,30 @@ class Learned:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a method that has none."""
+    """The options of a method that has none."""
 
 
 def ones(merge_inputs: Sequence[MergeInput]) -> list[float]:
-    """1 each."""
+    """A weight of 1 for each input."""
     return [1.0] * len(merge_inputs)
 
 
 def _no_check(merge_inputs: Sequence[MergeInput]) -> None:
-    """Any adapters will do."""
+    """Accept any inputs."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A merge method.
 
-    ``merge`` combines the Deltas of one :class:`Site`; a site that an adapter does not have is a zero Delta and not
-    in the list. ``weights`` gives the weights ``λi`` where the user names none; every method is homogeneous in them:
-    weights times ``w`` give the result times ``w``. ``options`` is a frozen dataclass of
-    :func:`~mergekit_bert.option.option` fields; ``needs`` names entries of :data:`NEEDS`, and ``rows`` is how many of
-    each task do it good; ``spaces`` are those where it is defined. ``linear``: the same in every space, and stays in
-    factors. ``random``: it draws from the seed. ``one_stays``: options under which a merge of one adapter is that
-    adapter, None where it never is. ``survey`` looks at all sites before the first is merged; ``learn`` finds
-    weights or Deltas on rows.
+    ``merge`` combines the Deltas of one :class:`Site`; adapters without the site count as a zero Delta and are not
+    listed. ``weights`` returns the default weights ``λi``; every method is homogeneous in the weights: weights times
+    ``w`` give the result times ``w``. ``options`` is a frozen dataclass of :func:`~mergekit_bert.option.option` fields.
+    ``needs`` lists what it needs (``basis``, ``gram``, ``fisher``, ``rows``), and ``rows`` is the default number of
+    rows per task. ``spaces`` are those where it is defined. ``linear``: the result is the same in every space, and
+    stays in factors. ``random``: it draws from the seed. ``one_stays``: options with which a merge of one adapter
+    returns that adapter, None if it never does. ``survey`` looks at all sites before the first is merged; ``learn``
+    finds weights or Deltas on rows.
     """
 
     name: str
@@ -151,16 +151,14 @@ def make_options(method: Method, given: Mapping[str, Any]) -> Any:
     for name, value in given.items():
         if name not in fields:
             if not fields:
-                raise CompositionError(
-                    f"option {name!r} of {method.name}", "no such option", "none: it has no options", "drop it"
-                )
+                raise CompositionError(f"option {name!r} of {method.name}", "no such option", "no options", "drop it")
             raise unknown(f"option of {method.name}", name, list(fields))
         chosen[name] = _read(f"option {name!r} of {method.name}", value, kinds[name], fields[name].metadata)
     return method.options(**chosen)
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """``["density=0.2"]`` as names and values (numbers where they are some); raises CompositionError."""
+    """``["density=0.2"]`` as names and values, as numbers if possible; raises CompositionError."""
     found: dict[str, Any] = {}
     for text in texts:
         name, sign, value = (word.strip() for word in text.partition("="))
@@ -171,7 +169,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 _LARGEST = 1e9
-"""Beyond it no option means anything, and sums overflow."""
+"""Limit for numeric options, beyond which sums overflow."""
 
 
 def _number(text: str) -> float | int | str:
@@ -210,7 +208,7 @@ def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
 
 
 def chosen_weights(method: Method, merge_inputs: Sequence[MergeInput], given: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every input by name: given ones first, the method's own for the rest."""
+    """The weight of every input by name: the given one, or the method's default."""
     if all(one.name in given for one in merge_inputs):
         return {one.name: given[one.name] for one in merge_inputs}
     own = method.weights(merge_inputs)

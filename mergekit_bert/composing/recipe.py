@@ -1,4 +1,4 @@
-"""Recipes: everything that a merge is told, as a record, as YAML, and in the merged file."""
+"""Recipes: all settings of a merge, as a record, as a YAML file, and in the metadata of a merged file."""
 
 import dataclasses
 import math
@@ -25,21 +25,19 @@ from mergekit_bert.schema import Rank, Scalar, SchemaError, Seed, Text, validate
 from mergekit_bert.strict import STRICT, Before, from_pairs
 
 _LARGEST_WEIGHT = 1e6
-"""Beyond it the sums of float32 values overflow or drown all others."""
+"""With larger weights, float32 sums overflow or lose all other terms."""
 _LARGEST_RANK = 2**16
 Weight = Annotated[float, Field(ge=-_LARGEST_WEIGHT, le=_LARGEST_WEIGHT)]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to merge.
+    """The settings of a merge.
 
-    An empty ``method`` is the recommended one, see
-    :func:`~mergekit_bert.composing.recommendation.with_method`. ``weights`` are by input name; an input
-    without one gets the method's own. ``layers`` maps a pattern of whole site names to weights that hold there
-    instead, the last match counts. ``rank`` compresses every merged Delta to at most so many directions. ``private``
-    is the rank of the residual that every task keeps for itself at every site (None or 0: none). ``options`` are the
-    method's.
+    With an empty ``method``, the recommended one is used. ``weights`` are by input name. Inputs not listed get the
+    method's default weight. ``layers`` maps patterns of full site names to weights that apply there instead; the last
+    match counts. ``rank`` compresses every merged Delta to at most this rank. ``private`` is the rank of a residual
+    that each task keeps at every site (None or 0: none). ``options`` are those of the method.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -55,14 +53,14 @@ class Recipe:
     inputs: Sequence[Text] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a field of another type, with ArgumentError."""
+        """Raise ArgumentError for a field of the wrong type."""
         check_types(self)
 
     def to_json(self) -> dict[str, Any]:
-        """For a file whose keys are sorted: the order of the layers counts, so they are a list."""
+        """As JSON for a file's metadata, whose keys are sorted: ``layers`` are a list, because their order counts."""
         layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
         found = dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
-        if not self.private:  # a merge without residuals is what it was before there were any
+        if not self.private:  # so that merges without residuals have the same bytes as before residuals existed
             del found["private"]
         return found
 
@@ -72,7 +70,7 @@ class Recipe:
         return validate(cls, value)
 
     def check(self, merge_inputs: Sequence[MergeInput]) -> None:
-        """Raise CompositionError or UnknownNameError for what these inputs cannot be merged by."""
+        """Raise CompositionError or UnknownNameError if these inputs cannot be merged by this recipe."""
         if self.method != ENSEMBLE and self.method not in METHODS.names():
             raise unknown("merge method", self.method, [*METHODS.names(), ENSEMBLE])
         for name, value, low, high in (
@@ -98,7 +96,7 @@ class Recipe:
         make_options(method, self.options)
         if self.layers and method.learn is not None:
             raise CompositionError(
-                "layers", f"weights by layer for {method.name}, which learns its own", "none", "drop them"
+                "layers", f"weights by layer for {method.name}, which learns them", "none", "drop them"
             )
         names = [one.name for one in merge_inputs]
         _check_weights("`weights`", self.weights, names)
@@ -140,7 +138,7 @@ class Recipe:
             )
 
     def at(self, site: str, weights: Mapping[str, float]) -> dict[str, float]:
-        """The weights that hold at ``site``."""
+        """The weights at ``site``."""
         found = dict(weights)
         for pattern, own in self.layers.items():
             if matches(pattern, site):
@@ -161,7 +159,7 @@ def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str
 
 
 def settled(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> Recipe:
-    """``recipe`` with all that it leaves to defaults; raises an MbertError for one that these inputs do not allow."""
+    """``recipe`` with all defaults filled in; raises an MbertError if it does not fit these inputs."""
     recipe.check(merge_inputs)
     recipe = dataclasses.replace(recipe, inputs=())
     if recipe.method == ENSEMBLE:
@@ -172,12 +170,12 @@ def settled(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> Recipe:
 
 
 def rows_for(recipe: Recipe) -> int:
-    """How many rows of each task do the recipe's method good."""
+    """The default number of rows per task of the recipe's method."""
     return METHODS.get(recipe.method).rows if recipe.method in METHODS.names() else Method.rows
 
 
 def changed(recipe: Recipe | None, **given: Any) -> Recipe:
-    """``recipe`` (or the default one) with what is given (not None, not empty) instead of its own."""
+    """``recipe`` (or the default one) with the ``given`` fields replaced, except those that are None or empty."""
     return dataclasses.replace(
         recipe or Recipe(), **{name: value for name, value in given.items() if value or value == 0}
     )
@@ -204,8 +202,8 @@ def read_recipe(path: Path) -> Recipe:
     known = {one.name for one in dataclasses.fields(Recipe)}
     for key, line in found.lines.items():
         if key not in known:
-            told = f"one of {', '.join(sorted(known))}"
-            raise CompositionError(f"{path}, line {line}", f"an unknown key {key!r}", told, "correct it")
+            keys = f"one of {', '.join(sorted(known))}"
+            raise CompositionError(f"{path}, line {line}", f"an unknown key {key!r}", keys, "correct it")
     try:
         recipe = validate(Recipe, found.value)
         check_patterns(recipe.layers)

@@ -116,9 +116,15 @@ def texts_of(where: str, given: Any, task: Task) -> tuple[Rows, bool]:
 def _checked(rows: Rows, task: Task, labelled: bool) -> Rows:
     """``rows``, which must be of ``task``."""
     if any(len(texts) != len(task.text) for texts in rows.texts):
-        raise DataError(rows.where, "rows of another number of texts", f"{' and '.join(task.text)}", "give other rows")
+        wrong = next(len(texts) for texts in rows.texts if len(texts) != len(task.text))
+        raise DataError(
+            rows.where,
+            f"wrong number of texts per row ({wrong})",
+            f"{len(task.text)}: {' and '.join(task.text)}",
+            "correct the rows",
+        )
     if labelled and rows.labels is None:
-        raise DataError(rows.where, "rows without labels", f"labels of {task.name!r}", "give rows that have some")
+        raise DataError(rows.where, "rows without labels", f"labels of {task.name!r}", "give labelled rows")
     return rows if labelled else Rows(rows.texts, None, rows.where)
 
 

@@ -1,4 +1,4 @@
-"""A budget of bytes: how many directions a merged file may hold at every site, and what all inputs take as they are."""
+"""The size limit of a merged file: the largest rank that fits, and the size of all inputs unmerged."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from mergekit_bert.models.composition import Ensemble
 
 _LARGEST_SIZE = 1e9
 _RECORD, _RECORD_OF_A_SITE = 2**16, 2**8
-"""Bytes left for what a file says beside its tensors."""
+"""Bytes reserved for a file's metadata."""
 
 
 def within_size(
@@ -46,9 +46,9 @@ def refuse_beside_size(name: str, value: object) -> None:
 
 
 def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
-    """The largest rank of all merged Deltas at which their file, in float32, takes at most ``size`` MiB.
+    """The largest rank of the merged Deltas with which the file, in float32, takes at most ``size`` MiB.
 
-    Heads and shifts, which no rank makes smaller, come first. Raises CompositionError where not even rank 1 fits.
+    Heads, biases and norms have the same size at any rank. Raises CompositionError if not even rank 1 fits.
     """
     shapes = {site: delta.shape for one in merge_inputs for site, delta in one.deltas.items()}
     shifts = {name: shift.numel() for one in merge_inputs for name, shift in one.shifts.items()}
@@ -66,7 +66,7 @@ def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
 
 
 def ensemble_size(merge_inputs: Sequence[MergeInput]) -> float:
-    """MiB of all inputs side by side in one file; infinite where some are no adapters, which an ensemble needs."""
+    """MiB of all inputs as an ensemble in one file; infinite if some are not adapters."""
     adapters = {one.name: one.adapter for one in merge_inputs if one.adapter is not None}
     if len(adapters) < len(merge_inputs):
         return math.inf

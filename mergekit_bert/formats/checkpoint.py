@@ -1,4 +1,4 @@
-"""Whole fine-tuned checkpoints as inputs of a merge: what changed against the base, read from the folder by and by."""
+"""Fine-tuned checkpoints as merge inputs: their difference to the base, read from the folder on demand."""
 
 import re
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ from mergekit_bert.files import file_fingerprint
 from mergekit_bert.tensorfile import read_plain_tensors
 
 _NO_MATTER = re.compile(r"_.*|.*(dropout|label|dtype|version|initializer).*|architectures|problem_type|use_cache")
-"""Keys of a configuration that do not change what the encoder computes."""
+"""Configuration keys that do not change what the encoder computes."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A fine-tuned model of one task and the ``encoder`` that it was made from; Deltas and shifts are read when asked.
+    """A fine-tuned model of one task and its base ``encoder``; Deltas and shifts are read on demand.
 
-    ``deltas`` are those of all linear layers, ``shifts`` those of all other parameters, the head apart.
+    ``deltas`` are those of all linear layers, ``shifts`` those of all other parameters except the head.
     """
 
     path: Path
@@ -50,23 +50,21 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is the folder of a whole model of transformers'."""
+    """Whether ``path`` is the folder of a whole transformers model."""
     return (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
 
 
 def read_checkpoint(path: Path, base: str | Encoder | None = None) -> MergeInput:
-    """A folder with ``config.json`` and the weights of a classifier in safetensors, as an input of a merge.
+    """A folder with ``config.json`` and the weights of a classifier in safetensors, as a merge input.
 
-    ``base`` is the encoder it was made from; a folder of mbert's names its own. The task is the one in mbert's record,
-    else the built-in one that the folder is called after. Raises CompositionError for a folder of another base
-    architecture, shape, vocabulary or number of labels, before any weight is read.
+    ``base`` is the encoder it was fine-tuned from; a folder of mbert records it. The task is the one in mbert's record,
+    otherwise the built-in task with the folder's name. Raises CompositionError for a folder with another architecture,
+    shape, vocabulary or number of labels than the base, before any weight is read.
     """
     where = str(path)
     record = read_folder(path) if (path / RECORD).is_file() else None
     if base is None and record is None:
-        raise CompositionError(
-            where, "a checkpoint that does not say which base it was made from", "its base", "name it with `base`"
-        )
+        raise CompositionError(where, "a checkpoint that does not record its base", "its base", "name it with `base`")
     encoder = encoder_of(where, record.base if record is not None else "", base, open_encoder)
     with told_as(CompositionError):
         found = open_pretrained(path, where)
@@ -79,7 +77,7 @@ def read_checkpoint(path: Path, base: str | Encoder | None = None) -> MergeInput
         _check_tokenizer(found, encoder)
     _check_labels(where, found.config, task)
     head = _head(path, weights, task, encoder)
-    return _ingredient(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
+    return _merge_input(Checkpoint(path, task, length, encoder, *_changes(weights, encoder), head), record)
 
 
 def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Delta], Tensors]:
@@ -96,7 +94,7 @@ def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Del
     return LazyMap(sites, delta), LazyMap(others, shift)
 
 
-def _ingredient(one: Checkpoint, record: FullModel | None) -> MergeInput:
+def _merge_input(one: Checkpoint, record: FullModel | None) -> MergeInput:
     training: Mapping[str, Any] = dict(record.record.get("training", {})) if record is not None else {}
     examples = training.get("examples")
     own = TaskSpecific(one.head, _apart(one.deltas, head=True), _apart(one.shifts, head=True))
@@ -125,12 +123,12 @@ def _ingredient(one: Checkpoint, record: FullModel | None) -> MergeInput:
 
 
 def _apart(values: Mapping[str, Any], head: bool) -> LazyMap[Any]:
-    """What one task's head alone reads, or the rest."""
+    """The values that only a task's head reads (its pooler), or the others."""
     return LazyMap([name for name in values if of_the_head(name) == head], values.__getitem__)
 
 
 def _check_config(where: str, config: Any, encoder: Encoder) -> None:
-    """Raise CompositionError where the folder's encoder computes something else than the base."""
+    """Raise CompositionError if the folder's encoder has another configuration than the base."""
     ours, theirs = encoder.config.to_dict(), config.to_dict()
     for key in ("model_type", *sorted(ours.keys() & theirs.keys())):
         if not _NO_MATTER.fullmatch(key) and ours[key] != theirs[key]:
@@ -156,7 +154,7 @@ def _check_names(where: str, weights: StoredWeights, encoder: Encoder) -> None:
 
 
 def _check_tokenizer(found: Pretrained, encoder: Encoder) -> None:
-    """Raise CompositionError where the folder brings another tokenizer than the base's."""
+    """Raise CompositionError if the folder has another tokenizer than the base."""
     if not any(any(found.folder.glob(name)) for name in _TOKENIZER_FILES):
         return
     with told_as(CompositionError):
@@ -176,15 +174,15 @@ def _task_of(where: str, path: Path) -> Task:
     if name not in TASKS.names():
         raise CompositionError(
             where,
-            "a checkpoint that does not say what its task is",
-            f"a folder called after one of {', '.join(TASKS.names())}",
+            "a checkpoint that does not record its task",
+            f"a folder named after one of {', '.join(TASKS.names())}",
             "rename the folder",
         )
     return TASKS.get(name)
 
 
 def _head(path: Path, weights: StoredWeights, task: Task, encoder: Encoder) -> dict[str, Tensor]:
-    """The head's tensors, of a regression one that gives 0…1; they lie among the weights, or beside them."""
+    """The head's tensors, from the weights or a file of their own; regression heads are rescaled to 0…1."""
     where, beside = str(path), read_plain_tensors(path / HEAD) if (path / HEAD).exists() else {}
     expected = head_shapes(encoder.config, task, head_of(beside))
     found = {name: weights.tensors.shapes[name] for name in weights.rest if not is_buffer(name)}
@@ -195,7 +193,7 @@ def _head(path: Path, weights: StoredWeights, task: Task, encoder: Encoder) -> d
                 where,
                 f"{name} has shape {found[name]}" if name in found else f"no tensor {name}",
                 f"{expected[name]} for task {task.name!r}" if name in expected else f"heads of {', '.join(expected)}",
-                "give a checkpoint for sequence classification of this task",
+                "give a sequence classification checkpoint of this task",
             )
     values = {name: beside[name] if name in beside else weights.tensors[name].float() for name in expected}
     model = bare_head(encoder.config, task, values, nn.Identity())
@@ -208,14 +206,14 @@ def _in_order(id2label: Mapping[int, str]) -> list[str]:
 
 
 def _check_labels(where: str, config: Any, task: Task) -> None:
-    """Raise CompositionError where the checkpoint has another number of outputs, or the same in another order."""
+    """Raise CompositionError if the checkpoint's labels differ from the task's in number or order."""
     told, kind = _in_order(config.id2label), kind_of(task)
     if len(told) != task.outputs:
         raise CompositionError(
             where,
             f"{len(told)} labels",
             f"{task.outputs} for task {task.name!r}",
-            "give a checkpoint of that task, or call its folder after its own task",
+            "give a checkpoint of that task, or rename its folder to its task",
         )
     for known in (kind.output_names(task), _in_order(kind.to_hub(task).id2label)):
         if sorted(told) == sorted(known) and told != list(known):

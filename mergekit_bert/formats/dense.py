@@ -26,9 +26,9 @@ def write_dense(
 ) -> list[Path]:
     """Write ``folder/<task>/`` for every task of ``model`` (or ``only`` some); returns the folders.
 
-    Every weight is made once, for all tasks, and none is kept: with a stored encoder and a model that was merged
-    lazily, the memory needed is that of a few tensors. Every file is read back; with a loaded encoder its outputs are
-    compared too. Raises OutputError, ModelFileError.
+    Every weight is computed once for all tasks and not kept: with a stored encoder and a lazily merged model, only a
+    few tensors are in memory. Every file is read back; with a loaded encoder its outputs are compared too. Raises
+    OutputError, ModelFileError.
     """
     model = model.on(encoder)
     _check_extras(model)
@@ -36,7 +36,7 @@ def write_dense(
     outputs = dense_outputs(folder, [task.name for task in tasks], force)
 
     def record(task: Task) -> dict[str, Any]:
-        """How the folder's weights came about, and the base."""
+        """Provenance of the folder's weights, and the base."""
         return {**model.origin(task.name), "kind": "dense", "base": dataclasses.asdict(model.base)}
 
     with written(*outputs) as parts:
@@ -68,7 +68,7 @@ def _check_extras(model: Composition) -> None:
                 f"task {task.name!r}",
                 f"a {' and a '.join(extras)}",
                 "weights alone, for a Hugging Face folder",
-                "keep it as a file of mbert's",
+                "keep it as a file of mbert",
             )
 
 
@@ -78,7 +78,7 @@ def dense_outputs(folder: Path, tasks: Sequence[str], force: bool) -> list[Outpu
 
 
 def _check(path: Path, task: Task, expected: Predictor) -> None:
-    """Compare what transformers makes of the folder with what the model says."""
+    """Compare the outputs of transformers' model in the folder with those of the model."""
     rows = Rows(tuple((text,) * len(task.text) for text in _CHECK), None, "check")
     folder = read_folder(path)
     loaded, tokenizer = load_folder(folder)

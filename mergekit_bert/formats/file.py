@@ -1,10 +1,11 @@
-"""Model files: any kind of composition, written deterministically, read strictly, and compared after saving.
+"""Model files of adapters, merged models and ensembles: written deterministically, read strictly, verified on saving.
 
-A merged file holds ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``; under ``own.<task>.`` the
-same of what a task keeps for itself, which is added to what is shared, ``head.<tensor>`` and ``extra.<name>.<tensor>``.
-Where a task keeps a residual beside a shared Delta or shift, the record has the key ``private``: the residuals' rank
-and bytes; where adapters without a head were merged, it has ``bodies``: where they came from. An ensemble holds the
-tensors of each adapter under ``expert.<task>.``, and so does a merged file that keeps its inputs.
+A merged file has the tensors ``site.<site>.B`` and ``.A`` (or ``.dense``) and ``shift.<parameter>``. The task-specific
+parameters, which are added to the shared ones, have the same names under ``own.<task>.``, and also ``head.<tensor>``
+and ``extra.<name>.<tensor>``. If tasks keep a residual in addition to a shared Delta or shift, the record has the key
+``private`` with the residuals' rank and bytes; if adapters without a head were merged, ``bodies`` with their
+provenance. An ensemble has the tensors of each adapter under ``expert.<task>.``, and so has a merged file that keeps
+its inputs.
 """
 
 import dataclasses
@@ -38,11 +39,11 @@ from mergekit_bert.schema import validate
 from mergekit_bert.tensorfile import read_tensors, tensor_file_sha256, write_tensors
 
 _PRIVATE, _BODIES = "private", "bodies"
-"""Keys that are there only in the record of a merge whose tasks keep residuals, or that has inputs without a task."""
+"""Optional keys of a merged model's record: for tasks that keep residuals, and for inputs without a task."""
 
 
 def write_model(path: Path, model: Composition) -> None:
-    """Write ``model`` and read it back; raises ModelFileError for what cannot be read again, or is then another."""
+    """Write ``model`` and read it back; raises ModelFileError if that fails or gives another model."""
     write_tensors(path, *_contents(model))
     if tensor_file_sha256(*_contents(read_file(path))) != file_fingerprint(path):
         raise ModelFileError(str(path), "what was read back differs", "the same model", "check the disk")
@@ -58,7 +59,7 @@ def read_model(path: Path) -> Stored:
     """Read an adapter, merged or ensemble file, or a model folder; raises ModelFileError."""
     if is_peft(path):
         raise ModelFileError(
-            str(path), "a PEFT folder", "a model of mbert's", f"convert it: mbert convert {path} --to mbert --out FILE"
+            str(path), "a PEFT folder", "a file of mbert", f"convert it: mbert convert {path} --to mbert --out FILE"
         )
     if path.is_dir():
         folder = read_folder(path)
@@ -78,14 +79,14 @@ def read_file(path: Path) -> Composition:
             str(path),
             f"a file of kind {kind!r} with keys {', '.join(sorted(metadata))}",
             f"one of {', '.join(KINDS)}",
-            "give a model file of mbert's",
+            "give a model file of mbert",
         )
     with strict(str(path)):
         return KINDS[kind].unpack(str(path), tensors, metadata[kind])
 
 
 def _pack_deltas(prefix: str, deltas: Mapping[str, Delta], shifts: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Deltas and shifts as tensors whose names begin with ``prefix``, and what the record says of them."""
+    """Deltas and shifts as tensors whose names begin with ``prefix``, and their entries in the record."""
     tensors: dict[str, Tensor] = {
         f"{prefix}site.{site}.{name}": tensor
         for site, delta in deltas.items()
@@ -201,19 +202,19 @@ def _unpack_merged(where: str, tensors: Mapping[str, Tensor], value: Any) -> Mer
 
 
 def _in_order(weighed: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """The names that have weights, in the order of what they stand for; of a merge of merges a body has none itself."""
+    """The weights' names in the order of the tasks and bodies; a body inside a merged input has no weight."""
     return list(dict.fromkeys(weighed[name] for name in names if name in weighed))
 
 
 def _check_own(model: Merged, told: Mapping[str, int]) -> None:
-    """Raise ValueError unless what a task has of its own fits what it is added to, and is what was told of it."""
+    """Raise ValueError unless task-specific parameters fit the shared ones and the recorded residuals (``private``)."""
     for task, own in model.own.items():
         for name in [site for site, delta in own.deltas.items() if delta.shape != model.deltas.get(site, delta).shape]:
             raise ValueError(f"site {name!r} of {task!r} has another shape than the shared one")
         for name in [name for name, shift in own.shifts.items() if shift.shape != model.shifts.get(name, shift).shape]:
             raise ValueError(f"shift {name!r} of {task!r} has another shape than the shared one")
     if told != model.private:
-        raise ValueError(f"private {told}, where the tasks keep {model.private or 'nothing'}")
+        raise ValueError(f"private {told}, but the tasks keep {model.private or 'no residuals'}")
 
 
 def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -232,7 +233,7 @@ def _unpack_ensemble(where: str, tensors: Mapping[str, Tensor], value: Any) -> E
 
 
 def _pack_experts(experts: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Adapters whole, their tensors under ``expert.<task>.``."""
+    """Complete adapters, their tensors under ``expert.<task>.``."""
     packed = {task: expert.pack() for task, expert in experts.items()}
     tensors = {f"expert.{task}.{name}": tensor for task, (part, _) in packed.items() for name, tensor in part.items()}
     return tensors, {task: record for task, (_, record) in packed.items()}
@@ -241,7 +242,7 @@ def _pack_experts(experts: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], di
 def _unpack_experts(
     where: str, tensors: Mapping[str, Tensor], records: Mapping[str, Any]
 ) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
-    """The adapters, and the tensors that are of none."""
+    """The adapters, and the remaining tensors."""
     rest, experts = dict(tensors), dict[str, Adapter]()
     for task, record in records.items():
         prefix = f"expert.{task}."
@@ -254,7 +255,7 @@ def _unpack_experts(
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a kind of model is written: ``pack`` gives its tensors and its record, ``unpack`` makes it of them again."""
+    """How a kind of model is stored: ``pack`` returns its tensors and its record, ``unpack`` is the inverse."""
 
     pack: Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
     unpack: Callable[[str, Mapping[str, Tensor], Any], Composition]

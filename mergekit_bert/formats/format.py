@@ -1,4 +1,7 @@
-"""Formats: what a model may lie in, each with its way in and its way out. Paths are told apart here alone."""
+"""Storage formats of models: how each is recognised, read, used as a merge input and written.
+
+This is the only module that decides from a path which format it has.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +27,11 @@ Opened = Callable[[], Encoder]
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which models lie on a disk.
+    """A storage format: mbert's file, a PEFT folder, or a Hugging Face folder.
 
-    ``holds`` tells whether a path is of it. ``read`` gives the model there, ``inputs`` what it gives to a merge: a base
-    and a task are for what does not say its own. ``write`` writes a composition, with its encoder where it must be
-    opened, and returns the paths; ``is_file``: that is the one file that was named.
+    ``holds`` checks whether a path has the format. ``read`` returns the model, ``inputs`` its merge inputs; a base and
+    a task are passed for folders that do not record them. ``write`` writes a composition, opening its encoder if
+    needed, and returns the paths. ``is_file``: the format is a single file rather than a folder.
     """
 
     name: str
@@ -40,13 +43,13 @@ class Format:
 
 
 def format_of(path: Path) -> Format:
-    """The format of what lies at ``path``; of nothing, that of files."""
+    """The format of the model at ``path``; mbert's file format if there is nothing."""
     return next(one for one in FORMATS.values() if one.holds(path))
 
 
 def _read(path: Path, base: Base, task: Task | None, load: Loader) -> Stored:
     if task is not None:
-        raise CompositionError("`task`", f"a task for {path}", "none: the file says its own", "drop it")
+        raise CompositionError("`task`", f"a task for {path}", "none: the file records its task", "drop `task`")
     return read_model(path)
 
 
@@ -91,7 +94,7 @@ FORMATS = {
         Format("hf", Path.is_dir, _read, _folder_inputs, _write_folder),
     )
 }
-"""By name, in the order in which a path is tried."""
+"""All formats by name, in the order in which a path is checked."""
 
 
 @inputs_of.register
@@ -100,8 +103,8 @@ def _(model: FullModel, where: str = "the inputs", base: Base = None, load: Load
 
 
 def open_model(path: Path, base: Base = None, task: Task | None = None, load: Loader = load_encoder) -> Stored:
-    """The model at ``path``, of any format: a file, a PEFT folder, or the folder of a whole model.
+    """Read the model at ``path`` in any format: a file, a PEFT folder, or the folder of a whole model.
 
-    ``base`` and ``task`` are for a PEFT folder that does not say them. Raises ModelFileError or CompositionError.
+    ``base`` and ``task`` are for a PEFT folder that does not record them. Raises ModelFileError or CompositionError.
     """
     return format_of(path).read(path, base, task, load)

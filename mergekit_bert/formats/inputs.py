@@ -1,4 +1,4 @@
-"""Inputs: the files and folders that a merge is made of, whatever wrote them."""
+"""Merge inputs read from files and folders of any format."""
 
 import functools
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from mergekit_bert.formats.peft import is_peft
 
 
 def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = load_encoder) -> list[MergeInput]:
-    """What ``path`` holds: an adapter (a file, or a PEFT folder, perhaps without a head), a merged model, all adapters
+    """Read merge inputs: an adapter (a file, or a PEFT folder, possibly without a head), a merged model, all adapters
     of an ensemble, or the folder of a fine-tuned model.
 
-    ``base`` is the encoder of a folder whose own record of it cannot be followed; ``load`` may remember encoders that
-    several folders share.
+    ``base`` is the encoder for a folder whose recorded base may not be opened; ``load`` may cache encoders that several
+    folders share.
     """
     return format_of(path).inputs(path, base, load)
 
@@ -25,10 +25,10 @@ def read_inputs(path: Path, base: str | Encoder | None = None, load: Loader = lo
 def choose_inputs(
     files: Sequence[Path], keep: Sequence[Path], folder: Path, base: str | None = None
 ) -> list[MergeInput]:
-    """The inputs in ``files`` (if none: all adapters but probes in ``folder``); of two of one task that in ``keep``.
+    """The inputs in ``files`` (default: all adapters but probes in ``folder``); of two for one task, that in ``keep``.
 
-    A merged file goes in whole, so it is dropped only where others are kept for all its tasks. Raises CompositionError
-    naming the files, and the ways out that there are, where two inputs of one task meet.
+    A merged file is one input, so it is dropped only if other files are kept for all its tasks. Raises
+    CompositionError, naming the files and possible remedies, if two inputs have the same task.
     """
     load = functools.cache(load_encoder)
     named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
@@ -58,7 +58,7 @@ def choose_inputs(
 
 
 def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, MergeInput]) -> CompositionError:
-    """Two inputs of one task, and what can be done: one can be kept where the other has no task besides."""
+    """The error for two inputs of one task, with remedies: one can be kept if the other has no other task."""
     keep = [f"`keep={path}`" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
     ways = [f"say which with {' or '.join(keep)}"] if keep else []
     for path, one in (first, second):
@@ -67,7 +67,7 @@ def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, Merge
             ways.append(f"{path} goes in whole: to leave its {task} out, give its adapters' files instead{change}")
     ways += ["if these are two tasks, rename a folder"] if any(is_peft(path) for path, _ in (first, second)) else []
     return CompositionError(
-        f"task {task!r}", f"two adapters of it, {first[0]} and {second[0]}", "one adapter a task", "; ".join(ways)
+        f"task {task!r}", f"two adapters of it, {first[0]} and {second[0]}", "one adapter per task", "; ".join(ways)
     )
 
 

@@ -39,7 +39,7 @@ def write_adapter_folder(path: Path, adapter: Adapter, encoder: Encoder) -> None
     if adapter.extras:
         raise CompositionError(
             f"adapter {adapter.name!r}", f"a {' and a '.join(adapter.extras)}",
-            "Deltas and shifts alone: mbert does not write prompt learning of PEFT's", "keep it as a file of mbert's",
+            "Deltas and shifts alone: mbert does not write PEFT's prompt learning", "keep it as a file of mbert",
         )  # fmt: skip
     if reason := _no_place(adapter):
         raise CompositionError(

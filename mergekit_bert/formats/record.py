@@ -1,4 +1,4 @@
-"""What the metadata of a merged or ensemble file may say: every field with its type and bounds, nothing beside them."""
+"""The schema of the metadata of merged and ensemble files: every field with its type and bounds."""
 
 from typing import Annotated, Literal
 
@@ -26,13 +26,13 @@ class PatchRecord(Schema):
 
 
 class OwnRecord(PatchRecord):
-    """What a task keeps for itself: the same, and the sizes of its extras by name."""
+    """The task-specific parameters of a task: Deltas, shifts, and the sizes of its extras by name."""
 
     extras: dict[Name, Shape] = Field(default_factory=dict, min_length=1)
 
 
 class RowsRecord(Schema):
-    """Rows whose labels a step has seen, and what refitting a head on them was found to give."""
+    """Rows whose labels a step has read, and the cross-validated effect of refitting a head on them."""
 
     fingerprint: Name
     count: Count | None = None
@@ -45,7 +45,7 @@ class RowsRecord(Schema):
 
 
 class LostRecord(Schema):
-    """What compressing to a rank cost: the share of ``‖Δ‖²``, in all and at each site."""
+    """The share of ``‖Δ‖²`` lost by compressing to a rank, in total and at each site."""
 
     rank: Count
     in_all: Finite
@@ -53,7 +53,7 @@ class LostRecord(Schema):
 
 
 class SearchRecord(Schema):
-    """A search: on which rows, over what, everything that was tried, and which of it was best."""
+    """A search: its rows, what was searched, all evaluations, and the index of the best one."""
 
     over: list[Name]
     optimizer: Name
@@ -82,7 +82,7 @@ class CalibrationRecord(Schema):
 
 
 class TraceRecord(Schema):
-    """What was learned and lost on the way to a merge; of inputs that were merges themselves, theirs."""
+    """What was learned, lost and calibrated in a merge, and the same for inputs that are merged models."""
 
     learned: dict[Name, Plain] | None = None
     lost: LostRecord | None = None
@@ -95,7 +95,7 @@ class TraceRecord(Schema):
 
 
 class PrivateRecord(Schema):
-    """What the tasks keep beside a shared Delta or shift: the largest rank, and the bytes of all."""
+    """The tasks' residuals of shared Deltas and shifts: the largest rank, and the bytes of all."""
 
     rank: Rank
     bytes: Count
@@ -119,7 +119,7 @@ class MergedRecord(PatchRecord):
 
 
 class FolderRecord(Schema):
-    """What the record of a model folder says of the adapter or the training that its weights came from."""
+    """The part of a model folder's record about the adapter or training that its weights came from."""
 
     type: Name | None = None
     config: OptionsOfType | None = None
@@ -129,7 +129,7 @@ class FolderRecord(Schema):
 
 
 class EnsembleRecord(Schema):
-    """An ensemble: every adapter's record, in which order they came, and how a row finds its expert."""
+    """An ensemble: every adapter's record, their order, and the router."""
 
     router: Literal["task"]
     order: Annotated[list[Name], Field(min_length=1)]

@@ -1,6 +1,7 @@
-"""Models: what adapters, compositions of them and whole models say of themselves, so that nobody asks which one it is.
+"""The protocol of all models (adapters, compositions, whole models), and the two compositions.
 
-A composition is Merged (one Delta per site, all heads) or an Ensemble (all adapters, and a router).
+A composition is Merged (one Delta per site, all heads) or an Ensemble (all adapters, and a router). Code uses the
+protocol and does not check which model it has.
 """
 
 import dataclasses
@@ -24,13 +25,13 @@ from mergekit_bert.model_methods import mebibytes, summary
 from mergekit_bert.patterns import exactly
 
 STEPS = ("search", "scales", "heads")
-"""What may be done beside a merge, in this order; a trace tells of each."""
+"""Optional steps after a merge, in this order; each is recorded in the trace."""
 Seen = list[tuple[str, str, str, frozenset[str]]]
-"""Rows whose labels a model has seen: step, task, fingerprint, texts' hashes (none in files of before there were)."""
+"""Rows whose labels a model has seen: step, task, fingerprint, hashes of the texts (older files record none)."""
 
 
 class Answering(Protocol):
-    """A model as it stands ready to answer; what is made for that is made when it is first asked for."""
+    """A model prepared for prediction; everything needed is built on first use."""
 
     @property
     def model(self) -> Any:
@@ -38,14 +39,14 @@ class Answering(Protocol):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder below it; raises CompositionError for a model that has one of its own."""
+        """Its base encoder; raises CompositionError for a model that contains its encoder."""
 
     @property
     def shared(self) -> Encoder:
-        """The encoder with what all its tasks share."""
+        """The encoder with the parameters that all tasks share."""
 
     def own_parts(self) -> Any:
-        """What each task adds to :attr:`shared`, in the order of the tasks."""
+        """The task-specific parameters, in the order of the tasks."""
 
     def ready(self, task: Task) -> Ready:
         """The classifier of ``task``."""
@@ -53,54 +54,54 @@ class Answering(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """What every model says of itself, whatever it is made of."""
+    """The protocol of all models."""
 
     @property
     def stands_alone(self) -> bool:
-        """Whether it answers without its base."""
+        """Whether it predicts without its base."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks it answers."""
+        """Its tasks."""
 
     @property
     def base(self) -> Base:
-        """The encoder that it was made from."""
+        """The encoder that it was trained on."""
 
     @property
     def needs_base(self) -> bool:
-        """Whether its Deltas cannot be made before it is put :meth:`on` its base."""
+        """Whether its Deltas cannot be computed before it is put :meth:`on` its base."""
 
     def on(self, encoder: Encoder) -> Any:
-        """The same on ``encoder``, its base."""
+        """The same model with ``encoder`` as its base."""
 
     def answering(self, encoder: Encoder | None, where: str) -> Any:
-        """It as an :class:`Answering`; raises ModelFileError unless it fits ``encoder``."""
+        """The model as an :class:`Answering`; raises ModelFileError unless it fits ``encoder``."""
 
     def role(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
 
     def seen(self) -> Seen:
-        """The rows whose labels it has seen since its adapters were trained."""
+        """The rows whose labels were read since its adapters were trained."""
 
     def sha256(self) -> str | None:
-        """SHA-256 (hex) of an adapter; None for other models."""
+        """SHA-256 (hex) of the adapter; None for other models."""
 
     def sha256_of(self, task: str) -> str | None:
-        """SHA-256 (hex) of the adapter that ``task`` was trained as; None where there is none."""
+        """SHA-256 (hex) of the adapter of ``task``; None if there is none."""
 
     def described(self) -> dict[str, Any]:
-        """What there is to tell of it, as JSON, apart from its base and its role."""
+        """Description of the model as JSON, without base and role."""
 
 
 @dataclass(frozen=True, repr=False)
 class Merged(Patched):
-    """Several adapters in one Delta per site of the layers; ``own`` is what every task keeps for itself.
+    """Several adapters merged into one Delta per site; ``own`` has the task-specific parameters of each task.
 
-    ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` what each input counted,
-    ``recipe`` how it was made, and ``trace`` what was learned and lost on the way. ``kept`` are the inputs themselves,
-    where they were kept so that others can be added and they can be removed. ``bodies`` is the provenance of adapters
-    that had no head: they count in ``weights``, and no task is theirs.
+    ``parts`` is the provenance of each adapter by task name (its file's record), ``weights`` the weight of each input,
+    ``recipe`` how it was merged, and ``trace`` what was learned, lost and calibrated. ``kept`` are the inputs, if they
+    are stored so that inputs can be added and removed. ``bodies`` is the provenance of adapters without a head: they
+    have a weight, but no task.
     """
 
     kind = "merged"
@@ -118,7 +119,7 @@ class Merged(Patched):
     bodies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """One line; of a lazy merge without its size, for which it would have to be made."""
+        """One line; without the size for a lazy merge, which would have to be computed for it."""
         size = ""
         if isinstance(self.deltas, dict):
             size = mebibytes(
@@ -130,14 +131,14 @@ class Merged(Patched):
 
     @property
     def title(self) -> str:
-        """The method and what was done beside it that changed its figures: ``ties + private 4 + search + heads``."""
+        """The method and the steps that changed the result: ``ties + private 4 + search + heads``."""
         taken = {step for step, _ in steps_in(self.trace)}
         private = [f"private {self.private['rank']}"] if self.private else []
         return " + ".join([self.method, *private, *(step for step in STEPS if step in taken)])
 
     @property
     def private(self) -> dict[str, int]:
-        """The largest ``rank`` of the tasks' residuals beside shared Deltas, and the ``bytes`` of all; empty: none."""
+        """The largest ``rank`` of the tasks' residuals of shared Deltas, and their ``bytes``; empty if none."""
         deltas = [delta for own in self.own.values() for site, delta in own.deltas.items() if site in self.deltas]
         shifts = [shift for own in self.own.values() for name, shift in own.shifts.items() if name in self.shifts]
         if not (deltas or shifts):
@@ -146,49 +147,49 @@ class Merged(Patched):
         return {"rank": max(ranks, default=0), "bytes": sum(one.nbytes for one in [*deltas, *shifts])}
 
     def role(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return self.title
 
     def seen(self) -> Seen:
-        """The rows whose labels it has seen since its adapters were trained."""
+        """The rows whose labels were read since its adapters were trained."""
         return seen_in(self.trace)
 
     @property
     def needs_base(self) -> bool:
-        """No: its Deltas are its own. The inputs that it kept may need one."""
+        """False: its Deltas are stored. The inputs that it keeps may need a base."""
         return False
 
     def on(self, encoder: Encoder) -> "Merged":
-        """The same, with the inputs that it kept on ``encoder``."""
+        """The same model, with the inputs that it keeps on ``encoder``."""
         return dataclasses.replace(self, kept={name: one.on(encoder) for name, one in self.kept.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks it answers, in the order of the merge."""
+        """Its tasks, in the order of the merge."""
         return tuple(Task.from_json(part["task"]) for part in self.parts.values())
 
     @property
     def shared(self) -> Patch:
-        """The merged Deltas and shifts."""
+        """The merged Deltas, and the merged bias and norm updates."""
         return Patch(self.deltas, self.shifts)
 
     def own_part(self, task: str) -> Part:
-        """What ``task`` keeps for itself."""
+        """The task-specific parameters of ``task``."""
         record, own = self.parts[task], self.own[task]
         return Part(
             Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
         )
 
     def as_adapter(self, task: str) -> Adapter:
-        """A LoRA that answers ``task`` as it does; raises CompositionError where a Delta is dense."""
+        """A LoRA with the same predictions for ``task``; raises CompositionError if a Delta is dense."""
         return low_rank(self.part(task), self.base, {"method": self.method, "weights": dict(self.weights)})
 
     def sha256_of(self, task: str) -> str:
-        """SHA-256 of the adapter that ``task`` was trained as."""
+        """SHA-256 of the adapter of ``task`` that was merged."""
         return str(self.parts[task]["sha256"])
 
     def origin(self, task: str) -> dict[str, Any]:
-        """How the weights that answer ``task`` came about, and which rows' labels they saw."""
+        """Provenance of the weights for ``task``, and the rows whose labels were read for them."""
         seen = [
             {"step": step, "fingerprint": fingerprint, "texts": sorted(hashes)}
             for step, name, fingerprint, hashes in self.seen()
@@ -197,16 +198,16 @@ class Merged(Patched):
         return {**self.parts[task], "method": self.method, "weights": dict(self.weights), "seen": seen}
 
     def keeping(self, inputs: Mapping[str, Adapter]) -> "Merged":
-        """The same with its ``inputs`` kept."""
+        """The same model with its ``inputs`` stored in it."""
         return dataclasses.replace(self, kept=inputs)
 
     def brief(self, how: str = "") -> str:
-        """How it was made (its method, unless ``how`` says more), and what every input counted."""
+        """The method (or ``how``), and the weight of every input."""
         counted = ", ".join(f"{name} × {weight:.3g}" for name, weight in self.weights.items())
         return f"{how or self.method} of {counted}"
 
     def account(self) -> str:
-        """In a line: how it was made, of what, and what it holds."""
+        """One line: method, inputs with weights, number of sites, ranks."""
         ranks = sorted({delta.rank for delta in self.deltas.values() if delta.rank is not None})
         low = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ", ".join(f"rank {rank}" for rank in ranks)
         dense = sum(delta.rank is None for delta in self.deltas.values())
@@ -216,7 +217,7 @@ class Merged(Patched):
         return f"{self.brief(f'{self.title}{where}')}; {len(self.deltas)} sites, {shown}"
 
     def described(self) -> dict[str, Any]:
-        """What there is to tell of it, as JSON, apart from its base and its role."""
+        """Description of the model as JSON, without base and role."""
         return {
             "method": self.method,
             "space": self.recipe.get("space", "full"),
@@ -230,7 +231,7 @@ class Merged(Patched):
 
 
 def steps_in(trace: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The steps beside a merge and what its ``trace`` tells of each, those of the merges that it was made from too."""
+    """The steps after the merge and their records, including those of merged inputs."""
     waiting: list[Mapping[str, Any]] = [trace]
     while waiting:
         trace = waiting.pop()
@@ -240,7 +241,7 @@ def steps_in(trace: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def seen_in(trace: Mapping[str, Any]) -> Seen:
-    """The rows whose labels the steps of a merge have seen, by its ``trace``."""
+    """The rows whose labels were read by the steps recorded in ``trace``."""
     return [
         (step, task, str(rows["fingerprint"]), frozenset(map(str, rows.get("texts", ()))))
         for step, told in steps_in(trace)
@@ -250,7 +251,7 @@ def seen_in(trace: Mapping[str, Any]) -> Seen:
 
 @dataclass(frozen=True, repr=False)
 class Ensemble(Patched):
-    """All adapters as they are; ``router`` names how a row finds its expert (``task``: by the task's name)."""
+    """All adapters, unmerged; ``router`` names how the expert of a row is chosen (``task``: by the task's name)."""
 
     kind = "ensemble"
 
@@ -273,7 +274,7 @@ class Ensemble(Patched):
 
     @property
     def private(self) -> dict[str, int]:
-        """Empty: no task keeps anything beside what is shared."""
+        """Empty: there are no residuals."""
         return {}
 
     @property
@@ -283,16 +284,16 @@ class Ensemble(Patched):
 
     @property
     def needs_base(self) -> bool:
-        """Whether one of the experts does."""
+        """Whether one of the experts needs its base."""
         return any(expert.needs_base for expert in self.experts.values())
 
     def on(self, encoder: Encoder) -> "Ensemble":
-        """The same, with all experts on ``encoder``."""
+        """The same model, with all experts on ``encoder``."""
         return dataclasses.replace(self, experts={name: one.on(encoder) for name, one in self.experts.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks it answers, in the order of the experts."""
+        """Its tasks, in the order of the experts."""
         return tuple(expert.task for expert in self.experts.values())
 
     def own_part(self, task: str) -> Part:
@@ -300,7 +301,7 @@ class Ensemble(Patched):
         return self.experts[task].own_part(task)
 
     def role(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return self.kind
 
     def as_adapter(self, task: str) -> Adapter:
@@ -312,23 +313,23 @@ class Ensemble(Patched):
         return self.experts[task].sha256()
 
     def origin(self, task: str) -> dict[str, Any]:
-        """How the weights that answer ``task`` came about."""
+        """Provenance of the weights for ``task``."""
         return {**self.experts[task].provenance(), "method": self.kind}
 
     def keeping(self, inputs: Mapping[str, Adapter]) -> "Ensemble":
-        """Itself: its experts are its inputs."""
+        """The model itself: its experts are its inputs."""
         return self
 
     def brief(self) -> str:
-        """Nothing: no input has a weight."""
+        """Empty: inputs have no weights."""
         return ""
 
     def account(self) -> str:
-        """In a line: what it holds."""
+        """One line: its experts."""
         return f"ensemble of {', '.join(self.experts)}, routed by task"
 
     def described(self) -> dict[str, Any]:
-        """What there is to tell of it, as JSON, apart from its base and its role."""
+        """Description of the model as JSON, without base and role."""
         return {
             "router": self.router,
             "parts": {name: one.described_part() for name, one in self.experts.items()},
@@ -337,13 +338,13 @@ class Ensemble(Patched):
 
 
 def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
-    """A part as a LoRA whose rank differs from site to site; raises CompositionError for a dense Delta or an extra."""
+    """A part as a LoRA with a rank per site; raises CompositionError for a dense Delta or an extra."""
     if part.extras:
         raise CompositionError(
             f"task {part.task.name!r}",
             f"a {' and a '.join(part.extras)} beside its Deltas",
             "Deltas and shifts alone, for a PEFT folder",
-            "keep it as a file of mbert's",
+            "keep it as a file of mbert",
         )
     low: dict[str, LowRank] = {}
     for site, delta in part.deltas.items():
@@ -381,20 +382,20 @@ def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
 
 
 Composition = Adapter | Merged | Ensemble
-"""A model that one of mbert's own files holds."""
+"""A model stored in a file of mbert."""
 Stored = Composition | FullModel
-"""A model that is read from a path."""
+"""A model that can be read from a path."""
 
 
 def as_merged(model: Model, where: str, found: str, expected: str, remedy: str) -> Merged:
-    """``model``, where only a merged one will do; else raises CompositionError with these words."""
+    """``model`` if it is a merged one; otherwise raises CompositionError with this message."""
     if isinstance(model, Merged):
         return model
     raise CompositionError(where, found, expected, remedy)
 
 
 def as_composition(model: Model, where: str) -> Composition:
-    """``model``, where a whole one will not do; raises CompositionError."""
+    """``model`` if it is a composition; raises CompositionError for a whole model."""
     if isinstance(model, Composition):
         return model
     raise CompositionError(where, "a whole model", "an adapter, merged or ensemble file", "give one of these")
@@ -409,5 +410,5 @@ def find_task(model: Model, name: str) -> Task:
         "`task`",
         f"{name!r}",
         f"one of {', '.join(task.name for task in model.tasks)}",
-        "name a task that the file answers",
+        "name a task of the model",
     )

@@ -1,4 +1,4 @@
-"""The options of training. Imports nothing heavy: the command line reads its defaults from here."""
+"""The options of training. Imports nothing heavy, because the command line makes its flags from them."""
 
 from dataclasses import dataclass
 
@@ -22,15 +22,16 @@ def _shown(place: int) -> str:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of the loop, for adapters, probes and full fine-tuning alike.
+    """The options of training, for adapters, probes and full fine-tuning alike.
 
-    ``lr`` and ``head_lr`` are peak learning rates (``None``: the usual ones above), reached after the
-    share ``warmup`` of all steps and then falling linearly to zero. ``hold_out`` of the training rows (at most
-    ``hold_out_limit``) are never trained on: they choose the best epoch, and training stops early after ``patience``
-    epochs without a better one. ``checkpoint_seconds`` is how much work a kill may cost.
+    ``lr`` and ``head_lr`` are peak learning rates (``None``: the default for what is trained), reached after the share
+    ``warmup`` of all steps and then decreasing linearly to zero. The share ``hold_out`` of the training rows (at most
+    ``hold_out_limit``) is never trained on: the epoch with the best score on these rows is kept, and training stops
+    early after ``patience`` epochs without improvement. At most ``checkpoint_seconds`` of work are lost if a run is
+    killed.
     """
 
-    epochs: int = option(3, "Most passes over the training rows; the best one is kept.")
+    epochs: int = option(3, "Maximum number of epochs; the best one is kept.")
     batch_size: int = option(32, "Rows per step.")
     lr: float | None = option(None, "Peak learning rate.", _shown(0))
     head_lr: float | None = option(None, "Peak learning rate of the head.", _shown(1))

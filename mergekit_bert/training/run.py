@@ -88,8 +88,12 @@ def train_adapter(
     sites = {site: size for site, size in found.items() if head.reads(site)}
     shifted = family.shifts(options, encoder.model) if family.shifts else []
     if not family.head_alone and not (sites or shifted or family.extras):
-        found_none = f"none in the base {encoder.name!r}"
-        raise TrainingError(f"`type={family.name}`", found_none, family.description, "choose another `type`")
+        raise TrainingError(
+            f"base {encoder.name!r}",
+            f"no layer that `type={family.name}` can adapt",
+            family.description,
+            "choose another `type` or base",
+        )
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
     check_avoided(others.values(), task.name, encoder, options, sites)
     avoided = {"avoid": list(others)} if others else {}

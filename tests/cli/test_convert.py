@@ -105,8 +105,11 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         ("sst.safetensors", "--to", "pef", "--out", "x"),
         "format: 'pef'; expected .* did you mean 'peft'",
     ),
-    "suffix": (("sst.safetensors", "--to", "mbert", "--out", "x"), "x: no name of a model file"),
-    "folder": (("sst.safetensors", "--to", "peft", "--out", "x.safetensors"), "x.safetensors: the name of a file"),
+    "suffix": (("sst.safetensors", "--to", "mbert", "--out", "x"), "x: no suffix; expected a file name"),
+    "folder": (
+        ("sst.safetensors", "--to", "peft", "--out", "x.safetensors"),
+        "x.safetensors: a file name; expected a folder",
+    ),
     "task": (
         ("sst.safetensors", "--to", "peft", "--out", "x", "--task", "sst"),
         "--task: a task for sst.safetensors",

@@ -30,7 +30,7 @@ def test_it_trains_without_a_basis_and_refuses_one(home: Path, tiny_folders: dic
     words = ("train-adapter", "--task", "sst", "--type", "dora", "--basis", "orthogonal", "--out", "x.safetensors")
     done = mbert(*words, "--base", tiny_folders["bert"], here=home)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "--basis: given for --type dora; expected one of rank, alpha" in done.err
+    assert "--basis: an option that --type dora does not have; expected one of rank, alpha" in done.err
     assert not (home / "x.safetensors").exists()
 
 

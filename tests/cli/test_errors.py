@@ -104,19 +104,19 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "probe with a rank": (
         (*TRAIN, "--type", "probe", "--rank", "4"),
-        r"--rank: given for --type probe; expected none of them: it has no options; drop --rank",
+        r"--rank: an option that --type probe does not have; expected no options; drop --rank",
     ),
     "output of another suffix": (
         (*TRAIN, "--out", "new/x"),
-        r"new/x: no name of a model file; expected a name that ends in .safetensors",
+        r"new/x: no suffix; expected a file name that ends in .safetensors",
     ),
     "merge into another suffix": (
         ("merge", "--out", "m.bin"),
-        r"m.bin: no name of a model file; expected a name that ends in .safetensors",
+        r"m.bin: the suffix '.bin'; expected a file name that ends in .safetensors",
     ),
     "model folder named as a file": (
         (*TUNE, "--out", "x.safetensors"),
-        r"x.safetensors: the name of a file; expected a folder",
+        r"x.safetensors: a file name; expected a folder",
     ),
     "base that is no folder": (
         (*TRAIN, "--base", "./none"),

@@ -41,8 +41,11 @@ def test_they_merge_and_are_scored_and_become_whole_models(home: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("bitfit", "--rank", "3"), "--rank: given for --type bitfit; expected none of them: it has no options"),
-        (("loha", "--basis", "orthogonal"), "--basis: given for --type loha; expected one of rank, alpha"),
+        (("bitfit", "--rank", "3"), "--rank: an option that --type bitfit does not have; expected no options"),
+        (
+            ("loha", "--basis", "orthogonal"),
+            "--basis: an option that --type loha does not have; expected one of rank, alpha",
+        ),
         (("lora+dora",), r"--type dora\+lora: dora and lora, which both adapt linear layers"),
         (("lora+bitfot",), "adapter type: 'bitfot'; .*did you mean 'bitfit'"),
     ],

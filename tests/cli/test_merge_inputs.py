@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "nothing kept": ("pair other", "", "say which with --keep pair.safetensors; pair.safetensors goes in whole: "),
     "the adapter kept": ("pair other", "other", f"give its adapters' files instead, {CHANGE}"),
     "the other way round": ("other pair", "other", "say which with --keep pair.safetensors; pair.safetensors goes in "),
-    "two merges": ("pair second", "pair", "; expected one adapter a task; pair.safetensors goes in whole: "),
+    "two merges": ("pair second", "pair", "; expected one adapter per task; pair.safetensors goes in whole: "),
     "a merge without its adapters": ("second sts", "sts", "leave its sts out, give its adapters' files instead\n"),
 }
 
@@ -45,7 +45,7 @@ def test_a_merged_file_that_goes_in_whole_is_told_with_the_ways_out(home: Path, 
         done = mbert(*words(files, keep), "m.safetensors", here=home)
     assert done.code == 1
     first, second = (f"{name}.safetensors" for name in files.split())
-    assert f"two adapters of it, {first} and {second}; expected one adapter a task; " in done.err
+    assert f"two adapters of it, {first} and {second}; expected one adapter per task; " in done.err
     assert told in done.err
 
 

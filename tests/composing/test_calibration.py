@@ -353,7 +353,7 @@ def test_a_delta_of_zero_stays(bert: Encoder) -> None:
 
 def test_scales_need_the_inputs_of_the_merge(bert: Encoder) -> None:
     adapters = trio(bert)
-    with pytest.raises(CompositionError, match="other inputs than those of the merge"):
+    with pytest.raises(CompositionError, match="inputs that were not merged"):
         calibrate_scales(merged(adapters, "ties"), inputs_of(adapters[0]), bert, some_rows(4))
 
 

@@ -241,7 +241,7 @@ def test_a_merged_file_keeps_its_inputs_only_when_asked(three: list[Adapter], tm
     mb.save(plain, tmp_path / "plain.safetensors")
     assert not plain.kept
     for add, remove, path, message in (
-        ([], ["sst"], "plain", "did not keep its inputs; expected one merged with `keep_inputs`"),
+        ([], ["sst"], "plain", "a file without its inputs; expected one merged with `keep_inputs`"),
         ([], ["cola"], "kept", "`remove`: 'cola'; expected one of sst, sts, para"),
     ):
         kept_path = tmp_path / f"{path}.safetensors"

@@ -104,7 +104,9 @@ def test_a_basis_is_one_of_its_options_only_where_it_has_a_tensor_for_it(kind: F
         if kind.frozen(basis=True):
             assert kind.configured({"basis": basis}).basis == basis
         else:
-            with pytest.raises(TrainingError, match=f"`basis`: given for `type={kind.name}`; .*; drop `basis`"):
+            with pytest.raises(
+                TrainingError, match=f"`basis`: an option that `type={kind.name}` does not have; .*; drop `basis`"
+            ):
                 kind.configured({"basis": basis})
 
 
@@ -123,7 +125,7 @@ def test_options_of_another_family_are_taken_where_they_mean_something(kind: Fam
         found = kind.configured({"alpha": 3.0}, given)
         assert (found.rank, found.alpha, found.train_bias) == (5, 3.0, True)
     else:
-        with pytest.raises(TrainingError, match=f"`rank`: given for `type={kind.name}`"):
+        with pytest.raises(TrainingError, match=f"`rank`: an option that `type={kind.name}` does not have"):
             kind.configured({}, given)
 
 

@@ -108,7 +108,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a hole": (pd.DataFrame({"sentence": ["a", None], "label": LABELS[:2]}), "data, row 2: (nothing|nan) in column"),
     "another label": ([("a", "fine")], "data, row 1: label 'fine'; expected one of poor, good"),
     "rows without labels": (Rows((("a",),), None, "mine"), "mine: rows without labels"),
-    "rows of pairs": (Rows((("a", "b"),), (1.0,), "mine"), "mine: rows of another number of texts"),
+    "rows of pairs": (
+        Rows((("a", "b"),), (1.0,), "mine"),
+        r"mine: wrong number of texts per row \(2\); expected 1: sentence",
+    ),
 }
 
 

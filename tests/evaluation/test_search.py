@@ -390,7 +390,7 @@ def test_files_of_before_there_were_hashes_are_known_by_their_fingerprint(bert: 
     ("words", "told"),
     [
         (("--calibrate", "heds"), "calibration"),
-        (("--method", "ensemble", "--calibrate", "heads"), "a model that is not merged"),
+        (("--method", "ensemble", "--calibrate", "heads"), "ensemble, which is not merged"),
         (("--method", "ensemble", "--search", "3"), "which keeps all adapters as they are"),
         (("--search", "0"), "--search"),
         (("--calibrate", "heads", "--calibrate-rows", "0"), "--calibrate-rows"),

@@ -289,10 +289,10 @@ def test_what_does_not_fit_the_base_is_one_line(
 
 
 def test_what_the_folder_does_not_say_must_be_said(bert: mb.Encoder, plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompositionError, match=r"does not say which base .* name it with `base`"):
+    with pytest.raises(CompositionError, match=r"does not record its base; expected its base; name it with `base`"):
         read_checkpoint(plain)
     other = plain.rename(tmp_path / "mine")
-    with pytest.raises(CompositionError, match="does not say what its task is; expected a folder called after one of"):
+    with pytest.raises(CompositionError, match="does not record its task; expected a folder named after one of"):
         read_checkpoint(other, bert)
 
 

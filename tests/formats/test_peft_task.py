@@ -382,7 +382,7 @@ REFUSED: list[tuple[Callable[[Path, Encoder], object], str]] = [
     (alone, "merge: no head in any of domain; expected at least one input with a task; train one with its head's"),
     (twice, "adapter 'domain': two adapters of it"),
     (side_by_side, "input 'domain': not a single adapter"),
-    (measured, "method regmean: gram of domain missing, which has no task to measure it on"),
+    (measured, "method regmean: gram of domain missing, and it has no task to measure it on"),
     (as_a_model, "no head; expected the whole head of bert"),
 ]
 
