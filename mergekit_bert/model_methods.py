@@ -1,6 +1,6 @@
-"""What every model can do for its user: the package's public functions as methods, with the model as first argument.
+"""The public functions of the package as methods of the models, with the model as first argument.
 
-The functions stand above all models, so they are looked up when a method is called.
+The functions are in an upper layer, which models must not import, so they are looked up when a method is called.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ _PREDICTORS = "_predictors"
 
 
 class ModelMethods:
-    """Of models that answer tasks."""
+    """Methods of all models."""
 
     def predictor(self, *, base: "str | Path | Encoder | None" = None) -> "Predictor":
-        """A predictor for the model, made once; ``base`` is its encoder, where the model may not name it itself."""
+        """A predictor for the model, created once; ``base`` is its encoder, if the recorded one cannot be used."""
         made: dict[Any, Predictor] = vars(self).setdefault(_PREDICTORS, {})
         key = base if isinstance(base, str | Path | None) else id(base)
         if key not in made:
@@ -41,16 +41,16 @@ class ModelMethods:
         return mb.embed(self.predictor(base=base), texts, task)
 
     def evaluate(self, data: Any = None, *, base: "str | Path | Encoder | None" = None, **options: Any) -> "Evaluation":
-        """See :func:`mergekit_bert.evaluate`; nothing is written."""
+        """See :func:`mergekit_bert.evaluate`; no scores are recorded."""
         return mb.evaluate(self.predictor(base=base), data, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies make a predictor of their own."""
+        """Leave the predictor out, so that copies create their own."""
         return {name: value for name, value in vars(self).items() if name != _PREDICTORS}
 
 
 class CompositionMethods(ModelMethods):
-    """Of models that mbert's own files hold."""
+    """Methods of models that are stored in mbert's files."""
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """See :func:`mergekit_bert.save`."""
@@ -62,7 +62,7 @@ class CompositionMethods(ModelMethods):
 
 
 class AdapterMethods(CompositionMethods):
-    """Of adapters."""
+    """Methods of adapters."""
 
     @staticmethod
     def train(data: Any, task: Any, out: str | Path | None = None, **options: Any) -> "Adapter":
@@ -71,7 +71,7 @@ class AdapterMethods(CompositionMethods):
 
 
 def summary(kind: str, tasks: tuple[Any, ...], *facts: str) -> str:
-    """A model in a line, as ``repr`` shows it: the tasks that it answers, then what else is said of it."""
+    """A model in one line, for ``repr``: its tasks, then other ``facts``."""
     names = [task.name for task in tasks]
     shown = names if len(names) <= _SHOWN else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
     return f"{kind}({', '.join([' + '.join(shown), *filter(None, facts)])})"
@@ -81,5 +81,5 @@ _SHOWN = 8
 
 
 def mebibytes(count: int) -> str:
-    """A number of bytes as a person reads it."""
+    """A number of bytes in MiB."""
     return f"{count / 2**20:.2f} MiB"

@@ -1,7 +1,7 @@
-"""Prediction: texts in, answers out, by any model file and for each of its tasks.
+"""Prediction with any model, for each of its tasks.
 
-Deltas are folded into the weights once a task (what all tasks of a merged model share, once in all), in float32, so a
-prediction costs what the bare encoder costs. Routing is by the task that the caller names.
+Deltas are folded into the weights once per task (shared ones of a merged model once for all tasks), in float32, so a
+prediction costs as much as with the bare encoder. Rows are routed by the task that the caller names.
 """
 
 import threading
@@ -28,10 +28,10 @@ from mergekit_bert.models.routing import Mixture
 
 
 class Predictor:
-    """Answers rows with ``model`` on ``encoder`` (not needed for a model folder). Threads may share one."""
+    """Predicts with ``model`` on ``encoder`` (not needed for a model folder). Threads may share a predictor."""
 
     def __init__(self, model: Model, encoder: Encoder | None = None, where: str = "model") -> None:
-        """Check that model and encoder fit; ``where`` is what messages call the model. Raises ModelFileError."""
+        """Check that model and encoder fit; ``where`` is the model's name in messages. Raises ModelFileError."""
         self._answering: Answering = model.answering(encoder, where)
         self.model: Model = self._answering.model
         self.encoder, self.where = encoder, where
@@ -43,7 +43,7 @@ class Predictor:
     def outputs(
         self, task: str, rows: Rows, tick: Callable[[int], None] = lambda rows: None
     ) -> Float[np.ndarray, "rows out"]:
-        """What the head gives for every row: logits (rows, labels), or (rows, 1) values in the task's own units."""
+        """The head's outputs for every row: logits (rows, labels), or values (rows, 1) in the task's units."""
         found = self._task("task", task)
         _check_texts(rows, repeat(found))
         ready = self._prepare(found)
@@ -51,34 +51,34 @@ class Predictor:
         return ready.units(forward_rows(ready.model, tokens, tick=tick))
 
     def predict(self, task: str, texts: Iterable[str | Iterable[str]]) -> list[Prediction]:
-        """Answers for ``texts``: strings, or pairs of strings for a pair task.
+        """Predictions for ``texts``: strings, or pairs of strings for a pair task.
 
-        Raises DataError naming the row for anything else, CompositionError for a task that the model does not answer,
-        ModelFileError if what the model gives is not finite.
+        Raises DataError naming the row for anything else, CompositionError for a task that the model does not have,
+        ModelFileError if an output is not finite.
         """
         found = self._task("task", task)
         rows = given_rows("texts", texts)
         return predictions(found, self.outputs(task, rows), self.where) if len(rows) else []
 
     def embed(self, task: str, texts: Iterable[object]) -> Float[np.ndarray, "texts width"]:
-        """A vector for each of ``texts``: the mean of the last states, which the head of ``task`` reads of a text.
+        """A vector for each of ``texts``: the mean of the last hidden states, which is the input of the task's head.
 
-        Raises CompositionError where the head does not read each text by itself as such a mean, DataError naming the
-        row for what is no text, ModelFileError if a vector is not finite.
+        Raises CompositionError if the head does not encode each text separately or does not use the mean, DataError
+        naming the row for anything that is not a text, ModelFileError if a vector is not finite.
         """
         found = self._task("task", task)
         ready, size = self._prepare(found), len(found.text)
         if not ready.model.every_token or ready.model.sequences != size:
             raise CompositionError(
                 f"task {found.name!r} of {self.where}",
-                "a head that reads no mean of each text by itself",
+                "a head that does not use the mean of each text separately",
                 "the head matching, cosine or, for one text, mean",
                 "train with another `head`, or use `predict`",
             )
         rows = given_rows("texts", texts)
         for number, row in enumerate(rows.texts, start=1):
             if len(row) != 1:
-                raise DataError(f"texts, row {number}", f"{len(row)} texts", "one text a row", "give them one by one")
+                raise DataError(f"texts, row {number}", f"{len(row)} texts", "one text per row", "give them one by one")
         if not len(rows):
             raise DataError("texts", "no texts", "at least one", "give some")
         single = [text for (text,) in rows.texts]
@@ -90,11 +90,11 @@ class Predictor:
         return vectors
 
     def mixed(self, requests: Iterable[tuple[str, str | Iterable[str]]]) -> list[Prediction]:
-        """Answers for requests (task, text or pair of texts) in their order, the rows of all tasks together.
+        """Predictions for requests (task, text or pair of texts) in their order, the rows of all tasks in one batch.
 
-        The frozen encoder sees all rows at once and each goes through its own adapter and head: quicker than task by
-        task where every task has few rows. (Task by task it is where an architecture cannot be packed: DeBERTa puts
-        its positions through the adapted layers, so that rows of two adapters cannot share them.) Raises what
+        The frozen encoder processes all rows together and each row uses its own adapter and head, which is faster than
+        task by task if every task has few rows. (Architectures that cannot be packed run task by task: DeBERTa passes
+        its positions through the adapted layers, so rows of two adapters cannot share them.) Raises what
         :meth:`predict` raises, and CompositionError for a model folder, which has one task.
         """
         encoder = self._answering.encoder
@@ -112,7 +112,7 @@ class Predictor:
         return [answers[place] for place in range(len(rows))]
 
     def _mixed_outputs(self, rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """What the heads give for the rows of each task, those at ``places``, all computed together."""
+        """The heads' outputs for the rows of each task (at ``places``), all computed together."""
         if not places:
             return {}
         mixture, encoder, numbers = (
@@ -144,14 +144,14 @@ class Predictor:
         return tasks, rows
 
     def _task(self, where: str, name: object) -> Task:
-        """The task called ``name``; raises DataError for what is no name, CompositionError for an unknown one."""
+        """The task called ``name``; raises DataError if it is not a string, CompositionError for an unknown name."""
         if not isinstance(name, str):
             found, names = f"a task of type {type(name).__name__}", ", ".join(self._tasks)
             raise DataError(where, found, f"a task's name, one of {names}", "give its name")
         return self._tasks.get(name) or find_task(self.model, name)
 
     def _mix(self) -> Mixture:
-        """All tasks over one encoder: what they share folded into it, what is each one's own beside it."""
+        """All tasks on one encoder: shared parameters folded into it, task-specific ones applied by row."""
         with self._lock:
             if self._mixture is None:
                 self._mixture = Mixture(self._answering.shared, self._answering.own_parts())
@@ -165,7 +165,7 @@ class Predictor:
 
 
 def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:
-    """Raise DataError for a row that has not as many texts as its task."""
+    """Raise DataError for a row with another number of texts than its task."""
     for number, (texts, task) in enumerate(zip(rows.texts, tasks, strict=False), start=1):
         if len(texts) != len(task.text):
             raise DataError(
@@ -177,10 +177,10 @@ def _check_texts(rows: Rows, tasks: Iterable[Task]) -> None:
 
 
 def _noting(task: Task, tokens: Tokens, length: int) -> Tokens:
-    """``tokens``; a note tells of rows that are cut."""
+    """``tokens``, with a warning if rows are truncated."""
     if tokens.truncated:
         warnings.warn(
-            f"{task.name}: {tokens.truncated} of {len(tokens)} rows are longer than {length} tokens and are cut",
+            f"{task.name}: {tokens.truncated} of {len(tokens)} rows are longer than {length} tokens and are truncated",
             MbertWarning,
             stacklevel=3,
         )
@@ -188,7 +188,7 @@ def _noting(task: Task, tokens: Tokens, length: int) -> Tokens:
 
 
 def predictions(task: Task, outputs: Float[np.ndarray, "rows out"], where: str = "model") -> list[Prediction]:
-    """Outputs as answers; raises ModelFileError if one is not finite. ``where`` is what the message calls the model."""
+    """Outputs as predictions; raises ModelFileError if one is not finite. ``where`` names the model in the message."""
     finite = np.isfinite(outputs).all(1)
     if not finite.all():
         raise _not_finite(where, task, ~finite)
@@ -205,11 +205,12 @@ def _not_finite(where: str, task: Task, rows: Bool[np.ndarray, "rows"]) -> Model
 
 
 def mixed_table(predictor: Predictor, requests: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A TSV with a row for each (task, texts): task, prediction, and, where it has them, its name and probability."""
+    """A TSV with a row for each (task, texts): task, prediction, and, if it has them, its name and probability."""
     lines: list[list[object]] = [["task", "prediction", "name", "probability"]]
     for (name, _), answer in zip(requests, predictor.mixed(requests), strict=True):
-        said = answer.name if find_task(predictor.model, name).labels else ""
-        lines.append([name, answer.label, said, "" if answer.probability is None else f"{answer.probability:.4f}"])
+        label_name = answer.name if find_task(predictor.model, name).labels else ""
+        probability = "" if answer.probability is None else f"{answer.probability:.4f}"
+        lines.append([name, answer.label, label_name, probability])
     return tsv_text(lines)
 
 
@@ -219,12 +220,12 @@ def the_task(model: Model, name: str | None) -> Task:
         return model.tasks[0]
     if name is None:
         names = ", ".join(task.name for task in model.tasks)
-        raise CompositionError("`task`", "none, where the model answers several", f"one of {names}", "give `task`")
+        raise CompositionError("`task`", "none, but the model has several", f"one of {names}", "give `task`")
     return find_task(model, name)
 
 
 def predict_table(predictor: Predictor, task: Task, rows: Rows) -> str:
-    """A TSV: the texts, the prediction, and, where the task's kind has them, the label's name and its probability."""
+    """A TSV: the texts, the prediction, and, if the task's kind has them, the label's name and its probability."""
     named, probable = bool(task.labels), kind_of(task).has_probability
     lines = [[*task.text, "prediction", *(["name"] if named else []), *(["probability"] if probable else [])]]
     answers = predictions(task, predictor.outputs(task.name, rows), predictor.where)

@@ -1,7 +1,7 @@
-"""Routing: rows of many tasks in one batch, each through its own adapter and head, over one frozen encoder.
+"""Routing: rows of several tasks in one batch, each with its own adapter and head, on one frozen encoder.
 
-The wide products are done once for all rows; what differs is thin. Rows are put in the order of their adapters, so
-that each adapter is one slice. The answer of a row does not depend on its company.
+The products with the frozen weights are computed once for all rows; only the low-rank products differ. Rows are sorted
+by adapter, so that each adapter is one slice. The output of a row does not depend on the other rows.
 """
 
 import copy
@@ -28,20 +28,20 @@ _FEATURES: ContextVar[Any] = ContextVar("features")
 
 
 class _Features(nn.Module):
-    """Stands in for the encoder under a head: its outputs are those of the forward pass under way."""
+    """Replaces the encoder below a head and returns the outputs of the current forward pass."""
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return _FEATURES.get()
 
 
 class Mixture:
-    """Answers batches in which the rows of many parts meet. Threads may share one."""
+    """Computes outputs for batches with rows of several parts. Threads may share a mixture."""
 
     def __init__(self, encoder: Encoder, parts: Sequence[Part]) -> None:
-        """Put all ``parts`` beside one tree; rows name theirs by its place in ``parts``.
+        """Attach all ``parts`` to one module tree; rows refer to their part by its index in ``parts``.
 
-        Raises EncoderError where the architecture cannot be packed: DeBERTa puts its positions through the adapted
-        layers, so that rows of two adapters cannot share them.
+        Raises EncoderError if the architecture cannot be packed: DeBERTa passes its positions through the adapted
+        layers, so rows of two adapters cannot share them.
         """
         if not packing.enabled(encoder.model):
             raise EncoderError(
@@ -52,7 +52,7 @@ class Mixture:
         self.heads = [bare_head(encoder.config, part.task, part.head, _Features()) for part in parts]
 
     def outputs(self, tokens: Tokens, owners: Sequence[int]) -> list[Float[np.ndarray, "out"]]:
-        """What its own head gives for each row of ``tokens``; ``owners`` are the rows' parts."""
+        """The outputs of each row's head; ``owners`` has the index of the part of each row of ``tokens``."""
         found: list[Any] = [None] * len(tokens)
         order = sorted(range(len(tokens)), key=lambda row: (owners[row], -tokens.length(row)))
         device = next(self.tree.parameters()).device
@@ -73,7 +73,7 @@ class Mixture:
         """The head of ``owner`` on some rows of the encoder's outputs."""
         own = copy.copy(features)
         for name, value in features.items():
-            # BERT's pooler makes one vector of packed tokens; who reads all of them does not read it.
+            # BERT's pooler returns one vector for packed tokens; heads that read all tokens do not use it.
             own[name] = value[places] if len(value) == len(features[0]) else value
         token = _FEATURES.set(own)
         try:

@@ -1,4 +1,4 @@
-"""How fast this machine trains: tokens a second by precision and batch size, and what a whole run will take."""
+"""Training speed of this machine: tokens per second by precision and batch size, and the estimated time of a run."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ _EVAL_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """What one setting reached: ``tokens_per_second`` is the median over some steps."""
+    """The speed with one precision and batch size: ``tokens_per_second`` is the median over some steps."""
 
     precision: str
     batch_size: int

@@ -1,7 +1,8 @@
-"""Checkpoints: everything the loop needs to go on to the same bits, in one atomic safetensors file.
+"""Training checkpoints: everything needed to resume a run bit by bit, in one safetensors file, written atomically.
 
-Values, the best values, the optimizer's state and the generators are tensors; where the loop stands is JSON. What
-follows from the run's description (learning rates, weight decay) is not in the file, so no file can change it.
+Parameters, the best parameters, the optimizer's state and the states of the generators are stored as tensors, the
+progress as JSON. Whatever follows from the run's description (learning rates, weight decay) is not stored, so that a
+checkpoint cannot change it.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ from mergekit_bert.training.objective import Objective
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = 2
 _STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every parameter that it has moved: a number of steps, and two moments of its shape."""
+"""AdamW's state of every parameter that it has updated: the number of steps, and two moments of its shape."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the end of an epoch told: the mean loss of its steps, and the score on held-out rows."""
+    """The result of an epoch: the mean loss of its steps, and the score on the held-out rows."""
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -38,7 +39,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where the loop stands: the steps that are done, the losses of those after the last epoch, and the epochs."""
+    """The progress of a run: steps done, losses since the last finished epoch, and the results of the epochs."""
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -50,7 +51,7 @@ class Progress:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of the best score, the first of equal ones; -1 before any has ended."""
+        """The first epoch with the best score; -1 before the first epoch has ended."""
         scores = [epoch.score for epoch in self.epochs]
         return scores.index(max(scores)) if scores else -1
 
@@ -76,7 +77,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor],
 ) -> None:
-    """Write the checkpoint of a run, in the place of an earlier one."""
+    """Write the checkpoint of a run, replacing an earlier one."""
     tensors = {f"value.{name}": parameter.detach() for name, parameter in objective.parameters.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     tensors |= {f"generator.{name}": source.get_state() for name, source in objective.generators.items()}
@@ -89,10 +90,10 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """Put a run back where its checkpoint left it: its progress, and the best parameters so far.
+    """Restore a run from its checkpoint; returns its progress, and the best parameters so far.
 
-    Of another run, which the objective says to pass over, the start. Raises the objective's error for a checkpoint
-    that is not whole, and what the objective raises.
+    If the objective ignores the checkpoint because it belongs to another run, the progress is that of a new run.
+    Raises the objective's error for a broken checkpoint, and what ``objective.continues`` raises.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -116,7 +117,7 @@ def load_checkpoint(
 
 
 def _check_progress(progress: Progress, objective: Objective) -> None:
-    """Raise ValueError for a place where the loop never stands."""
+    """Raise ValueError for progress that a run cannot have."""
     ended = progress.step // objective.epoch if objective.epoch else 0
     good = (
         1 <= progress.step <= objective.steps
@@ -124,13 +125,13 @@ def _check_progress(progress: Progress, objective: Objective) -> None:
         and len(progress.losses) == progress.step - ended * objective.epoch
     )
     if not good:
-        raise ValueError("numbers of epochs, steps and losses that do not fit together")
+        raise ValueError("numbers of epochs, steps and losses do not fit together")
 
 
 def _check_tensors(
     tensors: Mapping[str, Tensor], progress: Progress, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raise ValueError unless the file holds exactly the tensors of a run at this place, in their shapes."""
+    """Raise ValueError unless the file contains exactly the tensors of a run with this progress, in their shapes."""
     kinds = ["value", *(["best"] if progress.epochs else ())]
     expected: dict[str, Tensor] = {
         f"{kind}.{name}": one for kind in kinds for name, one in objective.parameters.items()
@@ -148,14 +149,14 @@ def _check_tensors(
 
 
 def _placed(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters in the order in which the optimizer's state counts them."""
+    """The parameters in the order of the optimizer's state."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _state(
     tensors: Mapping[str, Tensor], progress: Progress, optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Tensor]]:
-    """The state of every parameter that has moved; raises ValueError for a number of steps that it cannot have."""
+    """The optimizer's state of every updated parameter; raises ValueError for an impossible number of steps."""
     state = {
         place: {key: tensors[f"optimizer.{place}.{key}"] for key in _STATE}
         for place in range(len(_placed(optimizer)))
@@ -163,7 +164,7 @@ def _state(
     }
     steps = [float(kept["step"]) for kept in state.values()]
     if not steps or not all(1 <= number <= progress.step and number.is_integer() for number in steps):
-        raise ValueError("an optimizer that has made other steps than the run")
+        raise ValueError("the optimizer's number of steps does not fit the run's")
     return state
 
 

@@ -1,4 +1,4 @@
-"""The run log: JSON lines, and TensorBoard where asked. Figures only; it decides nothing."""
+"""The run log: JSON lines, and TensorBoard if requested. It never influences the run."""
 
 import json
 import os
@@ -24,7 +24,7 @@ class Writer(Protocol):
 
 
 class RunLog:
-    """Writes each event as one JSON line, and its numbers to TensorBoard where asked."""
+    """Writes each event as one JSON line, and its numbers to TensorBoard if requested."""
 
     def __init__(self, folder: Path, keep_bytes: int, tensorboard: bool, step: int) -> None:
         """Go on after the first ``keep_bytes`` of an earlier log (0: a new one)."""

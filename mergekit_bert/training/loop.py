@@ -1,7 +1,7 @@
-"""The one loop: AdamW on any Objective, the best epoch by its score, early stopping, and going on after a kill.
+"""The training loop for all objectives: AdamW, best epoch by held-out score, early stopping, resuming from checkpoints.
 
-It knows nothing of adapters, tasks and rows. What it does is a function of the Objective and of its ``Progress``, so a
-killed run ends in the same bits.
+It does not depend on adapters, tasks or rows. Each step is a function of the Objective and the ``Progress``, so an
+interrupted and resumed run ends with the same bits.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ _LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went, and the parameters of its best epoch (none where it has no score).
+    """The result of a run, with the parameters of its best epoch (empty if the objective has no score).
 
-    ``history`` is what the log says of the epochs; ``keep`` writes the last checkpoint.
+    ``history`` has the log's entries of the epochs; ``keep`` writes a checkpoint of the finished run.
     """
 
     progress: Progress
@@ -45,10 +45,10 @@ def minimise(
     open_log: Callable[[Progress], RunLog] | None = None,
     show: bool = False,
 ) -> Outcome:
-    """Run ``objective`` to its end, from the checkpoint in ``folder`` where there is one.
+    """Minimise ``objective``, from the checkpoint in ``folder`` if there is one.
 
-    A checkpoint is written there after every ``checkpoint_seconds`` of work; without a ``folder`` there is none.
-    ``open_log`` opens the log at a place of the run. Raises the objective's error for a loss that is not finite.
+    A checkpoint is written there every ``checkpoint_seconds``; without ``folder``, none is written. ``open_log`` opens
+    the log at the given progress. Raises the objective's error for a loss that is not finite.
     """
     optimizer, progress, best = make_optimizer(objective), Progress(), dict[str, Tensor]()
     path = folder / CHECKPOINT if folder is not None else None
@@ -89,7 +89,7 @@ def minimise(
 
 
 def make_optimizer(objective: Objective) -> torch.optim.AdamW:
-    """AdamW on the parameters; ``initial_lr`` is where the schedule of a run that goes on finds the peak rate."""
+    """AdamW on the parameters; the schedule of a resumed run reads the peak rate from ``initial_lr``."""
     groups = [{**group, "initial_lr": group["lr"]} for group in objective.groups()]
     return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
@@ -132,10 +132,10 @@ def _end_epoch(objective: Objective, progress: Progress, best: dict[str, Tensor]
 
 
 def _event(objective: Objective, progress: Progress, epoch: int) -> dict[str, Any]:
-    """What the log says of an epoch."""
-    told = progress.epochs[epoch]
+    """The log entry of an epoch."""
+    result = progress.epochs[epoch]
     where = {"step": (epoch + 1) * objective.epoch, "epoch": epoch}
-    return {**where, "train_loss": told.train_loss, objective.score_name: told.score}
+    return {**where, "train_loss": result.train_loss, objective.score_name: result.score}
 
 
 def _note(objective: Objective, progress: Progress, loss: float) -> str:

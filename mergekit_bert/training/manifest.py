@@ -1,7 +1,7 @@
-"""The run folder: what lies beside an output while it is made, and what tells afterwards how it was made.
+"""The run folder ``X.run`` beside an output ``X``: the state of an unfinished run, and the manifest of a finished one.
 
-Beside the output ``X`` lies ``X.run`` with the log, ``run.json`` and a checkpoint while the run is unfinished, and the
-manifest when it has ended.
+During a run it contains the log, ``run.json`` (the run's description) and a checkpoint; afterwards the log and
+``manifest.json``, which records how the output was trained.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ _PACKAGES = ("mbert", "torch", "transformers", "tokenizers", "safetensors", "num
 
 
 class _Part(Schema):
-    """A part of the manifest, of which more may be there."""
+    """A part of the manifest; further keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True)
 class Control:
-    """How a run meets what lies at its output already, and how it is watched."""
+    """How a run treats an existing output, and how it reports progress."""
 
     resume: bool = False
     force: bool = False
@@ -49,13 +49,13 @@ class Control:
 
 
 def run_folder(out: Path) -> Path:
-    """Where the log, the manifest and the checkpoint of the run that makes ``out`` lie."""
+    """The folder with the log, the manifest and the checkpoint of the run that writes ``out``."""
     return beside(out, ".run")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A run's hold on its output: whether it is finished already, goes on, and was ever told to overwrite."""
+    """A run's lock on its output: whether the run is finished, resumes, and was ever allowed to overwrite."""
 
     output: Output
     finished: bool
@@ -65,9 +65,9 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(out: Path, control: Control, inside: tuple[str, ...] = ()) -> Iterator[Claim]:
-    """Hold ``out`` (a folder of files named as ``inside``, if given) and its run folder while the block runs.
+    """Lock ``out`` (a folder of files named as ``inside``, if given) and its run folder while the block runs.
 
-    Raises OutputError or TrainingError when something lies in the way, or another run holds it.
+    Raises OutputError or TrainingError if something exists there already, or another run holds the lock.
     """
     folder = run_folder(out)
     with held(out):
@@ -84,28 +84,28 @@ def claim(out: Path, control: Control, inside: tuple[str, ...] = ()) -> Iterator
             raise TrainingError(
                 str(folder),
                 "an unfinished run",
-                "a new place, or a decision about it",
-                "give `resume` to go on or `force` to start over",
+                "another `out`, `resume` or `force`",
+                "give `resume` to continue it or `force` to start over",
             )
         yield Claim(output, finished, control.resume, force)
 
 
 def _refuse_other(folder: Path, out: Path, begun: Mapping[str, Any]) -> None:
-    """Raise TrainingError for the run folder of another output: ``x`` and ``x.safetensors`` would share it."""
+    """Raise TrainingError for the run folder of another output, since ``x`` and ``x.safetensors`` would share it."""
     owner = Path(str(begun.get("output", out.name))).name
     if owner != out.name and ((folder / _RUN).exists() or os.path.lexists(out.parent / owner)):
         raise TrainingError(str(folder), f"it belongs to {owner}", f"the run of {out.name}", "choose another `out`")
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run that makes ``out`` has ended."""
+    """Whether the run that writes ``out`` has finished."""
     return out.exists() and not any((run_folder(out) / name).exists() for name in (_RUN, CHECKPOINT))
 
 
 def _begun(folder: Path, passing: bool = False) -> tuple[Path, dict[str, Any]]:
-    """What is written about the run of ``folder``, and the file that says so; nothing where there is none.
+    """The file that records the run of ``folder``, and its content; empty if there is none.
 
-    Raises TrainingError for a file that says something else; ``passing`` counts it as none.
+    Raises TrainingError for a broken file, unless ``passing``, which counts it as none.
     """
     for path in (folder / _RUN, folder / MANIFEST):
         try:
@@ -140,7 +140,7 @@ class _Training(_Part):
 
 
 class Manifest(_Part):
-    """What a finished run's manifest tells people; it holds more."""
+    """The part of a finished run's manifest that is shown."""
 
     training: _Training
     history: list[dict[Name, Finite]]
@@ -150,14 +150,14 @@ class Manifest(_Part):
 
 
 class _Made(_Part):
-    """Which file a run has made, and from how many parameters."""
+    """The SHA-256 of a run's output, and its numbers of parameters."""
 
     sha256: Name
     parameters: _Parameters
 
 
 def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
-    """The manifest of the run that made ``out``, and the best epoch's held-out figure; raises TrainingError."""
+    """The manifest of the run that wrote ``out``, and the best epoch's held-out score; raises TrainingError."""
     path = run_folder(out) / MANIFEST
     try:
         manifest = validate(Manifest, read_mapping(path))
@@ -167,7 +167,7 @@ def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
 
 
 def parameters_of(out: Path) -> dict[str, Any]:
-    """What the manifest of the run that made ``out`` says of its parameters; nothing without one of this very file."""
+    """The numbers of parameters in the manifest of ``out``; empty without a manifest of exactly this file."""
     try:
         found = validate(_Made, read_mapping(run_folder(out) / MANIFEST))
     except (OSError, DocumentError, SchemaError):
@@ -176,13 +176,13 @@ def parameters_of(out: Path) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """How the run of ``folder`` was begun, and the file that says so; None where none does."""
+    """The file that records the run of ``folder``, and the run's description; None if there is none."""
     path, begun = _begun(folder)
     return (path, begun["run"]) if begun else None
 
 
 def check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None:
-    """Raise TrainingError unless the run of ``folder``, finished or not, was begun as this one."""
+    """Raise TrainingError unless the recorded run of ``folder``, finished or not, has the same description."""
     earlier = recorded(folder)
     if earlier is not None:
         # A finished file may be reused whatever the number of threads is now; an unfinished run must keep it.
@@ -190,16 +190,16 @@ def check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None
     elif finished:
         raise TrainingError(
             str(folder / MANIFEST),
-            "the output exists, but no manifest says how it was made",
+            "the output exists, but no manifest records how it was trained",
             "a run to resume",
             "choose another `out` or give `force`",
         )
 
 
 def begin(setting: Setting, claim: Claim) -> None:
-    """Write down how the run is begun; one that does not go on first clears away what an earlier one left."""
+    """Record the run's description; unless it resumes, first remove the files of an earlier run."""
     if not claim.resume:
-        for name in (LOG, BOARD, MANIFEST, _RUN, CHECKPOINT):  # whatever else lies there is not ours
+        for name in (LOG, BOARD, MANIFEST, _RUN, CHECKPOINT):  # other files there are not mbert's
             remove(setting.folder / name)
     _write_begun(setting, claim)
 
@@ -211,9 +211,9 @@ def _write_begun(setting: Setting, claim: Claim, **more: str) -> None:
 
 @contextlib.contextmanager
 def delivered(setting: Setting, claim: Claim, outcome: Outcome) -> Iterator[Path]:
-    """Yield the place at which to write and check the model that becomes the output.
+    """Yield a temporary path at which to write and check the model; it becomes the output at the end.
 
-    Where it cannot become that, the run is kept: with ``--resume`` it only has to write again.
+    If that fails, the run is kept, and with ``resume`` it only has to write the model again.
     """
     try:
         with written(claim.output, remedy="move that away and give `resume`: the run is kept") as (part,):
@@ -226,7 +226,7 @@ def delivered(setting: Setting, claim: Claim, outcome: Outcome) -> Iterator[Path
 
 
 def provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
-    """What the model file says about its training: nothing that differs between equal runs."""
+    """The training record of the model file; it contains nothing that differs between equal runs."""
     return {
         "examples": len(setting.train),
         "held_out": len(setting.held_out),
@@ -249,7 +249,7 @@ def _version(package: str) -> str:
 
 
 def finish(out: Path, setting: Setting, outcome: Outcome, work: Trainable, meter: GpuMeter) -> None:
-    """Write the manifest and drop the checkpoint."""
+    """Write the manifest and remove the checkpoint."""
     trainable = sum(p.numel() for p in work.parameters.values())
     total = sum(p.numel() for p in work.model.parameters())
     write_json(
@@ -273,5 +273,5 @@ def finish(out: Path, setting: Setting, outcome: Outcome, work: Trainable, meter
             "platform": platform.platform(),
         },
     )
-    for name in (_RUN, CHECKPOINT):  # the checkpoint last: while it is there, the run is unfinished
+    for name in (_RUN, CHECKPOINT):  # the checkpoint last: while it exists, the run counts as unfinished
         (setting.folder / name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What a run makes small. Ordinary training and every merge that learns is an Objective, and one loop runs them all.
+"""The interface of objectives: ordinary training and every merge that learns. One loop minimises them all.
 
-An Objective knows models and rows; the loop knows neither. It holds no place in the run: that is the loop's
-:class:`~mergekit_bert.training.checkpoint.Progress`.
+An Objective has models and rows, which the loop does not depend on. It does not store the progress of the run: that is
+the loop's :class:`~mergekit_bert.training.checkpoint.Progress`.
 """
 
 from abc import ABC, abstractmethod
@@ -22,16 +22,17 @@ Term = Callable[[], Float[Tensor, ""]]
 
 
 class Objective(ABC):
-    """A loss, the parameters that it moves, and what decides the run.
+    """A loss, the trained parameters, and the description of the run.
 
-    ``title`` names the run on the progress bar and in errors. ``run`` describes all that decides it: a checkpoint
-    must match. ``generators`` are those whose state a checkpoint keeps. The gradient's norm is cut to ``clip``.
+    ``title`` names the run on the progress bar and in errors. ``run`` describes everything that determines its result;
+    a checkpoint must match it. ``generators`` are those whose state is in a checkpoint. The norm of the gradient is
+    clipped to ``clip``.
 
-    With ``epoch`` above 0, :meth:`score` is asked after every so many steps, the parameters of the best score are
-    kept, and the run stops early after ``patience`` scores without a better one.
+    With ``epoch`` above 0, :meth:`score` is called after each ``epoch`` steps, the parameters with the best score are
+    kept, and the run stops early after ``patience`` scores without improvement.
 
-    ``error`` is what the loop raises; ``if_diverged`` and ``if_broken`` are its advice for a loss that is not finite
-    and for a checkpoint that cannot be read.
+    ``error`` is the exception that the loop raises; ``if_diverged`` and ``if_broken`` are the remedies in its message
+    for a loss that is not finite and for a checkpoint that cannot be read.
     """
 
     error: ClassVar[type[MbertError]]
@@ -59,9 +60,9 @@ class Objective(ABC):
 
     @abstractmethod
     def continues(self, path: Path, run: Mapping[str, Json]) -> bool:
-        """Whether the checkpoint at ``path``, of the run described by ``run``, is of this one; if not, begin anew.
+        """Whether the checkpoint at ``path``, of the run described by ``run``, belongs to this run; if not, start anew.
 
-        Raises MbertError where another run's checkpoint must not be replaced.
+        Raises MbertError if the checkpoint belongs to another run and must not be replaced.
         """
 
     def rate(self, step: int) -> float:
@@ -71,7 +72,7 @@ class Objective(ABC):
         return (self.steps - step) / max(1, self.steps - self.warmup)
 
     def score(self) -> float:
-        """How good the parameters are on held-out rows (higher is better); asked only with an ``epoch``."""
+        """The score of the parameters on held-out rows (higher is better); called only if ``epoch`` is set."""
         raise NotImplementedError
 
     def values(self) -> dict[str, Tensor]:

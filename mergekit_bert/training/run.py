@@ -57,7 +57,7 @@ from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
 _CHECKED_ROWS = 8
 _NEW = ("balance", "head")
-"""Options that older runs did not have: recorded where they differ from the default."""
+"""Options that older runs did not have: recorded only if they differ from the default."""
 _MEASURED_ROWS = 512
 """Most training rows that statistics are measured on."""
 
@@ -74,10 +74,10 @@ def train_adapter(
     with_stats: Sequence[str] = (),
     avoid: Sequence[Adapter] = (),
 ) -> Adapter:
-    """Train an adapter of family ``kind`` on ``rows`` and write it to ``out``, with statistics of the kinds asked for.
+    """Train an adapter of family ``kind`` on ``rows`` and write it to ``out``, with the statistics ``with_stats``.
 
-    ``avoid`` are other tasks' adapters, for the basis of that name. Raises TrainingError, BasisError, OutputError,
-    DataError, ModelFileError or UnknownNameError before any long work.
+    ``avoid`` are other tasks' adapters, for ``basis=avoid``. Raises TrainingError, BasisError, OutputError, DataError,
+    ModelFileError or UnknownNameError before any long work.
     """
     check_kinds(with_stats)
     family, train, control = FAMILIES.get(kind), train or TrainConfig(), control or Control()
@@ -102,7 +102,7 @@ def train_adapter(
     described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
     with claim(out, control) as hold:
         setting = _setting(encoder, task, rows, train, control, run_folder(out), described, rates, virtual)
-        if hold.resume:  # before the ledger hands out rows
+        if hold.resume:  # before basis rows are taken from the ledger
             check_recorded(setting.folder, setting.run, hold.finished)
         if hold.finished:
             return read_adapter(out).on(encoder)
@@ -133,7 +133,7 @@ def _adapter(
     frozen: FrozenRows | None,
     avoided: dict[str, Any],
 ) -> Adapter:
-    """What the run has made."""
+    """The trained adapter."""
     values = _split(outcome.best)
     return Adapter(
         type=kind,
@@ -192,7 +192,7 @@ def finetune(
 def _measured(
     adapter: Adapter, encoder: Encoder, rows: Rows, train: TrainConfig, kinds: Sequence[str]
 ) -> dict[str, Mapping[str, Statistic]]:
-    """Statistics of the kinds asked for, on a sample of the rows."""
+    """The requested statistics, measured on a sample of the rows."""
     order = torch.randperm(len(rows), generator=generator(train.seed, 17)).tolist()
     sample = rows.take(sorted(order[:_MEASURED_ROWS]))
     return {kind: collect(kind, encoder, [adapter.part(adapter.name)], [sample]) for kind in sorted(set(kinds))}
@@ -216,9 +216,9 @@ def _setting(
     rates: tuple[float, float],
     virtual: Virtual = NONE,
 ) -> Setting:
-    """Hold rows out, tokenise, and describe the run so that a checkpoint can be told from another run's.
+    """Hold rows out, tokenise, and describe the run, so that checkpoints of other runs are recognised.
 
-    ``virtual`` are the tokens that extras add to a sequence; raises TrainingError where they leave no room for text.
+    ``virtual`` are the tokens that extras add to a sequence; raises TrainingError if they leave no room for text.
     """
     if train.threads is not None and train.threads != threads():
         raise TrainingError(
@@ -264,7 +264,7 @@ def _setting(
 
 
 def _precision(train: TrainConfig, folder: Path, resume: bool) -> str:
-    """The precision, which ``auto`` finds out once: a resumed run keeps what it began with."""
+    """The precision; ``auto`` is measured once, and a resumed run keeps its precision."""
     earlier = recorded(folder) if resume and train.precision == "auto" else None
     if earlier is not None and "precision" in earlier[1]:
         return str(earlier[1]["precision"])
@@ -276,12 +276,12 @@ def _max_length(encoder: Encoder, train: TrainConfig) -> int:
 
 
 def _check_room(encoder: Encoder, task: Task, head: Head, length: int, virtual: Virtual) -> None:
-    """Raise TrainingError where the virtual tokens leave too few of a sequence's for text."""
+    """Raise TrainingError if the virtual tokens leave too few tokens for text."""
     room, least = room_for_text(encoder, task, head, length, virtual)
     if virtual.total and room < least:
         raise TrainingError(
             "`length`",
-            f"{virtual.total} virtual tokens of at most {length} in a sequence (`max_length`, or the base's own limit)",
+            f"{virtual.total} virtual tokens of at most {length} in a sequence (`max_length`, or the base's limit)",
             f"at most {max(length - least, 0)}, so that text fits",
             "give a smaller `length`",
         )
@@ -292,7 +292,7 @@ def _tell_truncated(task: Task, tokens: Tokens, held: Tokens, length: int) -> No
     if count:
         warnings.warn(
             f"{task.name}: {count} of {len(tokens) + len(held)} rows are longer than {length} tokens and "
-            "are cut (`max_length`)",
+            "are truncated (`max_length`)",
             MbertWarning,
             stacklevel=4,
         )
@@ -308,7 +308,7 @@ def _split(values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _kept(family: Family, encoder: Encoder, values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What is kept of the extras that were trained."""
+    """The stored tensors of the trained extras."""
     trained: dict[str, dict[str, Tensor]] = {extra.name: {} for extra in family.extras}
     for name, value in values.items():
         extra_name, _, key = name.partition(".")
@@ -330,7 +330,7 @@ def _site_tensors(
 
 
 def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
-    """Compare the adapter beside the weights, as it was trained, with the written one folded into them."""
+    """Compare the outputs of the adapter as it was trained with those of the written one folded into the weights."""
     beside = classifier(fold(encoder, Patch({}, trained.shifts, trained.extras)), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
     part = read_adapter(out).on(encoder).part(trained.name)
@@ -339,6 +339,6 @@ def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Settin
 
 
 def _check_outputs(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
-    """Compare both models on a few rows."""
+    """Compare the outputs of both models on a few rows."""
     sample = dataclasses.replace(tokens, labels=None).take(range(min(_CHECKED_ROWS, len(tokens))))
     check_same_outputs(str(out), forward_rows(before, sample), padded_outputs(after, sample))

@@ -28,7 +28,7 @@ from mergekit_bert.training.trainable import Trainable
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: its rows, its options, its folder, and the description that a checkpoint must match."""
+    """A training run: its rows, its options, its folder, and the description (``run``) that a checkpoint must match."""
 
     task: Task
     train: Tokens
@@ -44,7 +44,7 @@ class Setting:
 
 
 def fit(work: Trainable, setting: Setting) -> Outcome:
-    """Train ``work``; goes on from a checkpoint in the run's folder where there is one."""
+    """Train ``work``, from the checkpoint in the run's folder if there is one."""
     return minimise(
         Supervised(work, setting),
         setting.folder,
@@ -62,7 +62,7 @@ class Supervised(Objective):
     if_broken = "start over with `force`"
 
     def __init__(self, work: Trainable, setting: Setting) -> None:
-        """What is frozen in the model is cast to the run's precision; raises TrainingError for ``balance``."""
+        """Cast frozen parameters to the run's precision; raises TrainingError for ``balance`` without labels."""
         cast_frozen(work.model, setting.dtype)
         config = setting.config
         self.work, self.setting = work, setting
@@ -93,7 +93,7 @@ class Supervised(Objective):
         return kind_of(task).loss(task, outputs.float(), batch.targets.to(self.device), self.label_weights) * share
 
     def _label_weights(self) -> Float[Tensor, "_"] | None:
-        """Weights of the labels in the loss, where they are to be balanced; raises TrainingError for values."""
+        """Weights of the labels in the loss, if ``balance`` is set; raises TrainingError for a task without labels."""
         if not self.setting.config.balance:
             return None
         task, labels = self.setting.task, self.setting.train.labels
@@ -105,7 +105,7 @@ class Supervised(Objective):
         return weights.to(self.device)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Adapter or encoder, and head, each with its own rate; biases and norms are not decayed."""
+        """Parameter groups: adapter or encoder, and head, with their own rates; biases and norms are not decayed."""
         groups = []
         for is_head in (False, True):
             for decays in (True, False):
@@ -134,7 +134,7 @@ class Supervised(Objective):
         )
 
     def continues(self, path: Path, run: Mapping[str, Any]) -> bool:
-        """Always, or TrainingError: another run's checkpoint is replaced only when told to."""
+        """True; raises TrainingError for the checkpoint of another run, which is replaced only with ``force``."""
         check_same(path, run, self.run)
         return True
 
@@ -148,12 +148,12 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
         if isinstance(now, dict) and isinstance(was, dict):
             pairs = {f"{key}.{name}": (was.get(name), value) for name, value in now.items()}
         differ = [pair for pair in pairs.items() if pair[1][0] != pair[1][1]]
-        differ.sort(key=lambda pair: (not pair[0].endswith(".name"), pair[0]))  # a name says most
+        differ.sort(key=lambda pair: (not pair[0].endswith(".name"), pair[0]))  # names first: they tell most
         told += [f"{name} was {reprlib.repr(one)}, now {reprlib.repr(two)}" for name, (one, two) in differ]
     if told:
         raise TrainingError(
             str(path),
-            f"another run ({', '.join(sorted(told, key=len))})",  # a message is cut where it gets too long
+            f"another run ({', '.join(sorted(told, key=len))})",  # shortest first: long messages are truncated
             "the same command as before",
             "repeat it, choose another `out`, or start over with `force`",
         )

@@ -1,4 +1,4 @@
-"""What is trained: an adapter, a head alone, or everything. Each is a model and its named parameters, for one loop."""
+"""What is trained: an adapter, only a head, or the whole encoder; each as a model and its named parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from mergekit_bert.training.config import TrainConfig
 class Trainable:
     """A model in training.
 
-    ``parameters`` are named ``site.<site>.<tensor>``, ``extra.<name>.<tensor>``, ``shift.<parameter>`` (whole values;
-    their change is taken at the end), ``encoder.<parameter>`` and ``head.<tensor>``. ``source`` is the generator of
-    every dropout.
+    ``parameters`` are named ``site.<site>.<tensor>``, ``extra.<name>.<tensor>``, ``shift.<parameter>`` (full values;
+    their change is computed at the end), ``encoder.<parameter>`` and ``head.<tensor>``. ``source`` is the generator of
+    all dropouts.
     """
 
     model: Classifier

@@ -238,7 +238,7 @@ def test_cut_rows_are_noted_on_standard_error(home: Path, base: Path) -> None:
     done = mbert("train-adapter", *words, here=home)
     assert done.code == 0
     assert "note: sts: " in done.err
-    assert "rows are longer than 10 tokens and are cut" in done.err
+    assert "rows are longer than 10 tokens and are truncated" in done.err
 
 
 def test_tensorboard_where_asked(home: Path, base: Path) -> None:

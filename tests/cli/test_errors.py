@@ -264,7 +264,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "table exists": (("eval", "merged.safetensors", "--markdown", "file"), r"file: it exists already; .*--force"),
     "predict without a task": (
         ("predict", "merged.safetensors", "good"),
-        r"--task: none, where the model answers several; expected one of sst, sts; give --task",
+        r"--task: none, but the model has several; expected one of sst, sts; give --task",
     ),
     "predict with one text of two": (
         ("predict", STS, "good"),

@@ -42,12 +42,12 @@ def test_the_answer_of_a_cosine_follows_from_the_vectors(bert: mb.Encoder) -> No
     (answer,) = merged.predict([(TEXTS[0], TEXTS[1])], "sts", base=bert)  # type: ignore[misc]
     value = weight * (u @ v) / np.linalg.norm(u) / np.linalg.norm(v) + bias
     assert answer.outputs[0] == pytest.approx(5 * value, abs=1e-4)
-    with pytest.raises(CompositionError, match="a head that reads no mean of each text by itself"):
+    with pytest.raises(CompositionError, match="a head that does not use the mean of each text separately"):
         merged.embed(TEXTS, "sst", base=bert)
 
 
 def test_a_mean_of_two_texts_together_is_no_vector_of_a_text(bert: mb.Encoder) -> None:
-    with pytest.raises(CompositionError, match="a head that reads no mean of each text by itself"):
+    with pytest.raises(CompositionError, match="a head that does not use the mean of each text separately"):
         with_head(bert, "para", "mean").embed(TEXTS, base=bert)
 
 

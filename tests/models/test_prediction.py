@@ -170,7 +170,7 @@ def test_rows_that_are_cut_are_counted_in_one_warning(bert: mb.Encoder, three: l
     texts = ["good film", LONG, "bad film", LONG, "a cat sees the dog and likes it"]
     with pytest.warns(MbertWarning) as told:
         answers = predictor.predict("sst", texts)
-    assert [str(warning.message) for warning in told] == ["sst: 3 of 5 rows are longer than 9 tokens and are cut"]
+    assert [str(warning.message) for warning in told] == ["sst: 3 of 5 rows are longer than 9 tokens and are truncated"]
     cut = " ".join(LONG.split()[:7])
     np.testing.assert_allclose(answers[1].outputs, answers[3].outputs, atol=1e-5)
     np.testing.assert_allclose(answers[1].outputs, predictor.predict("sst", [cut])[0].outputs, atol=1e-5)

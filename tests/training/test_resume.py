@@ -261,7 +261,7 @@ def test_an_output_of_unknown_making_cannot_be_resumed(bert: Encoder, tmp_path: 
     train(bert, out)
     before = out.read_bytes()
     (run_folder(out) / "manifest.json").unlink()
-    with pytest.raises(TrainingError, match="the output exists, but no manifest says how it was made"):
+    with pytest.raises(TrainingError, match="the output exists, but no manifest records how it was trained"):
         train(bert, out, control=RESUME)
     assert out.read_bytes() == before
 

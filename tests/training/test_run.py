@@ -166,7 +166,9 @@ def test_cut_rows_are_told_once_and_counted(bert: Encoder, tmp_path: Path) -> No
     rows = tiny_rows(get_task("sts"), 60)
     long = sum(sum(len(text.split()) for text in texts) + 3 > 12 for texts in rows.texts)
     assert 0 < long < 60
-    with pytest.warns(MbertWarning, match=rf"sts: {long} of 60 rows are longer than 12 tokens and are cut") as told:
+    with pytest.warns(
+        MbertWarning, match=rf"sts: {long} of 60 rows are longer than 12 tokens and are truncated"
+    ) as told:
         adapter = train(bert, tmp_path / "a.safetensors", "sts", max_length=12)
     assert len([one for one in told if issubclass(one.category, MbertWarning)]) == 1
     assert adapter.training["truncated"] == long
