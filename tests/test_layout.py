@@ -1,4 +1,4 @@
-"""The layout: who may import whom, what no module does, and what stays light. Imports are read, not run."""
+"""The layout: which module may import which, what no module does, and which imports stay light. Sources are parsed, not run."""
 
 import ast
 import subprocess
@@ -12,15 +12,15 @@ import mergekit_bert
 
 PACKAGE = "mergekit_bert"
 ROOT = Path(mergekit_bert.__file__).parent
-GROUND = (
+BASE_MODULES = (
     *("text", "errors", "registry", "documents", "strict", "schema", "patterns"),
     *("files", "tensorfile", "outputs", "hardware", "option", "terminal", "progress"),
     *("arguments", "model_methods"),
 )
-WINGS = ("data", "encoder", "adapters", "models", "training", "composing", "formats", "evaluation")
-ABOVE = ("__init__", "request", "api", "quickstart", "cli")
+SUBPACKAGES = ("data", "encoder", "adapters", "models", "training", "composing", "formats", "evaluation")
+UPPER_LAYER = ("__init__", "request", "api", "quickstart", "cli")
 LOOKS_UP = {"model_methods": {"__init__"}}
-"""The methods of models are public functions, which the package's own __init__ finds when they are called."""
+"""The methods of models are public functions, which are looked up in the package when they are called."""
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -33,8 +33,8 @@ TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path
 PACKAGES = {module_name(path) for path in FILES if path.name == "__init__.py"}
 
 
-def place(module: str) -> str:
-    """The room under the package that a module belongs to: a wing, a ground-floor module, or one that stands above."""
+def unit(module: str) -> str:
+    """The subpackage, base module or upper-layer module that ``module`` belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -59,32 +59,36 @@ def own_imports(module: str) -> set[str]:
 GRAPH = {module: own_imports(module) for module in TREES}
 
 
-def test_every_module_has_a_place() -> None:
-    known = {*GROUND, *WINGS, *ABOVE}
-    assert {place(module) for module in TREES} <= known
-    assert set(WINGS) <= {place(module) for module in TREES}
+def test_every_module_belongs_to_a_layer() -> None:
+    known = {*BASE_MODULES, *SUBPACKAGES, *UPPER_LAYER}
+    assert {unit(module) for module in TREES} <= known
+    assert set(SUBPACKAGES) <= {unit(module) for module in TREES}
 
 
-def test_a_module_imports_only_what_stands_before_it() -> None:
+def test_a_module_imports_only_from_lower_layers() -> None:
     wrong = {}
     for module, names in GRAPH.items():
-        own = place(module)
-        if own not in ABOVE:
-            allowed = {*GROUND, *LOOKS_UP.get(own, ())} if own in GROUND else {*GROUND, *WINGS[: WINGS.index(own) + 1]}
-            if found := {name for name in names if place(name) not in allowed}:
-                wrong[module] = found
+        layer = unit(module)
+        if layer in UPPER_LAYER:
+            continue
+        if layer in BASE_MODULES:
+            allowed = {*BASE_MODULES, *LOOKS_UP.get(layer, ())}
+        else:
+            allowed = {*BASE_MODULES, *SUBPACKAGES[: SUBPACKAGES.index(layer) + 1]}
+        if forbidden := {name for name in names if unit(name) not in allowed}:
+            wrong[module] = forbidden
     assert wrong == {}
 
 
-def test_there_are_no_circles() -> None:
+def test_there_are_no_import_cycles() -> None:
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, f"a circle: {' -> '.join((*path, module))}"
+        assert module not in path, f"an import cycle: {' -> '.join((*path, module))}"
         if module in done:
             return
         for other in sorted(GRAPH[module] & set(TREES)):
-            # The package's own __init__ loads lazily; that every import runs through it is no circle.
+            # The package's own __init__ loads lazily; so importing through it is no cycle.
             if other != PACKAGE and module != PACKAGE:
                 visit(other, (*path, module))
         done.add(module)
@@ -195,23 +199,23 @@ def test_nothing_runs_what_a_file_says() -> None:
     assert options & {"allow_pickle", "weights_only"} == set()
 
 
-DOOR = f"{PACKAGE}.encoder.pretrained"
+LOADER = f"{PACKAGE}.encoder.pretrained"
 
 
-def test_one_module_loads_from_transformers_and_never_trusts_code() -> None:
+def test_only_one_module_loads_from_transformers_and_it_never_trusts_code() -> None:
     opened = {
         module: [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
         for module in TREES
         if {name.rpartition(".")[2] for name, _ in called(module)} & {"from_pretrained", "from_config", "from_dict"}
     }
-    assert set(opened) == {DOOR}
+    assert set(opened) == {LOADER}
     loads = [
-        node for node in opened[DOOR] if dotted(node.func).rpartition(".")[2] in ("from_pretrained", "from_config")
+        node for node in opened[LOADER] if dotted(node.func).rpartition(".")[2] in ("from_pretrained", "from_config")
     ]
     assert len(loads) == 3
-    told = [{keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords} for node in loads]
-    assert [one["trust_remote_code"] for one in told] == [False] * 3
-    assert [one["use_safetensors"] for one in told if "state_dict" in one] == [True]
+    arguments = [{keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords} for node in loads]
+    assert [given["trust_remote_code"] for given in arguments] == [False] * 3
+    assert [given["use_safetensors"] for given in arguments if "state_dict" in given] == [True]
 
 
 def test_only_one_function_follows_the_name_of_a_base_in_a_file() -> None:
