@@ -37,7 +37,7 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
     from mergekit_bert.models.routing import Mixture
     from mergekit_bert.training.config import ADAPTER_RATES
     from mergekit_bert.training.loop import make_optimizer, step
-    from mergekit_bert.training.supervised import Setting, Supervised
+    from mergekit_bert.training.supervised import Supervised, TrainingRun
     from mergekit_bert.training.trainable import adapter_trainable
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -67,7 +67,9 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Two steps a point.
         work = adapter_trainable(
             encoder, task, "lora", mb.AdapterConfig(rank=rank), sites, BasisRows(0, 0, rank), config
         )
-        objective = Supervised(work, Setting(task, tokens, tokens, config, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
+        objective = Supervised(
+            work, TrainingRun(task, tokens, tokens, config, *ADAPTER_RATES, torch.bfloat16, Path(), {})
+        )
         optimizer = make_optimizer(objective)
         for group in optimizer.param_groups:
             group["lr"] = 0.0

@@ -42,7 +42,7 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
     from mergekit_bert.training.bench import tokens_of
     from mergekit_bert.training.config import ADAPTER_RATES
     from mergekit_bert.training.loop import make_optimizer, step
-    from mergekit_bert.training.supervised import Setting, Supervised
+    from mergekit_bert.training.supervised import Supervised, TrainingRun
     from mergekit_bert.training.trainable import adapter_trainable
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -59,7 +59,7 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
     train, sites = mb.TrainConfig(precision="bf16"), find_sites(encoder, adapter.targets)
     tokens = tokens_of(encoder, task, mb.load_rows(task, "train", data).take(range(rows)), train)
     work = adapter_trainable(encoder, task, "lora", adapter, sites, BasisRows(0, 0, adapter.rank), train)
-    objective = Supervised(work, Setting(task, tokens, tokens, train, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
+    objective = Supervised(work, TrainingRun(task, tokens, tokens, train, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
     optimizer = make_optimizer(objective)
     each, shares, rates = list[float](), list[float](), matrix_rates()
     for number in range(STEPS + 3):

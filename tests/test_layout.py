@@ -1,4 +1,4 @@
-"""The layout: which module may import which, what no module does, and which imports stay light. Sources are parsed, not run."""
+"""The layout: which module may import which, what no module does, and which imports stay light."""
 
 import ast
 import subprocess

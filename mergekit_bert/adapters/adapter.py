@@ -1,4 +1,4 @@
-"""Adapters in memory: what training gave one task."""
+"""Adapters in memory: the result of training for one task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from mergekit_bert.model_methods import AdapterMethods, mebibytes, summary
 from mergekit_bert.tensorfile import tensor_file_sha256
 
 FORMAT = 2
-"""Of all model files. Format 1 differs in its checksum alone, which leaves the metadata out; it stays readable."""
+"""The format version of all model files. Format 1, whose checksum leaves out the metadata, stays readable."""
 _STATISTICS, _EXTRAS = "statistics", "extras"
-"""Keys that are there only in the record of an adapter that has some."""
+"""Optional keys of an adapter's record."""
 _TOLD = ("type", "config", "task", "basis", "training", "scores", "max_length", "head")
-"""Keys of the record that :meth:`Adapter.described` repeats."""
+"""Keys of the record that :meth:`Adapter.described` includes."""
 
 
 @dataclass(frozen=True, repr=False)
 class Adapter(Patched, AdapterMethods):
     """A trained adapter.
 
-    ``type`` names its family. ``sites`` maps a site to its size, ``tensors`` a site to the family's tensors. ``shifts``
-    are changes of biases and LayerNorm parameters, by name, ``extras`` tensors that are new to the encoder.
-    ``training`` is provenance (examples, epochs, seed, data fingerprint, versions …), ``scores`` what was measured on
-    the rows held out from train. ``statistics`` are what data-driven merges need, by kind and site. ``weights`` are the
-    base's, by parameter, for a family whose Deltas need them: they are in no file, see :meth:`on`.
+    ``type`` is the name of its family. ``sites`` maps a site to its size, ``tensors`` a site to the family's tensors.
+    ``shifts`` are bias and norm updates by parameter, ``extras`` tensors that are added to the encoder. ``training`` is
+    provenance (examples, epochs, seed, data fingerprint, versions …), ``scores`` the scores on the rows held out from
+    train. ``statistics`` are those for data-driven merges, by statistic and site. ``weights`` are the base's weights by
+    parameter, for families whose Deltas depend on them; they are not stored in the file, see :meth:`on`.
     """
 
     kind = "adapter"
@@ -64,34 +64,34 @@ class Adapter(Patched, AdapterMethods):
     def __repr__(self) -> str:
         """One line."""
         tensors = (self.shifts, self.head, *self.tensors.values(), *self.extras.values())
-        size = mebibytes(sum(tensor.nbytes for found in tensors for tensor in found.values()))
+        size = mebibytes(sum(tensor.nbytes for group in tensors for tensor in group.values()))
         rank = f" of rank {self.config.rank}" if isinstance(self.config, LowRankOptions) else ""
         sites = f"{len(self.sites)} sites"
         return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
 
     @property
     def name(self) -> str:
-        """Adapters are known by their task."""
+        """The name of its task."""
         return self.task.name
 
     @property
     def family(self) -> Family:
-        """What its ``type`` names."""
+        """The family named by ``type``."""
         return FAMILIES.get(self.type)
 
     @property
     def needs_base(self) -> bool:
-        """Whether it has no Deltas before it is put :meth:`on` its base."""
+        """Whether its Deltas cannot be computed before it is put :meth:`on` its base."""
         return self.family.needs_weight and self.weights is None
 
     def on(self, encoder: Encoder) -> "Adapter":
-        """The same on ``encoder``, its base (which the caller checks), whose weights are read when they are needed."""
+        """The same adapter with ``encoder`` as its base (the caller checks it); weights are read on demand."""
         return dataclasses.replace(self, weights=encoder.weights) if self.family.needs_weight else self
 
     def deltas(self) -> dict[str, Delta]:
-        """The Delta of every site, worked out in float32 or wider whatever its tensors are kept in.
+        """The Delta of every site, computed in float32 or wider.
 
-        Raises CompositionError where the family needs the base's weights and the adapter is on none.
+        Raises CompositionError if the family needs the base's weights and the adapter is not on its base.
         """
         beside = self.family.sites
         if beside is None:
@@ -109,48 +109,48 @@ class Adapter(Patched, AdapterMethods):
         if self.weights is None:
             raise CompositionError(
                 f"adapter {self.name!r}",
-                f"a {self.type} adapter by itself, whose changes depend on the base's weights",
+                f"a {self.type} adapter without its base, on whose weights its changes depend",
                 f"the base {self.base.name!r}",
                 "put it on its base: adapter.on(load_encoder(base))",
             )
         weight, size = self.weights.get(f"{site}.weight"), self.sites[site]
         if weight is None or tuple(weight.shape) != size:
-            found = "nothing there" if weight is None else f"{tuple(weight.shape)}"
+            shape = "nothing there" if weight is None else f"{tuple(weight.shape)}"
             raise CompositionError(
-                f"adapter {self.name!r}", f"site {site!r} of shape {size}", found, "give the base it was trained on"
+                f"adapter {self.name!r}", f"site {site!r} of shape {size}", shape, "give the base it was trained on"
             )
         return weight.detach().cpu().float()
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks it answers: its own."""
+        """Its task, in a tuple."""
         return (self.task,)
 
     def own_part(self, task: str) -> Part:
-        """All of it, for ``task``, its own."""
+        """All its parameters, which are specific to its task."""
         return Part(self.task, self.max_length, self.deltas(), self.shifts, self.head, self.extras)
 
     def trainable(self) -> int:
-        """How many numbers its training chose, those of the head included, and those that extras keep."""
+        """The number of trained parameters, including the head and the stored tensors of extras."""
         frozen = self.family.frozen(isinstance(self.config, AdapterConfig) and self.config.basis != "random")
         sites = [tensor for one in self.tensors.values() for name, tensor in one.items() if name not in frozen]
         extras = [tensor for own in self.extras.values() for tensor in own.values()]
         return sum(tensor.numel() for tensor in [*sites, *self.shifts.values(), *extras, *self.head.values()])
 
     def role(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return "probe" if self.family.head_alone else "adapter"
 
     def as_adapter(self, task: str) -> "Adapter":
-        """The adapter that answers ``task``: itself."""
+        """The adapter of ``task``: itself."""
         return self
 
     def places(self, folder: Path) -> dict[str, Path]:
-        """Where its PEFT folder lies: it is ``folder``."""
+        """The path of its PEFT folder: ``folder``."""
         return {self.name: folder}
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Its tensors by the names that they have in a file, and its record."""
+        """Its tensors by their names in a file, and its record."""
         rebuilt = self.family.frozen(self.basis)
         tensors = {
             f"site.{site}.{name}": tensor
@@ -189,12 +189,13 @@ class Adapter(Patched, AdapterMethods):
         return tensors, record
 
     def _statistics(self) -> dict[str, Any]:
-        """What the record says of its statistics."""
+        """The entries of its statistics in the record."""
         return {
-            kind: {
-                site: {"shape": list(one.shape), "count": one.count, "lost": one.lost} for site, one in found.items()
+            name: {
+                site: {"shape": list(statistic.shape), "count": statistic.count, "lost": statistic.lost}
+                for site, statistic in by_site.items()
             }
-            for kind, found in self.statistics.items()
+            for name, by_site in self.statistics.items()
         }
 
     def contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -203,15 +204,15 @@ class Adapter(Patched, AdapterMethods):
         return tensors, {"format": FORMAT, "kind": self.kind, self.kind: record}
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file that it is written to: its identity, in memory or on disk."""
+        """SHA-256 (hex) of the adapter: that of its file, also for an adapter in memory."""
         return tensor_file_sha256(*self.contents())
 
     def sha256_of(self, task: str) -> str:
-        """SHA-256 of the adapter that answers ``task``: its own."""
+        """SHA-256 of the adapter of ``task``: its own."""
         return self.sha256()
 
     def provenance(self) -> dict[str, Any]:
-        """The part of its record that tells where it came from, and the SHA-256 of its file."""
+        """The provenance in its record, and the SHA-256 of its file."""
         record = self.pack()[1]
         kept = {
             key: value for key, value in record.items() if key not in ("sites", "shifts", "base", _EXTRAS, _STATISTICS)
@@ -219,11 +220,11 @@ class Adapter(Patched, AdapterMethods):
         return kept | {"sha256": self.sha256()}
 
     def origin(self, task: str) -> dict[str, Any]:
-        """How the weights that answer ``task`` came about."""
+        """Provenance of the weights for ``task``."""
         return {**self.provenance(), "method": self.kind}
 
     def described(self) -> dict[str, Any]:
-        """What there is to tell of it, as JSON, apart from its base and its role."""
+        """Description of the model as JSON, without base and role."""
         return {
             "parts": {self.name: self.described_part()},
             **self.described_changes(),
@@ -232,12 +233,12 @@ class Adapter(Patched, AdapterMethods):
         }
 
     def described_part(self) -> dict[str, Any]:
-        """What there is to tell of its training, as JSON."""
+        """Description of its configuration and training as JSON."""
         record = self.pack()[1]
         return {key: record[key] for key in _TOLD}
 
     def described_changes(self) -> dict[str, Any]:
-        """What it changes; no norms of Deltas that the file alone, without its base, does not determine."""
+        """Description of its changes as JSON; without norms for Deltas that cannot be computed without the base."""
         if self.needs_base:
             sites = {site: {"size": list(size), "rank": None, "norm": None} for site, size in self.sites.items()}
             return {**Patch({}, self.shifts, self.extras).described(), "sites": sites}
@@ -245,7 +246,7 @@ class Adapter(Patched, AdapterMethods):
 
 
 def sizes_of(extras: Extras) -> dict[str, list[int]]:
-    """What a record says of extras: the size of each, from which the shapes of its tensors follow."""
+    """The entries of extras in a record: the size of each, which determines the shapes of its tensors."""
     return {name: list(extra_of(name).size_of(shapes_of(own))) for name, own in extras.items()}
 
 

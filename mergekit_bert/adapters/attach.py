@@ -1,7 +1,7 @@
-"""Attaching: the only code that edits a module tree. It always edits a tree of the caller's own.
+"""Attaching adapters to an encoder: the only code that edits a module tree, always one that the caller copied.
 
-``attach`` puts trainable adapters beside the sites, for training. ``fold`` adds finished Deltas to the weights, for
-everything else: a folded model costs what the bare encoder costs.
+``attach`` adds trainable adapters to the sites, for training. ``fold`` adds finished Deltas to the weights, for
+everything else: a folded model is as fast as the bare encoder.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mergekit_bert.encoder.load import Encoder
 
 
 def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where the one called ``name`` is; what was hooked to that place stays there."""
+    """Replace the module called ``name`` by ``module``, which takes over its forward pre-hooks."""
     parent, _, child = name.rpartition(".")
     old = tree.get_submodule(name)
     module._forward_pre_hooks.update(old._forward_pre_hooks)
@@ -32,32 +32,32 @@ def _replace(tree: nn.Module, name: str, module: nn.Module) -> None:
 
 def attach(
     model: Classifier,
-    kind: str,
+    family: str,
     tensors: Mapping[str, Tensors],
     frozen: frozenset[str],
     config: Options,
     source: torch.Generator,
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """Put an adapter of family ``kind`` beside every site of ``tensors``; returns the parameters in the same shape."""
-    beside, placed = FAMILIES.get(kind).sites, {}
+    """Attach an adapter of ``family`` at every site of ``tensors``; returns the parameters in the same structure."""
+    sites, placed = FAMILIES.get(family).sites, {}
     for site, values in tensors.items():
-        assert beside is not None
+        assert sites is not None
         assert isinstance(config, LowRankOptions)
         linear = model.encoder.get_submodule(site)
         assert isinstance(linear, nn.Linear)
-        adapted = beside.module(linear, values, frozen, config.at(site), source)
+        adapted = sites.module(linear, values, frozen, config.at(site), source)
         _replace(model.encoder, site, adapted)
         placed[site] = dict(adapted.tensors.items())
     return placed
 
 
 def attach_extras(tree: nn.Module, extras: Extras) -> dict[str, dict[str, nn.Parameter]]:
-    """Bring ``extras`` into ``tree``, for whatever rows; returns their parameters in the same shape."""
+    """Insert ``extras`` into ``tree``, for all rows; returns their parameters in the same structure."""
     return _install(tree, {0: extras})[0]
 
 
 def _install(tree: nn.Module, extras: Mapping[int, Extras]) -> dict[int, dict[str, dict[str, nn.Parameter]]]:
-    """Bring in the extras of several adapters, by number; what is put in a module's place has its parameters."""
+    """Insert the extras of several adapters, by number; returns their parameters."""
     device = next(tree.parameters()).device
     placed = {
         number: {
@@ -75,7 +75,7 @@ def _install(tree: nn.Module, extras: Mapping[int, Extras]) -> dict[int, dict[st
 
 
 def attach_routed(encoder: Encoder, parts: Sequence[Part]) -> nn.Module:
-    """The encoder's tree with many adapters beside it, known by their place in ``parts``; rows choose by the layout."""
+    """The encoder's tree with several adapters, numbered as in ``parts``; the layout assigns rows to adapters."""
     tree = share(encoder.model)
     for site in sorted({site for part in parts for site in part.deltas}):
         linear = tree.get_submodule(site)
@@ -96,7 +96,7 @@ def attach_routed(encoder: Encoder, parts: Sequence[Part]) -> nn.Module:
 
 
 def unfreeze(tree: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
-    """Give ``tree`` trainable copies of the named parameters, its own and no longer shared."""
+    """Replace the named parameters of ``tree`` by trainable copies, which are not shared."""
     fresh = {}
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -114,16 +114,16 @@ def set_head_dropout(model: Classifier, p: float, source: torch.Generator) -> No
 
 
 def dropout_on(model: nn.Module, on: bool) -> None:
-    """Switch the seeded dropouts; the encoder itself always runs as at inference."""
+    """Switch the seeded dropouts on or off; the encoder always runs in inference mode."""
     for module in model.modules():
         if isinstance(module, SeededDropout):
             module.train(on)
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype, known: Mapping[int, nn.Parameter] | None = None) -> None:
-    """Keep copies of the frozen parameters in ``dtype``; what is trained stays as it is.
+    """Replace the frozen parameters by copies in ``dtype``; trained parameters keep their dtype.
 
-    ``known`` are copies already made, by the identity of what they were made of: several trees may share them.
+    ``known`` are existing copies by the identity of the original parameter: several trees may share them.
     """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -133,15 +133,15 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype, known: Mapping[int, nn.Par
 
 
 def copies(model: nn.Module, dtype: torch.dtype) -> dict[int, nn.Parameter]:
-    """The parameters of ``model`` in ``dtype``, for :func:`cast_frozen`; good while ``model`` lives."""
+    """The parameters of ``model`` in ``dtype``, for :func:`cast_frozen`; valid as long as ``model`` exists."""
     return {id(one): nn.Parameter(one.to(dtype), requires_grad=False) for one in model.parameters()}
 
 
 def fold(encoder: Encoder, patch: Patch | Part | TaskSpecific) -> Encoder:
     """``encoder`` with Deltas added to the sites' weights, shifts to the other parameters, in float32, and extras.
 
-    The result shares every tensor that is not changed. Of a site that has an adapter beside it, the frozen layer is
-    changed, in the dtype that it is kept in.
+    The result shares every tensor that is not changed. At a site with an attached adapter, the frozen layer is changed,
+    in its dtype.
     """
     tree = share(encoder.model)
     weights, shifts = {f"{site}.weight": delta for site, delta in patch.deltas.items()}, patch.shifts
@@ -158,7 +158,7 @@ def fold(encoder: Encoder, patch: Patch | Part | TaskSpecific) -> Encoder:
 
 
 def patched(name: str, weight: Tensor, patch: Patch | Part) -> Tensor:
-    """The parameter ``name`` of an encoder with ``patch`` added to it, as :func:`fold` makes it, without a tree."""
+    """The parameter ``name`` of an encoder with ``patch`` added to it, as in :func:`fold`, without a module tree."""
     if name in patch.shifts:
         return weight + patch.shifts[name].to(weight.device)
     site = name.removesuffix(".weight")

@@ -1,9 +1,8 @@
-"""The adapter file: one safetensors file, whole in itself, written deterministically and read strictly.
+"""The adapter file: one self-contained safetensors file, written deterministically and read strictly.
 
 Tensors are named ``site.<site>.<tensor>``, ``shift.<parameter>`` and ``head.<tensor>``, those of extras
-``extra.<name>.<tensor>``, those of statistics ``<kind>.<site>.<tensor>``; the metadata says what they mean, of extras
-and statistics only where there are some. Factors that are
-rows of the orthogonal basis are stored as row numbers and rebuilt on reading.
+``extra.<name>.<tensor>``, those of statistics ``<statistic>.<site>.<tensor>``; the metadata describes them. Factors
+that are rows of the orthogonal basis are stored as row numbers and computed again on reading.
 """
 
 import math
@@ -24,9 +23,9 @@ from mergekit_bert.schema import Shape, validate
 from mergekit_bert.tensorfile import read_tensors, write_tensors
 
 _MOST_REBUILT = 64
+"""Limit of the rebuilt values of basis rows, relative to the stored values."""
 _MOST_DENSE, _MOST_EXPANDED = 2**28, 4096
-"""Values of all sites made dense: what any encoder up to BERT-large's size has, and more only with that many stored."""
-"""Values of rebuilt factors to each one in the file: a layer is not that much wider than it is high."""
+"""Limits of the values of all sites made dense: enough for BERT-large; beyond that, relative to the stored values."""
 
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
@@ -47,7 +46,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 class strict:  # noqa: N801 (reads as a statement)
-    """Turn what broken metadata raises into a ModelFileError that names the file."""
+    """Turn errors caused by broken metadata into a ModelFileError that names the file."""
 
     def __init__(self, where: str) -> None:
         """``where`` is the file."""
@@ -78,12 +77,12 @@ def check_format(where: str, metadata: Mapping[str, Any]) -> str:
 
 
 def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
-    """The inverse of ``Adapter.pack``; every field, name and shape is checked before anything is made of it."""
+    """The inverse of ``Adapter.pack``; every field, name and shape is checked first."""
     record = validate(AdapterRecord, value)
     family, basis = FAMILIES.get(record.type), record.basis
     rebuilt = family.frozen(basis)
     if basis and not rebuilt:
-        raise ValueError(f"basis rows, which {family.name} takes none of")
+        raise ValueError(f"basis rows, which {family.name} does not use")
     shapes = _shapes(family, record)
     expected = {
         f"site.{site}.{name}": shape
@@ -129,10 +128,10 @@ def unpack(where: str, tensors: Mapping[str, Tensor], value: Any) -> Adapter:
 
 
 def extra_shapes(family: Family, config: Any, sizes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of extras of these sizes; raises ValueError for one that the family has not."""
+    """Names and shapes of the tensors of extras of these sizes; raises ValueError for one that the family lacks."""
     known = {one.name: one for one in family.extras}
     if unknown := sorted(sizes.keys() - known.keys()):
-        raise ValueError(f"an extra {unknown[0]!r}, which {family.name} has not")
+        raise ValueError(f"an extra {unknown[0]!r}, which {family.name} does not have")
     return {
         f"extra.{name}.{key}": shape
         for name, size in sizes.items()
@@ -141,7 +140,7 @@ def extra_shapes(family: Family, config: Any, sizes: Mapping[str, Shape]) -> dic
 
 
 def unpack_extras(prefix: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The extras called ``names``, of tensors that were checked, whose names begin with ``prefix``."""
+    """The extras called ``names``, from checked tensors whose names begin with ``prefix``."""
     found = {name: f"{prefix}extra.{name}." for name in names}
     return {
         name: {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
@@ -150,16 +149,16 @@ def unpack_extras(prefix: str, names: Iterable[str], tensors: Mapping[str, Tenso
 
 
 def _shapes(family: Family, record: AdapterRecord) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Of the tensors of every site; raises ValueError for sites of a family that has none."""
+    """Shapes of the tensors of every site; raises ValueError for sites of a family without any."""
     if family.sites is None and record.sites:
-        raise ValueError(f"sites, which {family.name} has none of")
+        raise ValueError(f"sites, which {family.name} does not have")
     return {
         site: family.sites.shapes(record.config.at(site), size) for site, size in record.sites.items() if family.sites
     }
 
 
 def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRecord) -> None:
-    """Raise ModelFileError where the factors that no file stores would take far more memory than the file."""
+    """Raise ModelFileError if the rebuilt basis rows would take far more memory than the file."""
     if record.basis is None:
         return
     stored = sum(tensor.numel() for tensor in tensors.values())
@@ -174,7 +173,7 @@ def _check_rebuilt(where: str, tensors: Mapping[str, Tensor], record: AdapterRec
 
 
 def check_dense(where: str, sites: Iterable[Size], tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelFileError where the sites, made dense, would take far more memory than the file."""
+    """Raise ModelFileError if the sites, made dense, would take far more memory than the file."""
     stored = sum(tensor.numel() for tensor in tensors.values())
     dense = sum(math.prod(size) for size in sites)
     if dense > max(_MOST_DENSE, _MOST_EXPANDED * stored):
@@ -184,25 +183,25 @@ def check_dense(where: str, sites: Iterable[Size], tensors: Mapping[str, Tensor]
 
 
 def _unpack_statistics(tensors: Mapping[str, Tensor], record: AdapterRecord) -> dict[str, dict[str, Statistic]]:
-    """The inverse of :func:`_pack_statistics`; they must fit the adapter's sites and leave none out."""
-    measured: dict[str, dict[str, Statistic]] = {}
-    for kind, found in record.statistics.items():
-        measured[kind] = {}
-        for site, told in found.items():
-            names = STATISTICS[kind].shapes(0, 0)
-            values = {name: tensors[f"{kind}.{site}.{name}"] for name in names}
-            one = STATISTICS[kind](**values, count=told.count, lost=told.lost)
-            if not one.fits(record.sites.get(site)):
-                raise ValueError(f"{kind} of {site} that cannot be")
-            measured[kind][site] = one
+    """The statistics by name and site; raises ValueError unless they fit the sites and cover all of them."""
+    statistics: dict[str, dict[str, Statistic]] = {}
+    for statistic, sites in record.statistics.items():
+        statistics[statistic] = {}
+        for site, recorded in sites.items():
+            names = STATISTICS[statistic].shapes(0, 0)
+            values = {name: tensors[f"{statistic}.{site}.{name}"] for name in names}
+            measured = STATISTICS[statistic](**values, count=recorded.count, lost=recorded.lost)
+            if not measured.fits(record.sites.get(site)):
+                raise ValueError(f"{statistic} of {site} does not fit the site")
+            statistics[statistic][site] = measured
         for site in record.sites:
-            if site not in found and not of_the_head(site):
-                raise ValueError(f"no {kind} of {site}")
-    return measured
+            if site not in sites and not of_the_head(site):
+                raise ValueError(f"no {statistic} of {site}")
+    return statistics
 
 
 def check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelFileError unless the file holds exactly the expected tensors, in float32."""
+    """Raise ModelFileError unless the file contains exactly the expected tensors, in float32."""
     for name in sorted(set(expected) - set(tensors)):
         raise ModelFileError(where, f"tensor {name!r} is missing", f"{len(expected)} tensors", REWRITE)
     for name in sorted(set(tensors) - set(expected)):

@@ -1,4 +1,4 @@
-"""Measuring: statistics of the sites of a fine-tuned model, from texts alone."""
+"""Measures statistics of the sites of a fine-tuned model on unlabelled texts."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,17 +28,17 @@ _ROWS = 16
 """Rows in one pass."""
 
 
-def collect(kind: str, encoder: Encoder, parts: Sequence[Part], rows: Sequence[Rows]) -> Mapping[str, Statistic]:
-    """Statistics of ``kind`` (``gram`` or ``fisher``) by site, of ``parts`` on ``rows`` of their tasks.
+def collect(statistic: str, encoder: Encoder, parts: Sequence[Part], rows: Sequence[Rows]) -> Mapping[str, Statistic]:
+    """The ``statistic`` (``gram`` or ``fisher``) of ``parts`` by site, measured on ``rows`` of their tasks.
 
-    Of every linear layer, adapted or not: a part that leaves a site alone is a Delta of zero, and its inputs there
-    count. What the head alone reads is never merged and left out. Labels are not read.
+    All linear layers are measured, adapted or not, because a part without a site is a zero Delta there. Layers that
+    only the head reads are left out, because they are never merged. Labels are not read.
     """
-    check_kinds([kind])
+    check_kinds([statistic])
     sizes = {site: size for site, size in linear_layers(encoder).items() if not of_the_head(site)}
     device = next(encoder.model.parameters()).device
     ready = (_ready(encoder, part, own) for part, own in zip(parts, rows, strict=True))
-    return _grams(sizes, device, ready) if kind == "gram" else _fishers(sizes, device, ready)
+    return _grams(sizes, device, ready) if statistic == "gram" else _fishers(sizes, device, ready)
 
 
 def _ready(encoder: Encoder, part: Part, rows: Rows) -> tuple[Task, Classifier, Tokens]:
@@ -48,7 +48,7 @@ def _ready(encoder: Encoder, part: Part, rows: Rows) -> tuple[Task, Classifier, 
 
 
 def _batches(model: Classifier, tokens: Tokens) -> Iterator[Batch]:
-    """Rows of like length; one at a time where they would have to be padded."""
+    """Batches of rows of similar length, or single rows if the architecture is padded."""
     count = _ROWS if packing.enabled(model.encoder) else 1
     order = sorted(range(len(tokens)), key=tokens.length)
     for start in range(0, len(order), count):

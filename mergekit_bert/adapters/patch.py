@@ -1,4 +1,4 @@
-"""Patches: what is added to an encoder, and what it takes beside the encoder to answer a task."""
+"""Patches: changes of an encoder, and the parameters needed in addition to the encoder to predict a task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -52,10 +52,10 @@ def _size(tensor: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskSpecific:
-    """What a task keeps for itself in a merge: its head, Deltas and shifts that are added to what all share, extras.
+    """The task-specific parameters of a task in a merge: head, extras, and Deltas and shifts added to the shared ones.
 
-    The Deltas and shifts are those between the layers and the head, and, where asked for, the task's residuals inside
-    the layers.
+    The Deltas and shifts are those between the layers and the head and, if requested, the task's residuals inside the
+    layers.
     """
 
     head: Tensors
@@ -70,7 +70,7 @@ class TaskSpecific:
         return sum(one.nbytes for one in (*self.head.values(), *self.deltas.values(), *self.shifts.values(), *extras))
 
     def read(self) -> "TaskSpecific":
-        """The same with all of it in memory, in float32."""
+        """The same parameters, all in memory, in float32."""
         return TaskSpecific(
             self.head,
             {site: delta.to(torch.float32) for site, delta in self.deltas.items()},
@@ -81,7 +81,7 @@ class TaskSpecific:
 
 @dataclass(frozen=True)
 class Part:
-    """What it takes to answer one task: Deltas by site, shifts of other parameters by name, a head, and extras."""
+    """Everything needed to predict one task: Deltas by site, shifts of other parameters by name, a head, and extras."""
 
     task: Task
     max_length: int
@@ -96,7 +96,7 @@ class Part:
         return virtual_tokens({name: shapes_of(own) for name, own in self.extras.items()})
 
     def over(self, shared: Patch) -> "Part":
-        """The same with ``shared`` added to it: the sum that its task runs with."""
+        """The sum of ``shared`` and this part."""
         deltas, shifts = {**shared.deltas, **self.deltas}, {**shared.shifts, **self.shifts}
         deltas |= {site: add([shared.deltas[site], self.deltas[site]]) for site in self.deltas if site in shared.deltas}
         shifts |= {name: shared.shifts[name] + self.shifts[name] for name in self.shifts if name in shared.shifts}
@@ -124,7 +124,7 @@ def tokens_of(encoder: Encoder, task: Task, rows: Rows, head: Head, max_length: 
 
 
 def room_for_text(encoder: Encoder, task: Task, head: Head, max_length: int, virtual: Virtual) -> tuple[int, int]:
-    """How many tokens of a sequence are left for its texts and their marks, and how many these take at least."""
+    """How many tokens of a sequence are left for texts and special tokens, and how many these need at least."""
     texts = 1 if head.apart else len(task.text)
     return max_length - virtual.total, texts + int(encoder.tokenizer.num_special_tokens_to_add(texts > 1))
 
@@ -155,7 +155,7 @@ def check_part(where: str, part: Part, encoder: Encoder) -> None:
 
 
 def _check_extras(where: str, part: Part, encoder: Encoder) -> None:
-    """Raise ModelFileError unless the part's extras fit ``encoder`` and leave room; EncoderError for no place."""
+    """Raise ModelFileError unless the part's extras fit ``encoder`` and leave room for text, or EncoderError."""
     for name, tensors in part.extras.items():
         extra = extra_of(name)
         found, expected = extra.size_of(shapes_of(tensors)), extra.size(encoder)

@@ -1,4 +1,4 @@
-"""Models that are patches of one encoder: adapters, and all that is composed of them."""
+"""Models that are patches of one encoder: adapters and their compositions."""
 
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from mergekit_bert.model_methods import CompositionMethods
 
 @runtime_checkable
 class _Model(Protocol):
-    """What a patched model says of itself; from this all else here follows."""
+    """The interface that patched models implement."""
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
@@ -34,31 +34,31 @@ class Patched(CompositionMethods):
     """A model that changes one encoder: ``shared`` for all its tasks, and ``own_part`` for each."""
 
     stands_alone = False
-    """It answers on its base alone."""
+    """It predicts only on its base."""
 
     @property
     def shared(self) -> Patch:
-        """What all tasks share: nothing, unless a model says otherwise."""
+        """The parameters that all tasks share; none by default."""
         return Patch()
 
     def part(self: _Model, task: str) -> Part:
-        """What it takes to answer ``task`` (one of its own, which the caller checks): its own part and the shared."""
+        """Everything needed to predict ``task``: shared and task-specific parameters."""
         return self.own_part(task).over(self.shared)
 
     def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
-        """The rows whose labels it has seen since its adapters were trained: none, unless a model says otherwise."""
+        """The rows whose labels were read since its adapters were trained; none by default."""
         return []
 
     def sha256(self) -> str | None:
-        """SHA-256 (hex) that it is known by among adapters; None for other models, which their file alone tells."""
+        """SHA-256 of the adapter; None for other models."""
         return None
 
     def places(self: _Model, folder: Path) -> dict[str, Path]:
-        """Where in ``folder`` the PEFT folder of each task lies."""
+        """The path of each task's PEFT folder in ``folder``."""
         return {task.name: folder / task.name for task in self.tasks}
 
     def answering(self: _Model, encoder: Encoder | None, where: str) -> "Folded":
-        """The model on ``encoder``, its base; raises ModelFileError unless they fit. ``where`` is what it is called."""
+        """The model on ``encoder``, its base; raises ModelFileError unless they fit. ``where`` is for messages."""
         if encoder is None:
             raise ModelFileError(where, "no encoder", f"the base {self.base.name!r}", "load it with load_encoder")
         check_base(where, self.base, encoder)
@@ -69,20 +69,20 @@ class Patched(CompositionMethods):
 
 
 class Folded:
-    """A patched model on its encoder: what its tasks share is folded into the weights once, each task's own on top."""
+    """A patched model on its encoder: shared parameters are folded in once, task-specific ones per task."""
 
     def __init__(self, model: _Model, encoder: Encoder) -> None:
-        """Nothing is folded before it is asked for."""
+        """Parameters are folded on first use."""
         self.model, self.encoder = model, encoder
 
     @cached_property
     def shared(self) -> Encoder:
-        """The encoder with what all tasks share."""
+        """The encoder with the parameters that all tasks share."""
         patch = self.model.shared
         return fold(self.encoder, patch) if patch.deltas or patch.shifts else self.encoder
 
     def own_parts(self) -> list[Part]:
-        """What each task adds to :attr:`shared`, in the order of the tasks."""
+        """The task-specific parameters, in the order of the tasks."""
         return [self.model.own_part(task.name) for task in self.model.tasks]
 
     def ready(self, task: Task) -> Ready:

@@ -1,4 +1,4 @@
-"""What the metadata of an adapter file may say: every field with its type and bounds, nothing beside them."""
+"""The schema of the metadata of adapter files: every field with its type and bounds."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,21 +13,21 @@ from mergekit_bert.errors import UnknownNameError
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 
-def options_of(kind: str | None, value: Any) -> Options:
-    """``value``, as a file keeps them, as the options of the family ``kind``; as LoRA's where that is none."""
+def options_of(family: str | None, value: Any) -> Options:
+    """Recorded options as those of ``family``; as LoRA's if there is no such family."""
     try:
-        record = FAMILIES.get(kind or "").options
+        record = FAMILIES.get(family or "").options
     except UnknownNameError:
         record = AdapterConfig
     return record.from_json(value)
 
 
 OptionsOfType = Annotated[Options, BeforeValidator(lambda value, info: options_of(info.data.get("type"), value))]
-"""An adapter's options, in a record that says its ``type`` before them."""
+"""An adapter's options, in a record with the field ``type`` before them."""
 
 
 class StatisticRecord(Schema):
-    """A statistic's shape, how many inputs or texts it is of, and the share that its rank cost."""
+    """A statistic's shape, the number of inputs or texts, and the share lost by compressing it."""
 
     shape: Size
     count: Count
@@ -35,7 +35,7 @@ class StatisticRecord(Schema):
 
 
 class TrainingRecord(Schema):
-    """Where an adapter came from. Each kind of training writes a part of this, and so does a merge that becomes one."""
+    """The provenance of an adapter. Training, imports and merges saved as adapters each write some of these fields."""
 
     examples: Count | None = None
     held_out: Count | None = None
@@ -71,7 +71,7 @@ class TrainingRecord(Schema):
 
 
 class PartRecord(Schema):
-    """What a merge keeps of an adapter's record, and the SHA-256 of its file (empty for a whole checkpoint)."""
+    """The part of an adapter's record stored in a merge, and the SHA-256 of its file (empty for checkpoints)."""
 
     type: Name
     config: OptionsOfType
@@ -85,7 +85,7 @@ class PartRecord(Schema):
 
 
 class BodyRecord(Schema):
-    """What a merge keeps of the record of an adapter without a head."""
+    """The part of the record of an adapter without a head that is stored in a merge."""
 
     type: Name
     config: OptionsOfType
@@ -94,7 +94,7 @@ class BodyRecord(Schema):
 
 
 class AdapterRecord(Schema):
-    """An adapter's whole record."""
+    """The complete record of an adapter."""
 
     type: Name
     config: OptionsOfType

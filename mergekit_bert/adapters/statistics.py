@@ -49,7 +49,7 @@ class Gram:
         return {"diagonal": (width,), "factor": (width, rank)}
 
     def fits(self, size: tuple[int, int] | None) -> bool:
-        """Whether it can be of a site of ``size`` (None: not known)."""
+        """Whether it fits a site of ``size`` (None: unknown)."""
         return (size is None or self.shape[0] == size[1]) and bool((self.diagonal >= 0).all())
 
     def dense(self) -> Float[Tensor, "in in"]:
@@ -90,7 +90,7 @@ class Fisher:
         return {"left": (height,), "right": (width,)}
 
     def fits(self, size: tuple[int, int] | None) -> bool:
-        """Whether it can be of a site of ``size`` (None: not known)."""
+        """Whether it fits a site of ``size`` (None: unknown)."""
         return size in (None, self.shape) and all(bool((one >= 0).all()) for one in (self.left, self.right))
 
     def dense(self) -> Float[Tensor, "out in"]:
@@ -108,8 +108,8 @@ Statistic = Gram | Fisher
 STATISTICS: Mapping[str, type[Gram] | type[Fisher]] = {"gram": Gram, "fisher": Fisher}
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise UnknownNameError unless all kinds are known."""
-    for kind in kinds:
-        if kind not in STATISTICS:
-            raise unknown("statistic", kind, list(STATISTICS))
+def check_kinds(names: Sequence[str]) -> None:
+    """Raise UnknownNameError unless all statistics are known."""
+    for name in names:
+        if name not in STATISTICS:
+            raise unknown("statistic", name, list(STATISTICS))

@@ -108,10 +108,10 @@ def calibrate_heads(
     rows. The pooler between the layers and the head is not changed. ``held`` is how many of each task's rows its
     adapter's training held out, for the trace. Raises DataError for too few rows.
     """
-    for some in rows.values():
-        check_enough(some)
+    for labelled in rows.values():
+        check_enough(labelled)
     shared = fold(encoder, model.shared)
-    own, told = dict(model.own), {}
+    specific, refitted = dict(model.own), {}
     with progress_bar("calibrate heads", len(model.tasks), show) as bar:
         for number, task in enumerate(model.tasks):
             kept, labelled = model.own[task.name], rows[task.name]
@@ -122,9 +122,9 @@ def calibrate_heads(
             after = judged(figures)
             best = choose(figures) if choose([figures[0], after]) else 0
             if best:
-                found = refit(task, head, _labels(task, labelled), ordered[best - 1])
-                own[task.name] = dataclasses.replace(kept, head=found)
-            told[task.name] = {
+                tensors = refit(task, head, _labels(task, labelled), ordered[best - 1])
+                specific[task.name] = dataclasses.replace(kept, head=tensors)
+            refitted[task.name] = {
                 **labelled.record(),
                 "held_out_in_training": (held or {}).get(task.name),
                 "folds": FOLDS,
@@ -133,7 +133,7 @@ def calibrate_heads(
                 "strength": ordered[best - 1] if best else None,
             }
             bar(number + 1, task.name)
-    return _noted(model, "heads", {"rows": told}, own=own)
+    return _noted(model, "heads", {"rows": refitted}, own=specific)
 
 
 def choose(figures: Sequence[Sequence[float]]) -> int:
@@ -144,11 +144,11 @@ def choose(figures: Sequence[Sequence[float]]) -> int:
     """
     best = max(figures, key=statistics.fmean)
 
-    def falls_behind(one: Sequence[float]) -> bool:
-        behind = [high - low for high, low in zip(best, one, strict=True)]
+    def falls_behind(scores: Sequence[float]) -> bool:
+        behind = [high - low for high, low in zip(best, scores, strict=True)]
         return statistics.fmean(behind) > statistics.stdev(behind) / math.sqrt(len(behind))
 
-    return next(place for place, one in enumerate(figures) if not falls_behind(one))
+    return next(place for place, scores in enumerate(figures) if not falls_behind(scores))
 
 
 def judged(figures: Sequence[Sequence[float]]) -> list[float]:
@@ -157,7 +157,7 @@ def judged(figures: Sequence[Sequence[float]]) -> list[float]:
     The score of the chosen candidate itself would be biased upwards, because it was chosen by it.
     """
     folds = range(len(figures[0]))
-    return [figures[choose([[one[k] for k in folds if k != fold] for one in figures])][fold] for fold in folds]
+    return [figures[choose([[scores[k] for k in folds if k != fold] for scores in figures])][fold] for fold in folds]
 
 
 def _cross_validated(
@@ -175,11 +175,11 @@ def _cross_validated(
         )
         heads: list[Tensors] = [old, *(refit(task, learner, labels[fitted_on], strength) for strength in strengths)]
         truth = rows.take(apart).label_column(task)
-        for found, one in zip(figures, heads, strict=True):
+        for scores, tensors in zip(figures, heads, strict=True):
             with torch.no_grad():
-                outputs = _outputs(judge, {name: value.double() for name, value in one.items()})
+                outputs = _outputs(judge, {name: value.double() for name, value in tensors.items()})
             column = kind_of(task).predicted(task, outputs.numpy(force=True))
-            found.append(metric(task.metric).value(truth, column))
+            scores.append(metric(task.metric).value(truth, column))
     return figures
 
 
@@ -269,38 +269,38 @@ def calibrate_scales(
     in their files. A Delta for which either sum is zero is not scaled. The tasks' residuals are computed again for the
     scaled Deltas.
     """
-    if {task for one in experts for task in one.parts} != set(model.parts):
+    if {task for expert in experts for task in expert.parts} != set(model.parts):
         raise CompositionError(
             "`steps=scales`", "inputs that were not merged", "the inputs of the merge", "give them, or `keep_inputs`"
         )
-    experts = [one for one in experts if one.parts]  # there are no rows of what has no task
-    grams = [_grams(one, encoder, rows) for one in experts]
+    experts = [expert for expert in experts if expert.parts]  # adapters without a task have no rows
+    grams = [_grams(expert, encoder, rows) for expert in experts]
     scales = {}
     for site, delta in model.deltas.items():
         wanted = sum(
-            energy(one.deltas[site], own[site].dense())
-            for one, own in zip(experts, grams, strict=True)
-            if site in one.deltas
+            energy(expert.deltas[site], gram[site].dense())
+            for expert, gram in zip(experts, grams, strict=True)
+            if site in expert.deltas
         )
-        found = sum(energy(delta, own[site].dense()) for own in grams)
-        scales[site] = math.sqrt(wanted / found) if wanted > 0 and found > 0 else 1.0
+        merged = sum(energy(delta, gram[site].dense()) for gram in grams)
+        scales[site] = math.sqrt(wanted / merged) if wanted > 0 and merged > 0 else 1.0
     deltas = {site: delta.scaled(scales[site]) for site, delta in model.deltas.items()}
-    own, private = dict(model.own), model.recipe.get("private")
+    specific, private = dict(model.own), model.recipe.get("private")
     if private:
         fresh = residuals(experts, deltas, model.shifts, private)
-        own = {task: dataclasses.replace(fresh[task].read(), head=kept.head) for task, kept in own.items()}
-    return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=own)
+        specific = {task: dataclasses.replace(fresh[task].read(), head=kept.head) for task, kept in specific.items()}
+    return _noted(model, "scales", {"sites": scales}, deltas=deltas, own=specific)
 
 
-def _grams(one: MergeInput, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
+def _grams(expert: MergeInput, encoder: Encoder, rows: Mapping[str, Rows]) -> Mapping[str, Gram]:
     """The Gram matrix of the expert's inputs at every site."""
-    parts = [one.part(task) for task in one.parts]
-    known: Mapping[str, Any] | None = one.statistics.get("gram")
-    found: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in one.parts])
-    return found
+    parts = [expert.part(task) for task in expert.parts]
+    known: Mapping[str, Any] | None = expert.statistics.get("gram")
+    measured: Mapping[str, Any] = known or collect("gram", encoder, parts, [rows[task] for task in expert.parts])
+    return measured
 
 
-def _noted(model: Merged, step: str, told: Mapping[str, Any], **changes: Any) -> Merged:
+def _noted(model: Merged, step: str, record: Mapping[str, Any], **changes: Any) -> Merged:
     """``model`` with changes, and with the step recorded in its trace."""
-    calibrated = {**model.trace.get("calibrated", {}), step: told}
+    calibrated = {**model.trace.get("calibrated", {}), step: record}
     return dataclasses.replace(model, trace={**model.trace, "calibrated": calibrated}, **changes)

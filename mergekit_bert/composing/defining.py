@@ -52,15 +52,17 @@ def _options(name: str, function: Merge) -> type[Any]:
         return NoOptions
     hints = get_type_hints(function)
     fields = []
-    for one in parameters:
-        kind = hints.get(one.name)
-        if kind not in (bool, int, float, str) or one.default is one.empty:
+    for parameter in parameters:
+        type_ = hints.get(parameter.name)
+        if type_ not in (bool, int, float, str) or parameter.default is parameter.empty:
             raise PluginError(
                 f"merge method {name!r}",
-                f"the parameter {one.name!r} as {one}",
+                f"the parameter {parameter.name!r} as {parameter}",
                 "a type (bool, int, float or str) and a default, as of an option",
                 "correct it",
             )
-        known = isinstance(one.default, type(field()))
-        fields.append((one.name, kind, one.default if known else option(one.default, one.name)))
+        known = isinstance(parameter.default, type(field()))
+        fields.append(
+            (parameter.name, type_, parameter.default if known else option(parameter.default, parameter.name))
+        )
     return make_dataclass("Options", fields, frozen=True)

@@ -94,9 +94,9 @@ def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
     features, outputs = dict[int, Tensor](), dict[int, Tensor]()
     with torch.no_grad():
         for batch in tokens.in_order():
-            found = extractor(batch)
-            features.update(zip(batch.index, found.features, strict=True))
-            outputs.update(zip(batch.index, found.outputs, strict=True))
+            answers = extractor(batch)
+            features.update(zip(batch.index, answers.features, strict=True))
+            outputs.update(zip(batch.index, answers.outputs, strict=True))
     rows = range(len(tokens))
     return Answers(torch.stack([features[row] for row in rows]), torch.stack([outputs[row] for row in rows]))
 

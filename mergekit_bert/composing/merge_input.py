@@ -51,11 +51,16 @@ class MergeInput:
 
     def part(self, task: str) -> Part:
         """Everything needed to predict ``task``: shared and task-specific parameters."""
-        record, own = self.parts[task], self.own[task]
-        found = Part(
-            Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
+        record, specific = self.parts[task], self.own[task]
+        part = Part(
+            Task.from_json(record["task"]),
+            int(record["max_length"]),
+            specific.deltas,
+            specific.shifts,
+            specific.head,
+            specific.extras,
         )
-        return found.over(Patch(self.deltas, self.shifts))
+        return part.over(Patch(self.deltas, self.shifts))
 
     def seen(self) -> Seen:
         """The rows whose labels were read by steps after a merge, if the input is a merged model."""
@@ -97,7 +102,7 @@ def _(model: Ensemble, where: str = "the inputs", base: str | Encoder | None = N
 def of_adapter(adapter: Adapter) -> MergeInput:
     """An adapter as a merge input; its extras, and changes that only its head reads (a pooler), are task-specific."""
     deltas = adapter.deltas()
-    own = TaskSpecific(
+    specific = TaskSpecific(
         adapter.head,
         {site: delta for site, delta in deltas.items() if of_the_head(site)},
         {name: shift for name, shift in adapter.shifts.items() if of_the_head(name)},
@@ -109,7 +114,7 @@ def of_adapter(adapter: Adapter) -> MergeInput:
         base=adapter.base,
         deltas={site: delta for site, delta in deltas.items() if not of_the_head(site)},
         shifts={name: shift for name, shift in adapter.shifts.items() if not of_the_head(name)},
-        own={adapter.name: own},
+        own={adapter.name: specific},
         parts={adapter.name: record},
         identify=lambda: {adapter.name: str(record["sha256"])},
         adapter=adapter,
@@ -151,42 +156,42 @@ def _content(deltas: Mapping[str, Delta], shifts: Tensors) -> list[str]:
     ]
 
 
-def _own_content(own: TaskSpecific) -> list[str]:
-    extras = [tensor_file_sha256(tensors, {"extra": name}) for name, tensors in sorted(own.extras.items())]
-    return [*_content(own.deltas, own.shifts), tensor_file_sha256(own.head, {}), *extras]
+def _own_content(specific: TaskSpecific) -> list[str]:
+    extras = [tensor_file_sha256(tensors, {"extra": name}) for name, tensors in sorted(specific.extras.items())]
+    return [*_content(specific.deltas, specific.shifts), tensor_file_sha256(specific.head, {}), *extras]
 
 
 def check_together(merge_inputs: Sequence[MergeInput]) -> None:
     """Raise CompositionError unless the inputs have one base and different tasks, and at least one has a task."""
     if not merge_inputs:
         raise CompositionError("merge", "no adapters", "at least one", "name their files")
-    if not any(one.parts for one in merge_inputs):
+    if not any(merge_input.parts for merge_input in merge_inputs):
         raise CompositionError(
             "merge",
-            f"no head in any of {', '.join(one.name for one in merge_inputs)}",
+            f"no head in any of {', '.join(merge_input.name for merge_input in merge_inputs)}",
             "at least one input with a task",
             "train one with its head's modules in modules_to_save",
         )
     first = merge_inputs[0]
     seen: set[str] = set()
-    for one in merge_inputs:
-        where = f"adapters {first.name!r} and {one.name!r}"
-        if one.base.fingerprint != first.base.fingerprint:
+    for merge_input in merge_inputs:
+        where = f"adapters {first.name!r} and {merge_input.name!r}"
+        if merge_input.base.fingerprint != first.base.fingerprint:
             raise CompositionError(
                 where,
                 f"different bases ({first.base.name} {first.base.fingerprint[:12]}, "
-                f"{one.base.name} {one.base.fingerprint[:12]})",
+                f"{merge_input.base.name} {merge_input.base.fingerprint[:12]})",
                 "adapters of one base",
                 "train them on the same `base`",
             )
-        if one.base.tokenizer_fingerprint != first.base.tokenizer_fingerprint:
+        if merge_input.base.tokenizer_fingerprint != first.base.tokenizer_fingerprint:
             raise CompositionError(
                 where, "different tokenizers", "adapters of one base and tokenizer", "train them on the same `base`"
             )
-        for task in (*one.parts, *one.bodies):
+        for task in (*merge_input.parts, *merge_input.bodies):
             if task in seen:
                 raise CompositionError(
-                    f"{'task' if task in one.parts else 'adapter'} {task!r}",
+                    f"{'task' if task in merge_input.parts else 'adapter'} {task!r}",
                     "two adapters of it",
                     "one adapter per task",
                     "leave one out, or `remove` the task beside `add`",

@@ -45,7 +45,7 @@ class MergeContext:
 
 
 def merge(
-    inputs: Sequence[Input], recipe: Recipe | None = None, given: MergeContext | None = None, lazy: bool = False
+    inputs: Sequence[Input], recipe: Recipe | None = None, context: MergeContext | None = None, lazy: bool = False
 ) -> Merged | Ensemble:
     """Compose ``inputs`` by ``recipe``: merged, or as an ensemble.
 
@@ -53,38 +53,38 @@ def merge(
     float32 or wider. ``lazy``: each site is merged on demand and not kept, so that a model larger than the memory can
     be written. Raises CompositionError or BasisError before any work.
     """
-    merge_inputs, recipe = _checked(inputs, recipe or Recipe(), given)
-    return _ensemble(merge_inputs) if recipe.method == ENSEMBLE else _merged(merge_inputs, recipe, given, lazy)
+    merge_inputs, recipe = _checked(inputs, recipe or Recipe(), context)
+    return _ensemble(merge_inputs) if recipe.method == ENSEMBLE else _merged(merge_inputs, recipe, context, lazy)
 
 
 def merge_weights(
-    inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None = None, lazy: bool = False
+    inputs: Sequence[Input], recipe: Recipe, context: MergeContext | None = None, lazy: bool = False
 ) -> Merged:
     """As :func:`merge`, by a recipe that names a merge method; raises UnknownNameError for the ensemble too."""
-    return _merged(*_checked(inputs, recipe, given), given, lazy)
+    return _merged(*_checked(inputs, recipe, context), context, lazy)
 
 
-def _checked(inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None) -> tuple[list[MergeInput], Recipe]:
+def _checked(inputs: Sequence[Input], recipe: Recipe, context: MergeContext | None) -> tuple[list[MergeInput], Recipe]:
     """The merge inputs, checked, and the recipe with its method filled in."""
     merge_inputs = merge_inputs_of(inputs)
     check_together(merge_inputs)
-    recipe, _ = with_method(recipe, merge_inputs, given is not None)
+    recipe, _ = with_method(recipe, merge_inputs, context is not None)
     recipe.check(merge_inputs)
-    for one in merge_inputs:
-        if isinstance(one.deltas, dict):  # lazily read Deltas are checked when they are read
-            for site in one.deltas:
-                finite_delta(one, site)
+    for merge_input in merge_inputs:
+        if isinstance(merge_input.deltas, dict):  # lazily read Deltas are checked when they are read
+            for site in merge_input.deltas:
+                finite_delta(merge_input, site)
     return merge_inputs, recipe
 
 
-def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeContext | None, lazy: bool) -> Merged:
+def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, context: MergeContext | None, lazy: bool) -> Merged:
     method = METHODS.get(recipe.method)
-    check_needs(method, merge_inputs, given)
+    check_needs(method, merge_inputs, context)
     weights = chosen_weights(method, merge_inputs, recipe.weights)
     trace: dict[str, Any] = {}
     if method.learn is not None:
-        assert given is not None
-        learned = method.learn(_learning_context(method, merge_inputs, weights, recipe, given))
+        assert context is not None
+        learned = method.learn(_learning_context(method, merge_inputs, weights, recipe, context))
         trace["learned"] = dict(learned.trace)
         weights = dict(learned.weights or weights)
         recipe_used = replace(recipe, layers={**recipe.layers, **_exact(learned.layers)})
@@ -94,21 +94,24 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
     sites = (
         dict(sorted(deltas.items()))
         if deltas is not None
-        else merged_sites(merge_inputs, recipe_used, weights, measured(method, merge_inputs, given))
+        else merged_sites(merge_inputs, recipe_used, weights, measured(method, merge_inputs, context))
     )
-    shifts, own = merged_shifts(merge_inputs, weights), {task: o for one in merge_inputs for task, o in one.own.items()}
+    shifts, specific = (
+        merged_shifts(merge_inputs, weights),
+        {task: o for merge_input in merge_inputs for task, o in merge_input.own.items()},
+    )
     if not lazy:
         shifts = dict(shifts)
     merged, lost = (sites, {}) if lazy and recipe.rank is None else compressed(sites, recipe.rank)
     if recipe.private:
         if lazy:
             merged = LazyMap(merged, lru_cache(maxsize=1)(merged.__getitem__))  # it is read once for every task
-        own = residuals(merge_inputs, merged, shifts, recipe.private)
+        specific = residuals(merge_inputs, merged, shifts, recipe.private)
     if not lazy:
-        own = {task: one.read() for task, one in own.items()}
+        specific = {task: merge_input.read() for task, merge_input in specific.items()}
     if lost:
         trace["lost"] = lost
-    if traces := {one.name: dict(one.trace) for one in merge_inputs if one.trace}:
+    if traces := {merge_input.name: dict(merge_input.trace) for merge_input in merge_inputs if merge_input.trace}:
         trace["inputs"] = traces
     if learned_layers := {k: dict(v) for k, v in recipe_used.layers.items() if k not in recipe.layers}:
         trace["layers"] = learned_layers
@@ -118,9 +121,9 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
         base=merge_inputs[0].base,
         deltas=merged,
         shifts=shifts,
-        own=own,
-        parts={task: part for one in merge_inputs for task, part in one.parts.items()},
-        bodies={name: part for one in merge_inputs for name, part in one.bodies.items()},
+        own=specific,
+        parts={task: part for merge_input in merge_inputs for task, part in merge_input.parts.items()},
+        bodies={name: part for merge_input in merge_inputs for name, part in merge_input.bodies.items()},
         recipe=replace(recipe, inputs=()).to_json(),  # `parts` identifies the inputs, wherever their files were
         trace=trace,
     )
@@ -128,7 +131,7 @@ def _merged(merge_inputs: Sequence[MergeInput], recipe: Recipe, given: MergeCont
 
 def merge_inputs_of(inputs: Sequence[Input]) -> list[MergeInput]:
     """Models and merge inputs as merge inputs."""
-    return [merge_input for one in inputs for merge_input in inputs_of(one)]
+    return [merge_input for model in inputs for merge_input in inputs_of(model)]
 
 
 def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
@@ -138,23 +141,30 @@ def _exact(layers: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, 
 
 def _ensemble(merge_inputs: Sequence[MergeInput]) -> Ensemble:
     experts = {}
-    for one in merge_inputs:
-        if one.adapter is None:
+    for merge_input in merge_inputs:
+        if merge_input.adapter is None:
             raise CompositionError(
-                f"input {one.name!r}", "not a single adapter", "adapters, for an ensemble", "name the adapters' files"
+                f"input {merge_input.name!r}",
+                "not a single adapter",
+                "adapters, for an ensemble",
+                "name the adapters' files",
             )
-        experts[one.name] = one.adapter
+        experts[merge_input.name] = merge_input.adapter
     return Ensemble(experts)
 
 
-def check_needs(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> None:
+def check_needs(method: Method, merge_inputs: Sequence[MergeInput], context: MergeContext | None) -> None:
     """Raise CompositionError unless the method's needs are met, naming those that are not."""
     for need, names in _lacking(method, merge_inputs).items():
-        if given is None:
+        if context is None:
             raise CompositionError(
                 f"method {method.name}", f"{need} of {', '.join(names)} missing", NEEDS[need], "add what is missing"
             )
-        if bodies := [one.name for one in merge_inputs if one.name in names and need in _MEASURED and not one.parts]:
+        if bodies := [
+            merge_input.name
+            for merge_input in merge_inputs
+            if merge_input.name in names and need in _MEASURED and not merge_input.parts
+        ]:
             raise CompositionError(
                 f"method {method.name}",
                 f"{need} of {', '.join(bodies)} missing, and it has no task to measure it on",
@@ -170,30 +180,38 @@ def reads_rows(recipe: Recipe, merge_inputs: Sequence[MergeInput]) -> bool:
 
 def _lacking(method: Method, merge_inputs: Sequence[MergeInput]) -> dict[str, list[str]]:
     """The needs of the method that must be measured on rows, each with the inputs that lack it."""
-    found = {need: [one.name for one in merge_inputs if need not in one.statistics] for need in method.needs}
-    return {need: names for need, names in found.items() if names and need != "basis"}
+    lacking = {
+        need: [merge_input.name for merge_input in merge_inputs if need not in merge_input.statistics]
+        for need in method.needs
+    }
+    return {need: names for need, names in lacking.items() if names and need != "basis"}
 
 
 def measured(
-    method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None
+    method: Method, merge_inputs: Sequence[MergeInput], context: MergeContext | None
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """The statistics that the method needs, by input, statistic and site: from the files, or measured on rows."""
-    found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    for one in merge_inputs:
-        own = {kind: sites for kind, sites in one.statistics.items() if kind in method.needs}
-        for kind in (need for need in method.needs if need in _MEASURED and need not in own):
-            assert given is not None
-            parts = [one.part(task) for task in one.parts]
-            own[kind] = collect(kind, given.encoder(), parts, [given.rows(part.task.name) for part in parts])
-        found[one.name] = own
-    return found
+    statistics: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+    for merge_input in merge_inputs:
+        by_name = {name: sites for name, sites in merge_input.statistics.items() if name in method.needs}
+        for name in (need for need in method.needs if need in _MEASURED and need not in by_name):
+            assert context is not None
+            parts = [merge_input.part(task) for task in merge_input.parts]
+            by_name[name] = collect(name, context.encoder(), parts, [context.rows(part.task.name) for part in parts])
+        statistics[merge_input.name] = by_name
+    return statistics
 
 
-def with_statistics(method: Method, merge_inputs: Sequence[MergeInput], given: MergeContext | None) -> list[MergeInput]:
+def with_statistics(
+    method: Method, merge_inputs: Sequence[MergeInput], context: MergeContext | None
+) -> list[MergeInput]:
     """The inputs with the statistics that the method measures on rows, so that they are not measured again."""
-    check_needs(method, merge_inputs, given)
-    found = measured(method, merge_inputs, given)
-    return [replace(one, statistics={**one.statistics, **found[one.name]}) for one in merge_inputs]
+    check_needs(method, merge_inputs, context)
+    statistics = measured(method, merge_inputs, context)
+    return [
+        replace(merge_input, statistics={**merge_input.statistics, **statistics[merge_input.name]})
+        for merge_input in merge_inputs
+    ]
 
 
 def _learning_context(
@@ -201,26 +219,26 @@ def _learning_context(
     merge_inputs: Sequence[MergeInput],
     weights: Mapping[str, float],
     recipe: Recipe,
-    given: MergeContext,
+    context: MergeContext,
 ) -> LearningContext:
     def start(name: str, **changes: Any) -> dict[str, Delta]:
         inner = replace(recipe, **({"method": name, "options": {}, "rank": None, "layers": {}} | changes))
         record = METHODS.get(name)
-        check_needs(record, merge_inputs, given)
-        return dict(merged_sites(merge_inputs, inner, weights, measured(record, merge_inputs, given)))
+        check_needs(record, merge_inputs, context)
+        return dict(merged_sites(merge_inputs, inner, weights, measured(record, merge_inputs, context)))
 
-    tasks = [task for one in merge_inputs for task in one.parts]
+    tasks = [task for merge_input in merge_inputs for task in merge_input.parts]
     return LearningContext(
         merge_inputs=merge_inputs,
         weights=weights,
         options=make_options(method, recipe.options),
-        encoder=given.encoder(),
-        rows={task: replace(given.rows(task), labels=None) for task in tasks},
+        encoder=context.encoder(),
+        rows={task: replace(context.rows(task), labels=None) for task in tasks},
         rank=recipe.rank,
         seed=recipe.seed,
         merge=start,
-        folder=given.folder,
-        show=given.show,
+        folder=context.folder,
+        show=context.show,
     )
 
 
@@ -233,7 +251,7 @@ def merged_sites(
     """The merged Delta of every site in float32, computed on every access."""
     method = METHODS.get(recipe.method)
     see = partial(_see, method, make_options(method, recipe.options), recipe, merge_inputs, weights, statistics or {})
-    names = sorted({site for one in merge_inputs for site in one.deltas})
+    names = sorted({site for merge_input in merge_inputs for site in merge_input.deltas})
     survey = method.survey(LazyList(names, lambda name: see(name)[0])) if method.survey is not None else None
 
     def merge_one(name: str) -> Delta:
@@ -254,14 +272,17 @@ def _see(
 ) -> tuple[Site, Leave]:
     """A site in the recipe's space, and the function that transforms a Delta back."""
     here = recipe.at(name, weights)
-    counted = [one for one in merge_inputs if name in one.deltas]
+    counted = [merge_input for merge_input in merge_inputs if name in merge_input.deltas]
     shapes: set[tuple[int, int]] = set()
 
-    def read(one: MergeInput) -> Delta:
-        delta = finite_delta(one, name)
+    def read(merge_input: MergeInput) -> Delta:
+        delta = finite_delta(merge_input, name)
         if shapes - {delta.shape}:
             raise CompositionError(
-                f"site {name!r}", f"{delta.shape} in {one.name!r}, {min(shapes)} in others", "one shape", "use one base"
+                f"site {name!r}",
+                f"{delta.shape} in {merge_input.name!r}, {min(shapes)} in others",
+                "one shape",
+                "use one base",
             )
         shapes.add(delta.shape)
         return delta
@@ -271,23 +292,30 @@ def _see(
     if method.linear:  # it needs one Delta at a time
         inner, leave = LazyList(counted, read), _same
     else:
-        known = {one.name: read(one) for one in counted}
+        known = {merge_input.name: read(merge_input) for merge_input in counted}
         counted = [
-            one
-            for one in merge_inputs
-            if one.name in known or any(name in sites for sites in statistics.get(one.name, {}).values())
+            merge_input
+            for merge_input in merge_inputs
+            if merge_input.name in known
+            or any(name in sites for sites in statistics.get(merge_input.name, {}).values())
         ]
-        inner, leave = SPACES[recipe.space].enter([known.get(one.name, zero(min(shapes))) for one in counted])
+        inner, leave = SPACES[recipe.space].enter(
+            [known.get(merge_input.name, zero(min(shapes))) for merge_input in counted]
+        )
     site = Site(
         name=name,
-        names=[one.name for one in counted],
+        names=[merge_input.name for merge_input in counted],
         deltas=inner,
-        weights=[here[one.name] for one in counted],
+        weights=[here[merge_input.name] for merge_input in counted],
         options=options,
         seed=recipe.seed,
         statistics=[
-            {kind: sites[name] for kind, sites in statistics.get(one.name, {}).items() if name in sites}
-            for one in counted
+            {
+                statistic: sites[name]
+                for statistic, sites in statistics.get(merge_input.name, {}).items()
+                if name in sites
+            }
+            for merge_input in counted
         ],
     )
     return site, leave
@@ -297,13 +325,13 @@ def _same(delta: Delta) -> Delta:
     return delta
 
 
-def finite_delta(one: MergeInput, site: str) -> Delta:
+def finite_delta(merge_input: MergeInput, site: str) -> Delta:
     """The Delta of an input at ``site``, in float32 or wider; raises CompositionError if it is not finite."""
-    delta = _wide(one.deltas[site])
+    delta = _wide(merge_input.deltas[site])
     for tensor in delta.tensors().values():
         if not finite(tensor):
             raise CompositionError(
-                f"site {site!r} of {one.name!r}", NOT_FINITE, "finite values", "train or export it again"
+                f"site {site!r} of {merge_input.name!r}", NOT_FINITE, "finite values", "train or export it again"
             )
     return delta
 
@@ -343,25 +371,25 @@ def merged_shifts(merge_inputs: Sequence[MergeInput], weights: Mapping[str, floa
 
     def add_one(name: str) -> Tensor:
         total: Tensor | None = None
-        for one in merge_inputs:
-            if name in one.shifts:
-                shift, weight = one.shifts[name].to(torch.float32), weights[one.name]
+        for merge_input in merge_inputs:
+            if name in merge_input.shifts:
+                shift, weight = merge_input.shifts[name].to(torch.float32), weights[merge_input.name]
                 total = weight * shift if total is None else total.add_(shift, alpha=weight)
         assert total is not None
         return total
 
-    return LazyMap([name for one in merge_inputs for name in one.shifts], add_one)
+    return LazyMap([name for merge_input in merge_inputs for name in merge_input.shifts], add_one)
 
 
 def kept_inputs(inputs: Sequence[Input]) -> dict[str, Adapter]:
     """The inputs by name, to be stored in the merged model; raises CompositionError unless they are adapters."""
     kept = {}
-    for one in merge_inputs_of(inputs):
-        if one.adapter is None:
+    for merge_input in merge_inputs_of(inputs):
+        if merge_input.adapter is None:
             raise CompositionError(
-                "`keep_inputs`", f"{one.name!r} is not a single adapter", "only adapters", "merge adapter files"
+                "`keep_inputs`", f"{merge_input.name!r} is not a single adapter", "only adapters", "merge adapter files"
             )
-        kept[one.name] = one.adapter
+        kept[merge_input.name] = merge_input.adapter
     return kept
 
 
@@ -376,7 +404,7 @@ def change(merged: Merged, add: Sequence[Input], remove: Sequence[str]) -> list[
             raise CompositionError(
                 "`remove`", f"{task!r}", f"one of {', '.join(merged.kept)}", "name a task that is in the file"
             )
-    left = [one for task, one in merged.kept.items() if task not in remove]
+    left = [adapter for task, adapter in merged.kept.items() if task not in remove]
     return merge_inputs_of([*left, *add])
 
 

@@ -145,27 +145,27 @@ METHODS = Registry("mergekit_bert.composing.methods", "merge method", Method, "m
 
 def make_options(method: Method, given: Mapping[str, Any]) -> Any:
     """The method's options with ``given`` values (texts are read as numbers); raises CompositionError."""
-    kinds = get_type_hints(method.options)
-    fields = {one.name: one for one in dataclasses.fields(method.options)}
+    types = get_type_hints(method.options)
+    fields = {option.name: option for option in dataclasses.fields(method.options)}
     chosen = {}
     for name, value in given.items():
         if name not in fields:
             if not fields:
                 raise CompositionError(f"option {name!r} of {method.name}", "no such option", "no options", "drop it")
             raise unknown(f"option of {method.name}", name, list(fields))
-        chosen[name] = _read(f"option {name!r} of {method.name}", value, kinds[name], fields[name].metadata)
+        chosen[name] = _read(f"option {name!r} of {method.name}", value, types[name], fields[name].metadata)
     return method.options(**chosen)
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     """``["density=0.2"]`` as names and values, as numbers if possible; raises CompositionError."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for text in texts:
         name, sign, value = (word.strip() for word in text.partition("="))
-        if not sign or not name or not value or name in found:
+        if not sign or not name or not value or name in settings:
             raise CompositionError("`options`", f"{text!r}", "NAME=VALUE, each name once", "correct it")
-        found[name] = _number(value)
-    return found
+        settings[name] = _number(value)
+    return settings
 
 
 _LARGEST = 1e9
@@ -173,43 +173,46 @@ _LARGEST = 1e9
 
 
 def _number(text: str) -> float | int | str:
-    for kind in (int, float):
+    for type_ in (int, float):
         try:
-            return kind(text)
+            return type_(text)
         except ValueError:
             continue
     return text
 
 
-def _read(where: str, value: Any, kind: type, metadata: Any) -> Any:
+def _read(where: str, value: Any, type_: type, metadata: Any) -> Any:
     """``value`` as ``kind``, within its range."""
-    expected = allowed_values(metadata, kind)
+    expected = allowed_values(metadata, type_)
     wrong = CompositionError(where, f"{value!r}", expected, "correct it (`mbert methods` lists all options)")
-    if kind is bool:
+    if type_ is bool:
         known = {"true": True, "false": False}
         if not isinstance(value, bool) and str(value).lower() not in known:
             raise wrong
         return value if isinstance(value, bool) else known[str(value).lower()]
-    if kind is str:
+    if type_ is str:
         if not isinstance(value, str) or (metadata["choices"] and value not in metadata["choices"]):
             raise wrong
         return value
     try:
-        number = kind(value) if not isinstance(value, bool) else None
+        number = type_(value) if not isinstance(value, bool) else None
     except (TypeError, ValueError, OverflowError):
         number = None
     low, high = metadata["low"], metadata["high"]
     inside = number is not None and abs(number) <= _LARGEST  # neither NaN nor infinite
     if not inside or (low is not None and number < low) or (high is not None and number > high):
         raise wrong
-    if kind is int and not isinstance(value, str) and number != value:
+    if type_ is int and not isinstance(value, str) and number != value:
         raise wrong
     return number
 
 
 def chosen_weights(method: Method, merge_inputs: Sequence[MergeInput], given: Mapping[str, float]) -> dict[str, float]:
     """The weight of every input by name: the given one, or the method's default."""
-    if all(one.name in given for one in merge_inputs):
-        return {one.name: given[one.name] for one in merge_inputs}
-    own = method.weights(merge_inputs)
-    return {one.name: given.get(one.name, weight) for one, weight in zip(merge_inputs, own, strict=True)}
+    if all(merge_input.name in given for merge_input in merge_inputs):
+        return {merge_input.name: given[merge_input.name] for merge_input in merge_inputs}
+    defaults = method.weights(merge_inputs)
+    return {
+        merge_input.name: given.get(merge_input.name, weight)
+        for merge_input, weight in zip(merge_inputs, defaults, strict=True)
+    }

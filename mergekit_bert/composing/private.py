@@ -35,31 +35,31 @@ def residuals(
     vectors = [name for name in shifts if shifts[name].dim() == 1]
     return {
         task: TaskSpecific(
-            own.head,
-            LazyMap([*deltas, *own.deltas], partial(_delta, one, own, deltas, rank)),
-            LazyMap([*vectors, *own.shifts], partial(_shift, one, own, shifts)),
-            own.extras,
+            specific.head,
+            LazyMap([*deltas, *specific.deltas], partial(_delta, merge_input, specific, deltas, rank)),
+            LazyMap([*vectors, *specific.shifts], partial(_shift, merge_input, specific, shifts)),
+            specific.extras,
         )
-        for one in merge_inputs
-        for task, own in one.own.items()
+        for merge_input in merge_inputs
+        for task, specific in merge_input.own.items()
     }
 
 
-def _delta(one: MergeInput, own: TaskSpecific, merged: Mapping[str, Delta], rank: int, site: str) -> Delta:
+def _delta(merge_input: MergeInput, specific: TaskSpecific, merged: Mapping[str, Delta], rank: int, site: str) -> Delta:
     """``svd_r(Δi − Δmerged)`` in float32; what the head alone reads as it is."""
     if site not in merged:
-        return own.deltas[site]
+        return specific.deltas[site]
     shared = merged[site].to(torch.float64)
-    mine = [deltas[site].to(torch.float64) for deltas in (one.deltas, own.deltas) if site in deltas]
+    mine = [deltas[site].to(torch.float64) for deltas in (merge_input.deltas, specific.deltas) if site in deltas]
     missing = add([*mine, shared], [*(1.0 for _ in mine), -1.0])
     if norm(missing) <= _ROUNDING * max(map(norm, [*mine, shared])):
         return zero(shared.shape)
     return compress(missing, rank)[0].to(torch.float32)
 
 
-def _shift(one: MergeInput, own: TaskSpecific, merged: Tensors, name: str) -> Tensor:
+def _shift(merge_input: MergeInput, specific: TaskSpecific, merged: Tensors, name: str) -> Tensor:
     """What is missing of a bias or norm; what the head alone reads as it is."""
     if name not in merged:
-        return own.shifts[name]
-    mine = [shifts[name].float() for shifts in (one.shifts, own.shifts) if name in shifts]
+        return specific.shifts[name]
+    mine = [shifts[name].float() for shifts in (merge_input.shifts, specific.shifts) if name in shifts]
     return sum(mine, -merged[name])

@@ -59,10 +59,10 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """As JSON for a file's metadata, whose keys are sorted: ``layers`` are a list, because their order counts."""
         layers = [[pattern, dict(weights)] for pattern, weights in self.layers.items()]
-        found = dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
+        value = dataclasses.asdict(self) | {"inputs": list(self.inputs), "layers": layers}
         if not self.private:  # so that merges without residuals have the same bytes as before residuals existed
-            del found["private"]
-        return found
+            del value["private"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
@@ -98,9 +98,9 @@ class Recipe:
             raise CompositionError(
                 "layers", f"weights by layer for {method.name}, which learns them", "none", "drop them"
             )
-        names = [one.name for one in merge_inputs]
+        names = [merge_input.name for merge_input in merge_inputs]
         _check_weights("`weights`", self.weights, names)
-        self._check_layers(names, {site for one in merge_inputs for site in one.deltas})
+        self._check_layers(names, {site for merge_input in merge_inputs for site in merge_input.deltas})
         method.check(merge_inputs)
         chosen_weights(method, merge_inputs, self.weights)
 
@@ -120,8 +120,8 @@ class Recipe:
                 )
 
     def _check_ensemble(self) -> None:
-        for name, given in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
-            if given:
+        for name, value in (("weights", self.weights), ("options", self.options), ("layers", self.layers)):
+            if value:
                 raise CompositionError(
                     f"`{name}`",
                     f"{name} for an ensemble",
@@ -139,11 +139,11 @@ class Recipe:
 
     def at(self, site: str, weights: Mapping[str, float]) -> dict[str, float]:
         """The weights at ``site``."""
-        found = dict(weights)
-        for pattern, own in self.layers.items():
+        chosen = dict(weights)
+        for pattern, replaced in self.layers.items():
             if matches(pattern, site):
-                found |= own
-        return found
+                chosen |= replaced
+        return chosen
 
 
 def _check_weights(where: str, weights: Mapping[str, float], names: Sequence[str]) -> None:
@@ -191,7 +191,7 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML recipe; raises CompositionError naming line and key."""
     try:
-        found = read_yaml(path)
+        document = read_yaml(path)
     except OSError as error:
         raise CompositionError(
             str(path), (error.strerror or str(error)).lower(), "a YAML file", "check the path"
@@ -199,19 +199,19 @@ def read_recipe(path: Path) -> Recipe:
     except DocumentError as error:
         where = str(path) if error.line is None else f"{path}, line {error.line}"
         raise CompositionError(where, str(error), "a recipe in plain YAML", "see docs/merging.md") from error
-    known = {one.name for one in dataclasses.fields(Recipe)}
-    for key, line in found.lines.items():
+    known = {record_field.name for record_field in dataclasses.fields(Recipe)}
+    for key, line in document.lines.items():
         if key not in known:
             keys = f"one of {', '.join(sorted(known))}"
             raise CompositionError(f"{path}, line {line}", f"an unknown key {key!r}", keys, "correct it")
     try:
-        recipe = validate(Recipe, found.value)
+        recipe = validate(Recipe, document.value)
         check_patterns(recipe.layers)
     except SchemaError as error:
-        line = found.lines.get(error.place.partition(".")[0], 1)
+        line = document.lines.get(error.place.partition(".")[0], 1)
         where = f"{path}, line {line}, key '{error.place}'"
         raise CompositionError(where, error.found, error.expected, "correct it") from error
     except PatternError as error:
-        where = f"{path}, line {found.lines['layers']}, key 'layers'"
+        where = f"{path}, line {document.lines['layers']}, key 'layers'"
         raise CompositionError(where, f"{error}", "patterns of whole site names", "correct them") from error
     return recipe

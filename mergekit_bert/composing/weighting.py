@@ -79,17 +79,24 @@ class Blend:
     ) -> None:
         """All weights are ``start``."""
         self.encoder, self.merge_inputs = encoder, merge_inputs
-        self.sites = sorted({site for one in merge_inputs for site in one.deltas})
+        self.sites = sorted({site for merge_input in merge_inputs for site in merge_input.deltas})
         cells = sorted({cell(site) for site in self.sites}) or [""]
         self.column = {site: cells.index(cell(site)) for site in self.sites}
         device = next(encoder.model.parameters()).device
         self.weights = nn.Parameter(torch.full((len(merge_inputs), len(cells)), start, device=device))
-        own = [{self.column[site] for site in one.deltas} or range(len(cells)) for one in merge_inputs]
-        self._own = torch.tensor([[float(place in places) for place in range(len(cells))] for places in own]).to(device)
+        columns = [
+            {self.column[site] for site in merge_input.deltas} or range(len(cells)) for merge_input in merge_inputs
+        ]
+        has_cell = [[float(place in places) for place in range(len(cells))] for places in columns]
+        self._own = torch.tensor(has_cell).to(device)
         self._hooks = {site: self._beside(site) for site in self.sites}
-        shifted = {name for one in merge_inputs for name in one.shifts}
+        shifted = {name for merge_input in merge_inputs for name in merge_input.shifts}
         self._shifts = {
-            name: [(place, one.shifts[name].to(device)) for place, one in enumerate(merge_inputs) if name in one.shifts]
+            name: [
+                (place, merge_input.shifts[name].to(device))
+                for place, merge_input in enumerate(merge_inputs)
+                if name in merge_input.shifts
+            ]
             for name in sorted(shifted)
         }
 
@@ -115,7 +122,9 @@ class Blend:
         """What adds ``Σ λi Δi x`` to the output of a linear layer."""
         device, column = self.weights.device, self.column[site]
         parts = {
-            place: factors(finite_delta(one, site)) for place, one in enumerate(self.merge_inputs) if site in one.deltas
+            place: factors(finite_delta(merge_input, site))
+            for place, merge_input in enumerate(self.merge_inputs)
+            if site in merge_input.deltas
         }
         b = torch.cat([part.B for part in parts.values()], 1).to(device, torch.float32)
         a = torch.cat([part.A for part in parts.values()], 0).to(device, torch.float32)
@@ -146,18 +155,19 @@ def learn_weights(
 ) -> Learned:
     """Weights for every adapter and cell of sites that make the sum of the tasks' losses small."""
     options: WeightOptions = context.options
-    merge_inputs = sorted(context.merge_inputs, key=lambda one: one.name)  # then the order of the inputs changes no sum
+    # Sorted, so that the order of the inputs does not change any sum.
+    merge_inputs = sorted(context.merge_inputs, key=lambda merge_input: merge_input.name)
     blend = Blend(context.encoder, merge_inputs, cell, options.start)
     losses = list[float]()
     if options.steps:
         losses = descend(_TasksLoss(context, title, blend, loss_of), context.folder, context.show)
-    found = blend.weights.detach().double().cpu()
-    mean = dict(zip((one.name for one in merge_inputs), blend.mean().tolist(), strict=True))
+    weights = blend.weights.detach().double().cpu()
+    mean = dict(zip((merge_input.name for merge_input in merge_inputs), blend.mean().tolist(), strict=True))
     layers = {
         site: {
-            one.name: context.weights[one.name] * float(found[place, blend.column[site]])
-            for place, one in enumerate(merge_inputs)
-            if site in one.deltas
+            merge_input.name: context.weights[merge_input.name] * float(weights[place, blend.column[site]])
+            for place, merge_input in enumerate(merge_inputs)
+            if site in merge_input.deltas
         }
         for site in blend.sites
     }
@@ -176,7 +186,11 @@ class _TasksLoss(MergeObjective):
     def __init__(self, context: LearningContext, title: str, blend: Blend, loss_of: Callable[[Student], Loss]) -> None:
         options: WeightOptions = context.options
         super().__init__(title, {"weights": blend.weights}, options.steps, options.lr, _key(context, title))
-        students = [_student(context, blend, one, task) for one in blend.merge_inputs for task in sorted(one.parts)]
+        students = [
+            _student(context, blend, merge_input, task)
+            for merge_input in blend.merge_inputs
+            for task in sorted(merge_input.parts)
+        ]
         self.tasks = [
             (loss_of(student), Epochs(student.tokens, options.batch_size, context.seed), student.tokens)
             for student in students
@@ -195,9 +209,9 @@ def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Term:
     return lambda: share * loss(run) + 0 * weights.sum()
 
 
-def _student(context: LearningContext, blend: Blend, one: MergeInput, task: str) -> Student:
-    part = one.part(task)
-    return Student(part, blend.model(part, one.own[task]), part.tokens(context.encoder, context.rows[task]))
+def _student(context: LearningContext, blend: Blend, merge_input: MergeInput, task: str) -> Student:
+    part = merge_input.part(task)
+    return Student(part, blend.model(part, merge_input.own[task]), part.tokens(context.encoder, context.rows[task]))
 
 
 def _key(context: LearningContext, title: str) -> Mapping[str, Any]:
@@ -207,7 +221,7 @@ def _key(context: LearningContext, title: str) -> Mapping[str, Any]:
         "options": dataclasses.asdict(context.options),
         "seed": context.seed,
         "base": context.encoder.fingerprint,
-        "inputs": [one.identify() for one in context.merge_inputs],
+        "inputs": [merge_input.identify() for merge_input in context.merge_inputs],
         "rows": {task: rows.fingerprint() for task, rows in context.rows.items()},
     }
 

@@ -27,10 +27,10 @@ def classifier(encoder: Encoder, task: Task, head: Mapping[str, Tensor]) -> Clas
 
 def fresh_classifier(encoder: Encoder, task: Task, source: torch.Generator, head: str = NATIVE) -> Classifier:
     """``encoder`` under the head called ``head`` for ``task``, its values drawn from ``source``."""
-    kind = HEADS.get(head)
-    kind.check(task)
-    model = kind.over(encoder.config, task, share(encoder.model))
-    kind.start(model, task, encoder.config, source)
+    record = HEADS.get(head)
+    record.check(task)
+    model = record.over(encoder.config, task, share(encoder.model))
+    record.start(model, task, encoder.config, source)
     return _frozen(model)
 
 
@@ -47,9 +47,9 @@ def _frozen(model: Classifier) -> Classifier:
 
 def head_shapes(config: Any, task: Task, head: Head | None = None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a head (None: the native one) for ``task``."""
-    kind = head or HEADS.get(NATIVE)
-    kind.check(task)
-    return {name: tuple(parameter.shape) for name, parameter in kind.over(config, task, nn.Identity()).head().items()}
+    head = head or HEADS.get(NATIVE)
+    head.check(task)
+    return {name: tuple(parameter.shape) for name, parameter in head.over(config, task, nn.Identity()).head().items()}
 
 
 def last_linear(model: Classifier) -> nn.Linear:

@@ -79,7 +79,7 @@ class FullModel(ModelMethods):
     """A model folder as read: ``record`` is its ``mbert.json``."""
 
     stands_alone = True
-    """It answers without its base."""
+    """It predicts without its base."""
     needs_base = False
 
     path: Path
@@ -94,31 +94,31 @@ class FullModel(ModelMethods):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The one task it answers."""
+        """Its task, in a tuple."""
         return (self.task,)
 
     def on(self, encoder: Encoder) -> "FullModel":
-        """Itself: it is whole."""
+        """The model itself, which contains its encoder."""
         return self
 
     def answering(self, encoder: Encoder | None, where: str) -> "Loaded":
-        """The model, to be loaded when it is first asked; ``where`` is what messages call it."""
+        """The model, loaded on first use; ``where`` is its name in messages."""
         return Loaded(self, where)
 
     def role(self) -> str:
-        """What it is called in tables: ``full``, or ``dense`` for an export."""
+        """Its name in tables: ``full``, or ``dense`` for an export."""
         return str(self.record.get("kind", "full"))
 
     def sha256(self) -> str | None:
-        """No adapter is known by it."""
+        """Always None."""
         return None
 
     def sha256_of(self, task: str) -> str | None:
-        """No adapter answers ``task``."""
+        """Always None."""
         return None
 
     def described(self) -> dict[str, Any]:
-        """What there is to tell of it, as JSON, apart from its base and its role."""
+        """Description of the model as JSON, without base and role."""
         return {"parts": {self.task.name: dict(self.record)}}
 
     def seen(self) -> list[tuple[str, str, str, frozenset[str]]]:
@@ -131,7 +131,7 @@ class FullModel(ModelMethods):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model folder as one answers with it."""
+    """A model folder, loaded on first use."""
 
     model: FullModel
     where: str
@@ -177,10 +177,10 @@ def folder_in_parts(
 
     They come in any order, in float32. Raises OutputError for a value that is not finite.
     """
-    model, kind = bare_head(encoder.config, task, head, nn.Identity()), head_of(head)
+    model, head_record = bare_head(encoder.config, task, head, nn.Identity()), head_of(head)
     scale_head(model, task)
-    values = {name: weight.detach() for name, weight in model.head().items()} if kind.is_native else {}
-    prefix = kind.prefix(model)
+    values = {name: weight.detach() for name, weight in model.head().items()} if head_record.is_native else {}
+    prefix = head_record.prefix(model)
     shapes = {f"{prefix}{name}": tuple(weight.shape) for name, weight in encoder.model.named_parameters()}
     shapes |= {name: tuple(weight.shape) for name, weight in values.items()}
     with atomic_folder(path) as part, tensors_in_any_order(part / "model.safetensors", shapes) as put:
@@ -188,7 +188,7 @@ def folder_in_parts(
             put(name, weight)
         yield lambda name, weight: put(f"{prefix}{name}", weight)
         with quiet_transformers():
-            kind.write_config(part, model, encoder.model, task)
+            head_record.write_config(part, model, encoder.model, task)
             _write_beside(part, encoder, task, record)
 
 

@@ -1,6 +1,6 @@
-"""The one door to transformers: a folder's configuration, tokenizer and model, whoever wrote the folder.
+"""Loads a folder's configuration, tokenizer and model: the only module that calls the loaders of transformers.
 
-No code and no pickle of a folder's is ever run, nothing is asked of the user, and nothing is allocated before the
+No code and no pickle of a folder is ever run, nothing is asked of the user, and nothing is allocated before the
 shapes of the weights on disk account for it: transformers gets a configuration that was read and vetted here
 (:mod:`~mergekit_bert.encoder.vetting`), and tensors instead of the folder. Whatever goes wrong is one line.
 """

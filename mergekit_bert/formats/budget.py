@@ -50,11 +50,11 @@ def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
 
     Heads, biases and norms have the same size at any rank. Raises CompositionError if not even rank 1 fits.
     """
-    shapes = {site: delta.shape for one in merge_inputs for site, delta in one.deltas.items()}
-    shifts = {name: shift.numel() for one in merge_inputs for name, shift in one.shifts.items()}
+    shapes = {site: delta.shape for merge_input in merge_inputs for site, delta in merge_input.deltas.items()}
+    shifts = {name: shift.numel() for merge_input in merge_inputs for name, shift in merge_input.shifts.items()}
     fixed = 4 * sum(shifts.values()) + _RECORD + _RECORD_OF_A_SITE * len(shapes)
-    for own in (own.read() for one in merge_inputs for own in one.own.values()):
-        fixed += own.nbytes
+    for specific in (specific.read() for merge_input in merge_inputs for specific in merge_input.own.values()):
+        fixed += specific.nbytes
     each = 4 * sum(out + in_ for out, in_ in shapes.values())
     rank = int((size * 2**20 - fixed) // each) if each else 0
     if rank < 1:
@@ -67,7 +67,9 @@ def rank_within(merge_inputs: Sequence[MergeInput], size: float) -> int:
 
 def ensemble_size(merge_inputs: Sequence[MergeInput]) -> float:
     """MiB of all inputs as an ensemble in one file; infinite if some are not adapters."""
-    adapters = {one.name: one.adapter for one in merge_inputs if one.adapter is not None}
+    adapters = {
+        merge_input.name: merge_input.adapter for merge_input in merge_inputs if merge_input.adapter is not None
+    }
     if len(adapters) < len(merge_inputs):
         return math.inf
     with tempfile.TemporaryDirectory() as folder:

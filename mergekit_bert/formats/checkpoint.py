@@ -94,30 +94,30 @@ def _changes(weights: StoredWeights, encoder: Encoder) -> tuple[Mapping[str, Del
     return LazyMap(sites, delta), LazyMap(others, shift)
 
 
-def _merge_input(one: Checkpoint, record: FullModel | None) -> MergeInput:
+def _merge_input(checkpoint: Checkpoint, record: FullModel | None) -> MergeInput:
     training: Mapping[str, Any] = dict(record.record.get("training", {})) if record is not None else {}
     examples = training.get("examples")
-    own = TaskSpecific(one.head, _apart(one.deltas, head=True), _apart(one.shifts, head=True))
+    specific = TaskSpecific(checkpoint.head, _apart(checkpoint.deltas, head=True), _apart(checkpoint.shifts, head=True))
     part = {
         "type": "full",
         "config": {},
-        "task": one.task.to_json(),
-        "max_length": one.max_length,
-        "head": {name: list(tensor.shape) for name, tensor in one.head.items()},
+        "task": checkpoint.task.to_json(),
+        "max_length": checkpoint.max_length,
+        "head": {name: list(tensor.shape) for name, tensor in checkpoint.head.items()},
         "basis": None,
         "training": training,
         "scores": dict(record.record.get("scores", {})) if record is not None else {},
         "sha256": "",  # hashing all of it takes longer than merging it: see MergeInput.identify
     }
     return MergeInput(
-        name=one.task.name,
-        base=Base.of(one.encoder),
-        deltas=_apart(one.deltas, head=False),
-        shifts=_apart(one.shifts, head=False),
-        own={one.task.name: own},
-        parts={one.task.name: part},
-        identify=lambda: {one.task.name: file_fingerprint(one.path)},
-        encoder=one.encoder,
+        name=checkpoint.task.name,
+        base=Base.of(checkpoint.encoder),
+        deltas=_apart(checkpoint.deltas, head=False),
+        shifts=_apart(checkpoint.shifts, head=False),
+        own={checkpoint.task.name: specific},
+        parts={checkpoint.task.name: part},
+        identify=lambda: {checkpoint.task.name: file_fingerprint(checkpoint.path)},
+        encoder=checkpoint.encoder,
         examples=examples if isinstance(examples, int) and examples > 0 else None,
     )
 
@@ -207,16 +207,16 @@ def _in_order(id2label: Mapping[int, str]) -> list[str]:
 
 def _check_labels(where: str, config: Any, task: Task) -> None:
     """Raise CompositionError if the checkpoint's labels differ from the task's in number or order."""
-    told, kind = _in_order(config.id2label), kind_of(task)
-    if len(told) != task.outputs:
+    labels, kind = _in_order(config.id2label), kind_of(task)
+    if len(labels) != task.outputs:
         raise CompositionError(
             where,
-            f"{len(told)} labels",
+            f"{len(labels)} labels",
             f"{task.outputs} for task {task.name!r}",
             "give a checkpoint of that task, or rename its folder to its task",
         )
     for known in (kind.output_names(task), _in_order(kind.to_hub(task).id2label)):
-        if sorted(told) == sorted(known) and told != list(known):
+        if sorted(labels) == sorted(known) and labels != list(known):
             raise CompositionError(
-                where, f"labels in the order {', '.join(told)}", ", ".join(known), "fine-tune with the task's order"
+                where, f"labels in the order {', '.join(labels)}", ", ".join(known), "fine-tune with the task's order"
             )

@@ -101,8 +101,8 @@ def _shapes(prefix: str, record: PatchRecord) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a record describes."""
     expected = {
         f"{prefix}site.{site}.{name}": shape
-        for site, told in record.sites.items()
-        for name, shape in tensor_shapes(told.size, told.rank).items()
+        for site, entry in record.sites.items()
+        for name, shape in tensor_shapes(entry.size, entry.rank).items()
     }
     return expected | {f"{prefix}shift.{name}": tuple(shape) for name, shape in record.shifts.items()}
 
@@ -112,20 +112,20 @@ def _unpack_deltas(
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """The inverse of :func:`_pack_deltas`."""
     deltas = {
-        site: delta_of({name: tensors[f"{prefix}site.{site}.{name}"] for name in tensor_shapes(told.size, told.rank)})
-        for site, told in record.sites.items()
+        site: delta_of({name: tensors[f"{prefix}site.{site}.{name}"] for name in tensor_shapes(entry.size, entry.rank)})
+        for site, entry in record.sites.items()
     }
     return deltas, {name: tensors[f"{prefix}shift.{name}"] for name in record.shifts}
 
 
 def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, record = _pack_deltas("", model.deltas, model.shifts)
-    own: dict[str, Any] = {}
+    specific: dict[str, Any] = {}
     for task, part in model.own.items():
-        more, own[task] = _pack_deltas(f"own.{task}.", part.deltas, part.shifts)
+        more, specific[task] = _pack_deltas(f"own.{task}.", part.deltas, part.shifts)
         tensors |= more | {f"own.{task}.head.{name}": tensor for name, tensor in part.head.items()}
         if part.extras:
-            own[task]["extras"] = sizes_of(part.extras)
+            specific[task]["extras"] = sizes_of(part.extras)
             tensors |= {
                 f"own.{task}.extra.{name}.{key}": tensor
                 for name, values in part.extras.items()
@@ -142,7 +142,7 @@ def _pack_merged(model: Merged) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "weights": dict(model.weights),
         "base": dataclasses.asdict(model.base),
         "order": list(model.parts),
-        "own": own,
+        "own": specific,
         "parts": {task: dict(part) for task, part in model.parts.items()},
     }
     if model.private:
@@ -206,15 +206,19 @@ def _in_order(weighed: Mapping[str, str], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(weighed[name] for name in names if name in weighed))
 
 
-def _check_own(model: Merged, told: Mapping[str, int]) -> None:
+def _check_own(model: Merged, recorded: Mapping[str, int]) -> None:
     """Raise ValueError unless task-specific parameters fit the shared ones and the recorded residuals (``private``)."""
-    for task, own in model.own.items():
-        for name in [site for site, delta in own.deltas.items() if delta.shape != model.deltas.get(site, delta).shape]:
+    for task, specific in model.own.items():
+        for name in [
+            site for site, delta in specific.deltas.items() if delta.shape != model.deltas.get(site, delta).shape
+        ]:
             raise ValueError(f"site {name!r} of {task!r} has another shape than the shared one")
-        for name in [name for name, shift in own.shifts.items() if shift.shape != model.shifts.get(name, shift).shape]:
+        for name in [
+            name for name, shift in specific.shifts.items() if shift.shape != model.shifts.get(name, shift).shape
+        ]:
             raise ValueError(f"shift {name!r} of {task!r} has another shape than the shared one")
-    if told != model.private:
-        raise ValueError(f"private {told}, but the tasks keep {model.private or 'no residuals'}")
+    if recorded != model.private:
+        raise ValueError(f"private {recorded}, but the tasks keep {model.private or 'no residuals'}")
 
 
 def _pack_ensemble(model: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -246,8 +250,8 @@ def _unpack_experts(
     rest, experts = dict(tensors), dict[str, Adapter]()
     for task, record in records.items():
         prefix = f"expert.{task}."
-        own = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
-        experts[task] = unpack(where, own, record)
+        stored = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+        experts[task] = unpack(where, stored, record)
         if experts[task].name != task or experts[task].base != next(iter(experts.values())).base:
             raise ValueError(f"the expert {task!r} is of another task or base")
     return experts, rest

@@ -44,7 +44,7 @@ class Format:
 
 def format_of(path: Path) -> Format:
     """The format of the model at ``path``; mbert's file format if there is nothing."""
-    return next(one for one in FORMATS.values() if one.holds(path))
+    return next(storage for storage in FORMATS.values() if storage.holds(path))
 
 
 def _read(path: Path, base: Base, task: Task | None, load: Loader) -> Stored:

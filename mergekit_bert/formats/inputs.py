@@ -32,26 +32,28 @@ def choose_inputs(
     """
     load = functools.cache(load_encoder)
     named = list({path.resolve(): path for path in files}.values()) or sorted(folder.glob("*.safetensors"))
-    found = [(path, one) for path in named for one in read_inputs(path, base, load)]
+    inputs = [(path, merge_input) for path in named for merge_input in read_inputs(path, base, load)]
     if not files:
-        found = [(path, one) for path, one in found if not _is_probe(one)]
-    if not found:
+        inputs = [(path, merge_input) for path, merge_input in inputs if not _is_probe(merge_input)]
+    if not inputs:
         raise CompositionError(str(folder), "no adapters", "adapter files", "name them, or train some")
     kept = {path.resolve() for path in keep}
     for path in keep:
-        if path.resolve() not in {one.resolve() for one in named}:
+        if path.resolve() not in {file.resolve() for file in named}:
             raise CompositionError("`keep`", f"{path}", f"one of {', '.join(map(str, named))}", "name one of the files")
     by_task: dict[str, list[tuple[Path, MergeInput]]] = {}
-    for path, one in found:
-        for task in one.parts:
-            by_task.setdefault(task, []).append((path, one))
+    for path, merge_input in inputs:
+        for task in merge_input.parts:
+            by_task.setdefault(task, []).append((path, merge_input))
     chosen: dict[int, MergeInput] = {}
     for all_of_it in by_task.values():
-        rest = [one for path, one in all_of_it if path.resolve() in kept] or [one for _, one in all_of_it]
-        chosen |= {id(one): one for one in rest}
-    chosen |= {id(one): one for _, one in found if not one.parts}
+        rest = [merge_input for path, merge_input in all_of_it if path.resolve() in kept] or [
+            merge_input for _, merge_input in all_of_it
+        ]
+        chosen |= {id(merge_input): merge_input for merge_input in rest}
+    chosen |= {id(merge_input): merge_input for _, merge_input in inputs if not merge_input.parts}
     for task, all_of_it in by_task.items():
-        left = [(path, one) for path, one in all_of_it if id(one) in chosen]
+        left = [(path, merge_input) for path, merge_input in all_of_it if id(merge_input) in chosen]
         if len(left) > 1:
             raise _two_of(task, *left[:2])
     return list(chosen.values())
@@ -61,9 +63,9 @@ def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, Merge
     """The error for two inputs of one task, with remedies: one can be kept if the other has no other task."""
     keep = [f"`keep={path}`" for (path, _), (_, other) in ((first, second), (second, first)) if len(other.parts) == 1]
     ways = [f"say which with {' or '.join(keep)}"] if keep else []
-    for path, one in (first, second):
-        if len(one.parts) > 1:
-            change = f", or `mbert merge {path} --remove {task} --out FILE` first" if one.kept else ""
+    for path, merge_input in (first, second):
+        if len(merge_input.parts) > 1:
+            change = f", or `mbert merge {path} --remove {task} --out FILE` first" if merge_input.kept else ""
             ways.append(f"{path} goes in whole: to leave its {task} out, give its adapters' files instead{change}")
     ways += ["if these are two tasks, rename a folder"] if any(is_peft(path) for path, _ in (first, second)) else []
     return CompositionError(
@@ -71,5 +73,5 @@ def _two_of(task: str, first: tuple[Path, MergeInput], second: tuple[Path, Merge
     )
 
 
-def _is_probe(one: MergeInput) -> bool:
-    return one.adapter is not None and one.adapter.family.head_alone
+def _is_probe(merge_input: MergeInput) -> bool:
+    return merge_input.adapter is not None and merge_input.adapter.family.head_alone

@@ -123,8 +123,8 @@ class Merged(Patched):
         size = ""
         if isinstance(self.deltas, dict):
             size = mebibytes(
-                sum(one.nbytes for one in (*self.deltas.values(), *self.shifts.values()))
-                + sum(own.nbytes for own in self.own.values())
+                sum(update.nbytes for update in (*self.deltas.values(), *self.shifts.values()))
+                + sum(specific.nbytes for specific in self.own.values())
             )
         base, sites = f"base {self.base.name!r}", f"{len(self.deltas)} sites"
         return summary("Merged", self.tasks, self.title if size else self.method, base, sites, size)
@@ -139,8 +139,12 @@ class Merged(Patched):
     @property
     def private(self) -> dict[str, int]:
         """The largest ``rank`` of the tasks' residuals of shared Deltas, and their ``bytes``; empty if none."""
-        deltas = [delta for own in self.own.values() for site, delta in own.deltas.items() if site in self.deltas]
-        shifts = [shift for own in self.own.values() for name, shift in own.shifts.items() if name in self.shifts]
+        deltas = [
+            delta for specific in self.own.values() for site, delta in specific.deltas.items() if site in self.deltas
+        ]
+        shifts = [
+            shift for specific in self.own.values() for name, shift in specific.shifts.items() if name in self.shifts
+        ]
         if not (deltas or shifts):
             return {}
         ranks = [min(delta.shape) if delta.rank is None else delta.rank for delta in deltas]
@@ -161,7 +165,7 @@ class Merged(Patched):
 
     def on(self, encoder: Encoder) -> "Merged":
         """The same model, with the inputs that it keeps on ``encoder``."""
-        return dataclasses.replace(self, kept={name: one.on(encoder) for name, one in self.kept.items()})
+        return dataclasses.replace(self, kept={name: adapter.on(encoder) for name, adapter in self.kept.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -175,9 +179,14 @@ class Merged(Patched):
 
     def own_part(self, task: str) -> Part:
         """The task-specific parameters of ``task``."""
-        record, own = self.parts[task], self.own[task]
+        record, specific = self.parts[task], self.own[task]
         return Part(
-            Task.from_json(record["task"]), int(record["max_length"]), own.deltas, own.shifts, own.head, own.extras
+            Task.from_json(record["task"]),
+            int(record["max_length"]),
+            specific.deltas,
+            specific.shifts,
+            specific.head,
+            specific.extras,
         )
 
     def as_adapter(self, task: str) -> Adapter:
@@ -226,7 +235,10 @@ class Merged(Patched):
             "parts": dict(self.parts),
             "bodies": dict(self.bodies),
             **self.shared.described(),
-            "own": {task: Patch(own.deltas, own.shifts, own.extras).described() for task, own in self.own.items()},
+            "own": {
+                task: Patch(specific.deltas, specific.shifts, specific.extras).described()
+                for task, specific in self.own.items()
+            },
         }
 
 
@@ -236,16 +248,16 @@ def steps_in(trace: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     while waiting:
         trace = waiting.pop()
         waiting += trace.get("inputs", {}).values()
-        told = {**trace, **trace.get("calibrated", {})}
-        yield from ((step, told[step]) for step in STEPS if step in told)
+        records = {**trace, **trace.get("calibrated", {})}
+        yield from ((step, records[step]) for step in STEPS if step in records)
 
 
 def seen_in(trace: Mapping[str, Any]) -> Seen:
     """The rows whose labels were read by the steps recorded in ``trace``."""
     return [
         (step, task, str(rows["fingerprint"]), frozenset(map(str, rows.get("texts", ()))))
-        for step, told in steps_in(trace)
-        for task, rows in told.get("rows", {}).items()
+        for step, record in steps_in(trace)
+        for task, rows in record.get("rows", {}).items()
     ]
 
 
@@ -289,7 +301,7 @@ class Ensemble(Patched):
 
     def on(self, encoder: Encoder) -> "Ensemble":
         """The same model, with all experts on ``encoder``."""
-        return dataclasses.replace(self, experts={name: one.on(encoder) for name, one in self.experts.items()})
+        return dataclasses.replace(self, experts={name: expert.on(encoder) for name, expert in self.experts.items()})
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -332,8 +344,8 @@ class Ensemble(Patched):
         """Description of the model as JSON, without base and role."""
         return {
             "router": self.router,
-            "parts": {name: one.described_part() for name, one in self.experts.items()},
-            "own": {name: one.described_changes() for name, one in self.experts.items()},
+            "parts": {name: expert.described_part() for name, expert in self.experts.items()},
+            "own": {name: expert.described_changes() for name, expert in self.experts.items()},
         }
 
 
@@ -356,14 +368,14 @@ def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
             low[site] = factors(delta)
     ranks = {site: delta.rank for site, delta in low.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    own = {site: rank for site, rank in ranks.items() if rank != usual}
+    exceptions = {site: rank for site, rank in ranks.items() if rank != usual}
     config = AdapterConfig(
         rank=usual,
         alpha=float(usual),
         targets=exactly(low),
         basis="random",
-        rank_pattern=own,
-        alpha_pattern={site: float(rank) for site, rank in own.items()},
+        rank_pattern=exceptions,
+        alpha_pattern={site: float(rank) for site, rank in exceptions.items()},
     )
     return Adapter(
         type="lora",

@@ -44,10 +44,10 @@ class Predictor:
         self, task: str, rows: Rows, tick: Callable[[int], None] = lambda rows: None
     ) -> Float[np.ndarray, "rows out"]:
         """The head's outputs for every row: logits (rows, labels), or values (rows, 1) in the task's units."""
-        found = self._task("task", task)
-        _check_texts(rows, repeat(found))
-        ready = self._prepare(found)
-        tokens = _noting(found, ready.tokens(rows), ready.max_length)
+        known = self._task("task", task)
+        _check_texts(rows, repeat(known))
+        ready = self._prepare(known)
+        tokens = _noting(known, ready.tokens(rows), ready.max_length)
         return ready.units(forward_rows(ready.model, tokens, tick=tick))
 
     def predict(self, task: str, texts: Iterable[str | Iterable[str]]) -> list[Prediction]:
@@ -56,9 +56,9 @@ class Predictor:
         Raises DataError naming the row for anything else, CompositionError for a task that the model does not have,
         ModelFileError if an output is not finite.
         """
-        found = self._task("task", task)
+        known = self._task("task", task)
         rows = given_rows("texts", texts)
-        return predictions(found, self.outputs(task, rows), self.where) if len(rows) else []
+        return predictions(known, self.outputs(task, rows), self.where) if len(rows) else []
 
     def embed(self, task: str, texts: Iterable[object]) -> Float[np.ndarray, "texts width"]:
         """A vector for each of ``texts``: the mean of the last hidden states, which is the input of the task's head.
@@ -66,11 +66,11 @@ class Predictor:
         Raises CompositionError if the head does not encode each text separately or does not use the mean, DataError
         naming the row for anything that is not a text, ModelFileError if a vector is not finite.
         """
-        found = self._task("task", task)
-        ready, size = self._prepare(found), len(found.text)
+        known = self._task("task", task)
+        ready, size = self._prepare(known), len(known.text)
         if not ready.model.every_token or ready.model.sequences != size:
             raise CompositionError(
-                f"task {found.name!r} of {self.where}",
+                f"task {known.name!r} of {self.where}",
                 "a head that does not use the mean of each text separately",
                 "the head matching, cosine or, for one text, mean",
                 "train with another `head`, or use `predict`",
@@ -84,9 +84,9 @@ class Predictor:
         single = [text for (text,) in rows.texts]
         single += single[-1:] * (-len(single) % size)
         grouped = Rows(tuple(zip(*(single[place::size] for place in range(size)), strict=True)), None, rows.where)
-        vectors = embed_rows(ready.model, _noting(found, ready.tokens(grouped), ready.max_length))[: len(rows)]
+        vectors = embed_rows(ready.model, _noting(known, ready.tokens(grouped), ready.max_length))[: len(rows)]
         if not np.isfinite(vectors).all():
-            raise _not_finite(self.where, found, ~np.isfinite(vectors).all(1))
+            raise _not_finite(self.where, known, ~np.isfinite(vectors).all(1))
         return vectors
 
     def mixed(self, requests: Iterable[tuple[str, str | Iterable[str]]]) -> list[Prediction]:
@@ -105,10 +105,10 @@ class Predictor:
         if packing.enabled(encoder.model):
             outputs = self._mixed_outputs(rows, places)
         else:
-            outputs = {name: self.outputs(name, rows.take(own)) for name, own in places.items()}
+            outputs = {name: self.outputs(name, rows.take(indices)) for name, indices in places.items()}
         answers: dict[int, Prediction] = {}
-        for name, own in places.items():
-            answers.update(zip(own, predictions(self._tasks[name], outputs[name], self.where), strict=True))
+        for name, indices in places.items():
+            answers.update(zip(indices, predictions(self._tasks[name], outputs[name], self.where), strict=True))
         return [answers[place] for place in range(len(rows))]
 
     def _mixed_outputs(self, rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
@@ -121,13 +121,16 @@ class Predictor:
             {name: number for number, name in enumerate(self._tasks)},
         )
         parts, owners = list[Tokens](), list[int]()
-        for name, own in places.items():
+        for name, indices in places.items():
             part = mixture.parts[numbers[name]]
-            tokens = part.tokens(encoder, rows.take(own))
+            tokens = part.tokens(encoder, rows.take(indices))
             parts.append(_noting(self._tasks[name], tokens, part.max_length))
-            owners += [numbers[name]] * len(own)
+            owners += [numbers[name]] * len(indices)
         outputs = iter(mixture.outputs(join(parts), owners))
-        return {name: scaled(np.stack([next(outputs) for _ in own]), self._tasks[name]) for name, own in places.items()}
+        return {
+            name: scaled(np.stack([next(outputs) for _ in indices]), self._tasks[name])
+            for name, indices in places.items()
+        }
 
     def _requests(self, requests: object) -> tuple[list[Task], Rows]:
         """The tasks and the texts of requests; raises DataError naming the row."""

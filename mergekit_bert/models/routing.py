@@ -53,7 +53,7 @@ class Mixture:
 
     def outputs(self, tokens: Tokens, owners: Sequence[int]) -> list[Float[np.ndarray, "out"]]:
         """The outputs of each row's head; ``owners`` has the index of the part of each row of ``tokens``."""
-        found: list[Any] = [None] * len(tokens)
+        outputs: list[Any] = [None] * len(tokens)
         order = sorted(range(len(tokens)), key=lambda row: (owners[row], -tokens.length(row)))
         device = next(self.tree.parameters()).device
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
@@ -66,18 +66,18 @@ class Mixture:
                     for owner, start, stop in packing.runs(whose):
                         values = self._head(owner, features, slice(ends[start], ends[stop])).numpy(force=True)
                         for row, value in zip(index[start:stop], values, strict=True):
-                            found[row] = value
-        return found
+                            outputs[row] = value
+        return outputs
 
     def _head(self, owner: int, features: Any, places: slice) -> Float[Tensor, "rows out"]:
         """The head of ``owner`` on some rows of the encoder's outputs."""
-        own = copy.copy(features)
+        features_of_rows = copy.copy(features)
         for name, value in features.items():
             # BERT's pooler returns one vector for packed tokens; heads that read all tokens do not use it.
-            own[name] = value[places] if len(value) == len(features[0]) else value
-        token = _FEATURES.set(own)
+            features_of_rows[name] = value[places] if len(value) == len(features[0]) else value
+        token = _FEATURES.set(features_of_rows)
         try:
-            ids = torch.zeros(places.stop - places.start, 1, dtype=torch.long, device=own[0].device)
+            ids = torch.zeros(places.stop - places.start, 1, dtype=torch.long, device=features_of_rows[0].device)
             logits: Tensor = self.heads[owner](input_ids=ids)
             return logits
         finally:

@@ -20,7 +20,7 @@ from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.hardware import default_device, pick_precision
 from mergekit_bert.training.config import ADAPTER_RATES, TrainConfig
 from mergekit_bert.training.loop import make_optimizer, step
-from mergekit_bert.training.supervised import Setting, Supervised
+from mergekit_bert.training.supervised import Supervised, TrainingRun
 from mergekit_bert.training.trainable import adapter_trainable
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -53,7 +53,7 @@ def measure(
         config = dataclasses.replace(train, precision=precision, batch_size=size)
         dtype = pick_precision(precision, default_device())
         work = adapter_trainable(encoder, task, "lora", adapter, sites, basis, config)
-        objective = Supervised(work, Setting(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}))
+        objective = Supervised(work, TrainingRun(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}))
         optimizer, rates = make_optimizer(objective), []
         for number in range(_STEPS + 1):
             index, start = objective.batches.rows(number), time.perf_counter()

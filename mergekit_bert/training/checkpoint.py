@@ -132,19 +132,19 @@ def _check_tensors(
     tensors: Mapping[str, Tensor], progress: Progress, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> None:
     """Raise ValueError unless the file contains exactly the tensors of a run with this progress, in their shapes."""
-    kinds = ["value", *(["best"] if progress.epochs else ())]
+    prefixes = ["value", *(["best"] if progress.epochs else ())]
     expected: dict[str, Tensor] = {
-        f"{kind}.{name}": one for kind in kinds for name, one in objective.parameters.items()
+        f"{prefix}.{name}": tensor for prefix in prefixes for name, tensor in objective.parameters.items()
     }
     expected |= {f"generator.{name}": source.get_state() for name, source in objective.generators.items()}
     for place, parameter in enumerate(_placed(optimizer)):
         if f"optimizer.{place}.step" in tensors:  # a parameter that has had no gradient so far has no state
             shapes = (torch.zeros(()), parameter, parameter)
-            expected |= {f"optimizer.{place}.{key}": one for key, one in zip(_STATE, shapes, strict=True)}
+            expected |= {f"optimizer.{place}.{key}": tensor for key, tensor in zip(_STATE, shapes, strict=True)}
     if odd := sorted(expected.keys() ^ tensors.keys()):
         raise ValueError(f"{odd[0]} is missing, or not expected")
-    for name, one in expected.items():
-        if (tensors[name].shape, tensors[name].dtype) != (one.shape, one.dtype):
+    for name, tensor in expected.items():
+        if (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype}")
 
 

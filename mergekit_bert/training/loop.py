@@ -123,7 +123,9 @@ def _end_epoch(objective: Objective, progress: Progress, best: dict[str, Tensor]
     """Score the epoch; returns the best parameters so far."""
     start = time.monotonic()
     score = objective.score()
-    if not math.isfinite(score) or not all(bool(one.isfinite().all()) for one in objective.parameters.values()):
+    if not math.isfinite(score) or not all(
+        bool(parameter.isfinite().all()) for parameter in objective.parameters.values()
+    ):
         raise _diverged(objective)
     progress.seconds += time.monotonic() - start
     progress.epochs.append(Epoch(sum(progress.losses) / len(progress.losses), score))

@@ -24,7 +24,7 @@ from mergekit_bert.schema import Count, Finite, Name, Schema, SchemaError, valid
 from mergekit_bert.training.checkpoint import CHECKPOINT
 from mergekit_bert.training.log import BOARD, LOG
 from mergekit_bert.training.loop import Outcome
-from mergekit_bert.training.supervised import Setting, check_same
+from mergekit_bert.training.supervised import TrainingRun, check_same
 from mergekit_bert.training.trainable import Trainable
 
 MANIFEST = "manifest.json"
@@ -73,11 +73,11 @@ def claim(out: Path, control: Control, inside: tuple[str, ...] = ()) -> Iterator
     with held(out):
         begun = _begun(folder, passing=not control.resume)[1]
         _refuse_other(folder, out, begun)
-        finished, force, own = control.resume and is_finished(out), control.force, False
+        finished, force, ours = control.resume and is_finished(out), control.force, False
         if control.resume and not finished:
             force = force or begun.get("force") is True
-            own = out.exists() and begun.get("sha256") == file_fingerprint(out)  # killed just after writing it
-        output = Output(out, force or own, inside)
+            ours = out.exists() and begun.get("sha256") == file_fingerprint(out)  # killed just after writing it
+        output = Output(out, force or ours, inside)
         if not finished:
             output.refuse()
         if not control.resume and not force and (folder / CHECKPOINT).exists():
@@ -169,10 +169,10 @@ def read_manifest(out: Path, metric: str) -> tuple[Manifest, float]:
 def parameters_of(out: Path) -> dict[str, Any]:
     """The numbers of parameters in the manifest of ``out``; empty without a manifest of exactly this file."""
     try:
-        found = validate(_Made, read_mapping(run_folder(out) / MANIFEST))
+        manifest = validate(_Made, read_mapping(run_folder(out) / MANIFEST))
     except (OSError, DocumentError, SchemaError):
         return {}
-    return found.parameters.model_dump() if found.sha256 == file_fingerprint(out) else {}
+    return manifest.parameters.model_dump() if manifest.sha256 == file_fingerprint(out) else {}
 
 
 def recorded(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -196,21 +196,21 @@ def check_recorded(folder: Path, run: Mapping[str, Any], finished: bool) -> None
         )
 
 
-def begin(setting: Setting, claim: Claim) -> None:
+def begin(spec: TrainingRun, claim: Claim) -> None:
     """Record the run's description; unless it resumes, first remove the files of an earlier run."""
     if not claim.resume:
         for name in (LOG, BOARD, MANIFEST, _RUN, CHECKPOINT):  # other files there are not mbert's
-            remove(setting.folder / name)
-    _write_begun(setting, claim)
+            remove(spec.folder / name)
+    _write_begun(spec, claim)
 
 
-def _write_begun(setting: Setting, claim: Claim, **more: str) -> None:
-    told = {"output": claim.output.path.name, "run": setting.run, "force": claim.force}
-    write_json(setting.folder / _RUN, told | more)
+def _write_begun(spec: TrainingRun, claim: Claim, **more: str) -> None:
+    record = {"output": claim.output.path.name, "run": spec.run, "force": claim.force}
+    write_json(spec.folder / _RUN, record | more)
 
 
 @contextlib.contextmanager
-def delivered(setting: Setting, claim: Claim, outcome: Outcome) -> Iterator[Path]:
+def delivered(spec: TrainingRun, claim: Claim, outcome: Outcome) -> Iterator[Path]:
     """Yield a temporary path at which to write and check the model; it becomes the output at the end.
 
     If that fails, the run is kept, and with ``resume`` it only has to write the model again.
@@ -218,25 +218,25 @@ def delivered(setting: Setting, claim: Claim, outcome: Outcome) -> Iterator[Path
     try:
         with written(claim.output, remedy="move that away and give `resume`: the run is kept") as (part,):
             yield part
-            _write_begun(setting, claim, sha256=file_fingerprint(part))
+            _write_begun(spec, claim, sha256=file_fingerprint(part))
     except OutputError:
         with contextlib.suppress(OutputError):
             outcome.keep()
         raise
 
 
-def provenance(setting: Setting, outcome: Outcome) -> dict[str, Any]:
+def provenance(spec: TrainingRun, outcome: Outcome) -> dict[str, Any]:
     """The training record of the model file; it contains nothing that differs between equal runs."""
     return {
-        "examples": len(setting.train),
-        "held_out": len(setting.held_out),
-        "truncated": setting.train.truncated + setting.held_out.truncated,
+        "examples": len(spec.train),
+        "held_out": len(spec.held_out),
+        "truncated": spec.train.truncated + spec.held_out.truncated,
         "epochs_done": len(outcome.progress.epochs),
         "best_epoch": outcome.progress.best_epoch + 1,
         "steps": outcome.progress.step,
         "optimizer": "AdamW",
-        **setting.run["train"],
-        **{key: setting.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
+        **spec.run["train"],
+        **{key: spec.run[key] for key in ("lr", "head_lr", "precision", "threads", "data")},
         "versions": {name: _version(name) for name in _PACKAGES},
     }
 
@@ -248,17 +248,17 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def finish(out: Path, setting: Setting, outcome: Outcome, work: Trainable, meter: GpuMeter) -> None:
+def finish(out: Path, spec: TrainingRun, outcome: Outcome, work: Trainable, meter: GpuMeter) -> None:
     """Write the manifest and remove the checkpoint."""
     trainable = sum(p.numel() for p in work.parameters.values())
     total = sum(p.numel() for p in work.model.parameters())
     write_json(
-        setting.folder / MANIFEST,
+        spec.folder / MANIFEST,
         {
             "output": out.name,
             "sha256": file_fingerprint(out),
-            "run": setting.run,
-            "training": provenance(setting, outcome),
+            "run": spec.run,
+            "training": provenance(spec, outcome),
             "history": outcome.history,
             "parameters": {
                 "trainable": trainable,
@@ -274,4 +274,4 @@ def finish(out: Path, setting: Setting, outcome: Outcome, work: Trainable, meter
         },
     )
     for name in (_RUN, CHECKPOINT):  # the checkpoint last: while it exists, the run counts as unfinished
-        (setting.folder / name).unlink(missing_ok=True)
+        (spec.folder / name).unlink(missing_ok=True)

@@ -52,7 +52,7 @@ from mergekit_bert.training.manifest import (
     recorded,
     run_folder,
 )
-from mergekit_bert.training.supervised import Setting, fit
+from mergekit_bert.training.supervised import TrainingRun, fit
 from mergekit_bert.training.trainable import adapter_trainable, full_trainable
 
 _CHECKED_ROWS = 8
@@ -124,7 +124,7 @@ def train_adapter(
 
 def _adapter(
     encoder: Encoder,
-    setting: Setting,
+    setting: TrainingRun,
     outcome: Outcome,
     kind: str,
     config: Options,
@@ -215,7 +215,7 @@ def _setting(
     described: dict[str, Any],
     rates: tuple[float, float],
     virtual: Virtual = NONE,
-) -> Setting:
+) -> TrainingRun:
     """Hold rows out, tokenise, and describe the run, so that checkpoints of other runs are recognised.
 
     ``virtual`` are the tokens that extras add to a sequence; raises TrainingError if they leave no room for text.
@@ -248,7 +248,7 @@ def _setting(
         "head_lr": train.head_lr or rates[1],
     }
     run = json.loads(json.dumps(run))
-    return Setting(
+    return TrainingRun(
         task,
         tokens,
         held_tokens,
@@ -329,7 +329,7 @@ def _site_tensors(
     return tensors
 
 
-def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Setting) -> None:
+def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: TrainingRun) -> None:
     """Compare the outputs of the adapter as it was trained with those of the written one folded into the weights."""
     beside = classifier(fold(encoder, Patch({}, trained.shifts, trained.extras)), trained.task, trained.head)
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))

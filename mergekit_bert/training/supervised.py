@@ -27,7 +27,7 @@ from mergekit_bert.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingRun:
     """A training run: its rows, its options, its folder, and the description (``run``) that a checkpoint must match."""
 
     task: Task
@@ -43,14 +43,14 @@ class Setting:
     show: bool = True
 
 
-def fit(work: Trainable, setting: Setting) -> Outcome:
+def fit(work: Trainable, spec: TrainingRun) -> Outcome:
     """Train ``work``, from the checkpoint in the run's folder if there is one."""
     return minimise(
-        Supervised(work, setting),
-        setting.folder,
-        setting.config.checkpoint_seconds,
-        lambda at: RunLog(setting.folder, at.log_bytes, setting.tensorboard, at.step),
-        setting.show,
+        Supervised(work, spec),
+        spec.folder,
+        spec.config.checkpoint_seconds,
+        lambda at: RunLog(spec.folder, at.log_bytes, spec.tensorboard, at.step),
+        spec.show,
     )
 
 
@@ -61,42 +61,42 @@ class Supervised(Objective):
     if_diverged = "use a smaller `lr` or `precision=fp32`"
     if_broken = "start over with `force`"
 
-    def __init__(self, work: Trainable, setting: Setting) -> None:
+    def __init__(self, work: Trainable, spec: TrainingRun) -> None:
         """Cast frozen parameters to the run's precision; raises TrainingError for ``balance`` without labels."""
-        cast_frozen(work.model, setting.dtype)
-        config = setting.config
-        self.work, self.setting = work, setting
-        self.batches = Epochs(setting.train, config.batch_size, config.seed)
+        cast_frozen(work.model, spec.dtype)
+        config = spec.config
+        self.work, self.spec = work, spec
+        self.batches = Epochs(spec.train, config.batch_size, config.seed)
         self.device = next(work.model.parameters()).device
         self.label_weights = self._label_weights()
-        self.title = f"training {setting.task.name}"
+        self.title = f"training {spec.task.name}"
         self.parameters, self.generators = work.parameters, {"dropout": work.source}
-        self.run, self.clip, self.patience = setting.run, config.clip, config.patience
+        self.run, self.clip, self.patience = spec.run, config.clip, config.patience
         self.epoch = self.batches.steps
         self.steps = config.epochs * self.epoch
         self.warmup = round(config.warmup * self.steps)
-        self.score_name = f"held_out_{setting.task.metric}"
+        self.score_name = f"held_out_{spec.task.metric}"
 
     def terms(self, step: int) -> Iterator[Term]:
         """The loss on this step's rows, within the token budget."""
         dropout_on(self.work.model, True)
         index = self.batches.rows(step)
-        for run in self.setting.train.cut(index):
+        for run in self.spec.train.cut(index):
             yield partial(self._loss, run, len(run) / len(index))
 
     def _loss(self, run: list[int], share: float) -> Float[Tensor, ""]:
-        batch = self.setting.train.batch(run)
+        batch = self.spec.train.batch(run)
         assert batch.targets is not None
-        with autocast(self.setting.dtype, self.device):
+        with autocast(self.spec.dtype, self.device):
             outputs = outputs_of(self.work.model, batch)
-        task = self.setting.task
+        task = self.spec.task
         return kind_of(task).loss(task, outputs.float(), batch.targets.to(self.device), self.label_weights) * share
 
     def _label_weights(self) -> Float[Tensor, "_"] | None:
         """Weights of the labels in the loss, if ``balance`` is set; raises TrainingError for a task without labels."""
-        if not self.setting.config.balance:
+        if not self.spec.config.balance:
             return None
-        task, labels = self.setting.task, self.setting.train.labels
+        task, labels = self.spec.task, self.spec.train.labels
         assert labels is not None
         weights = kind_of(task).weights(task, labels)
         if weights is None:
@@ -117,8 +117,8 @@ class Supervised(Objective):
                 groups.append(
                     {
                         "params": chosen,
-                        "lr": self.setting.head_lr if is_head else self.setting.lr,
-                        "weight_decay": self.setting.config.weight_decay if decays else 0.0,
+                        "lr": self.spec.head_lr if is_head else self.spec.lr,
+                        "weight_decay": self.spec.config.weight_decay if decays else 0.0,
                     }
                 )
         return [group for group in groups if group["params"]]
@@ -126,9 +126,9 @@ class Supervised(Objective):
     def score(self) -> float:
         """The task's main metric on the held-out rows."""
         dropout_on(self.work.model, False)
-        task, held_out = self.setting.task, self.setting.held_out
+        task, held_out = self.spec.task, self.spec.held_out
         assert held_out.labels is not None
-        outputs = scaled(forward_rows(self.work.model, held_out, self.setting.dtype), task)
+        outputs = scaled(forward_rows(self.work.model, held_out, self.spec.dtype), task)
         return metric(task.metric).value(
             kind_of(task).truth(task, held_out.labels), kind_of(task).predicted(task, outputs)
         )
@@ -141,7 +141,7 @@ class Supervised(Objective):
 
 def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise TrainingError naming what differs unless the run recorded in ``path`` is ``run``."""
-    told = []
+    differences = []
     for key, now in run.items():
         was = earlier.get(key)
         pairs = {key: (was, now)}
@@ -149,11 +149,13 @@ def check_same(path: Path, earlier: Mapping[str, Any], run: Mapping[str, Any]) -
             pairs = {f"{key}.{name}": (was.get(name), value) for name, value in now.items()}
         differ = [pair for pair in pairs.items() if pair[1][0] != pair[1][1]]
         differ.sort(key=lambda pair: (not pair[0].endswith(".name"), pair[0]))  # names first: they tell most
-        told += [f"{name} was {reprlib.repr(one)}, now {reprlib.repr(two)}" for name, (one, two) in differ]
-    if told:
+        differences += [
+            f"{name} was {reprlib.repr(before)}, now {reprlib.repr(after)}" for name, (before, after) in differ
+        ]
+    if differences:
         raise TrainingError(
             str(path),
-            f"another run ({', '.join(sorted(told, key=len))})",  # shortest first: long messages are truncated
+            f"another run ({', '.join(sorted(differences, key=len))})",  # shortest first: long messages are truncated
             "the same command as before",
             "repeat it, choose another `out`, or start over with `force`",
         )

@@ -36,18 +36,18 @@ class Trainable:
 def adapter_trainable(
     encoder: Encoder,
     task: Task,
-    kind: str,
+    family: str,
     config: Options,
     sites: Mapping[str, Size],
     basis: FrozenRows | None,
     train: TrainConfig,
 ) -> Trainable:
-    """An adapter of family ``kind`` at ``sites``, and a head; ``basis`` gives a tensor of every site and freezes it."""
-    family, (model, source) = FAMILIES.get(kind), _fresh(encoder, task, train)
-    names = family.shifts(config, model.encoder) if family.shifts else []
+    """An adapter of ``family`` at ``sites``, and a head; ``basis`` provides a frozen tensor for every site."""
+    record, (model, source) = FAMILIES.get(family), _fresh(encoder, task, train)
+    names = record.shifts(config, model.encoder) if record.shifts else []
     shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
-        site: family.sites.init(
+        site: record.sites.init(
             config.at(site),
             size,
             basis.matrix(site, size[1]) if basis else None,
@@ -55,23 +55,23 @@ def adapter_trainable(
             generator(train.seed, 2, place),
         )
         for place, (site, size) in enumerate(sites.items())
-        if family.sites
+        if record.sites
     }
-    frozen = family.frozen(basis)
-    placed = attach(model, kind, values, frozen, config, source)
+    frozen = record.frozen(basis)
+    placed = attach(model, family, values, frozen, config, source)
     parameters = {
         f"site.{site}.{name}": parameter
-        for site, found in placed.items()
-        for name, parameter in found.items()
+        for site, attached in placed.items()
+        for name, parameter in attached.items()
         if name not in frozen
     }
     parameters |= {f"shift.{name}": parameter for name, parameter in shifts.items()}
     extras = {
         extra.name: extra.init(config, encoder, generator(train.seed, 4, place))
-        for place, extra in enumerate(family.extras)
+        for place, extra in enumerate(record.extras)
     }
-    for name, own in attach_extras(model.encoder, extras).items():
-        parameters |= {f"extra.{name}.{key}": parameter for key, parameter in own.items()}
+    for name, attached in attach_extras(model.encoder, extras).items():
+        parameters |= {f"extra.{name}.{key}": parameter for key, parameter in attached.items()}
     return _finish(model, parameters, source)
 
 

@@ -267,9 +267,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
             stats(lambda s: s["fisher"][SITE].update(shape=[32, 31]))(path),
             edit_tensors(lambda t: t.update({f"fisher.{SITE}.right": torch.ones(31)}))(path),
         )[0],
-        f"fisher of {SITE} that cannot be",
+        f"fisher of {SITE} does not fit",
     ),
-    "a negative entry": (edit_tensors(lambda t: t[f"gram.{SITE}.diagonal"].fill_(-1)), "that cannot be"),
+    "a negative entry": (edit_tensors(lambda t: t[f"gram.{SITE}.diagonal"].fill_(-1)), "does not fit the site"),
     "a negative count": (stats(lambda s: s["gram"][SITE].update(count=-1)), "count: input should be greater"),
     "an extra number": (stats(lambda s: s["gram"][SITE].update(mean=1)), "mean: extra inputs are not permitted"),
     "float64": (

@@ -217,7 +217,7 @@ def test_a_file_of_one_that_takes_no_basis_cannot_claim_rows_of_one(
     if kind.frozen(basis=True):
         return
     write_adapter(tmp_path / "x", dataclasses.replace(random_adapter(bert, kind=kind.name), basis=BasisRows(0, 0, 3)))
-    with pytest.raises(ModelFileError, match=f"basis rows, which {kind.name} takes none of"):
+    with pytest.raises(ModelFileError, match=f"basis rows, which {kind.name} does not use"):
         read_adapter(tmp_path / "x")
 
 

@@ -25,7 +25,7 @@ from mergekit_bert.errors import TrainingError
 from mergekit_bert.training import loop
 from mergekit_bert.training.config import TrainConfig
 from mergekit_bert.training.log import RunLog
-from mergekit_bert.training.supervised import Setting, Supervised, fit
+from mergekit_bert.training.supervised import Supervised, TrainingRun, fit
 from mergekit_bert.training.trainable import Trainable, adapter_trainable, full_trainable
 from tests.tiny import tiny_rows
 from tests.training.runs import quick
@@ -61,10 +61,10 @@ def values(work: Trainable) -> dict[str, Tensor]:
 
 def setting_of(
     encoder: Encoder, task: Task, folder: Path, config: TrainConfig, rows: int = 45, dtype: torch.dtype = torch.float32
-) -> Setting:
+) -> TrainingRun:
     kept, held = hold_out(tiny_rows(task, rows), config.hold_out, config.hold_out_limit, config.seed)
     parts = [tokenise(part, task, encoder.tokenizer, 40, encoder.pad_token) for part in (kept, held)]
-    return Setting(task, parts[0], parts[1], config, LR, HEAD_LR, dtype, folder, {}, show=False)
+    return TrainingRun(task, parts[0], parts[1], config, LR, HEAD_LR, dtype, folder, {}, show=False)
 
 
 def padded(tokens: Tokens, index: list[int]) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def plain_score(task: Task, model: nn.Module, held: Tokens) -> float:
     return float(np.corrcoef(outputs[:, 0], np.array(held.labels))[0, 1])
 
 
-def plain_fit(work: Trainable, setting: Setting) -> tuple[dict[str, Tensor], list[float]]:
+def plain_fit(work: Trainable, setting: TrainingRun) -> tuple[dict[str, Tensor], list[float]]:
     """AdamW by its formula, the schedule a broken line, clipping by hand: the best epoch's parameters, and scores."""
     config, names = setting.config, list(work.parameters)
     first = {name: torch.zeros_like(work.parameters[name]) for name in names}

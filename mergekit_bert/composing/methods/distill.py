@@ -106,8 +106,8 @@ def _spread(values: Float[Tensor, "rows width"]) -> float:
 
 
 @dataclass(frozen=True)
-class _Pupil:
-    """One task of the student, and what its expert says of its rows."""
+class _Student:
+    """The student model of one task, and its expert's answers for the rows."""
 
     task: Task
     extractor: FeatureExtractor
@@ -141,7 +141,7 @@ class _Distillation(MergeObjective):
     """The sum over the tasks of the distances from their experts, as a function of the merged factors."""
 
     def __init__(
-        self, context: LearningContext, dtype: str, factors: Mapping[str, nn.Parameter], students: Sequence[_Pupil]
+        self, context: LearningContext, dtype: str, factors: Mapping[str, nn.Parameter], students: Sequence[_Student]
     ) -> None:
         super().__init__("distill", factors, context.options.steps, context.options.lr, _key(context, dtype))
         self.options, self.students = context.options, students
@@ -167,7 +167,7 @@ def _learn(context: LearningContext) -> Learned:
         experts = {task: expert.keeping() for task, expert in experts.items()}
     extractors, placed = _student(context, parts, factors, dtype, known)
     students = [
-        _Pupil(
+        _Student(
             part.task,
             extractors[task],
             experts[task],

@@ -143,7 +143,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     options = {"steps": 9, "batch_size": 8, **FP32}
     whole = merged(three, "distill", options=options, given=rows_for(bert))
     monkeypatch.setattr(learning, "_SAVE_SECONDS", -1.0)
-    really, count, last = distill._Pupil.terms, 0, steps * len(three)
+    really, count, last = distill._Student.terms, 0, steps * len(three)
 
     def terms(self: Any, *arguments: Any) -> Any:
         nonlocal count
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         count += 1
         return really(self, *arguments)
 
-    monkeypatch.setattr(distill._Pupil, "terms", terms)
+    monkeypatch.setattr(distill._Student, "terms", terms)
     with pytest.raises(KilledError):
         merged(three, "distill", options=options, given=rows_for(bert, folder=tmp_path))
     assert (tmp_path / CHECKPOINT).exists()
