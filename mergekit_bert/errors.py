@@ -77,4 +77,4 @@ class MissingExtraError(MbertError):
 
 
 class MbertWarning(UserWarning):
-    """Something the user should know, said once; the work goes on."""
+    """A warning for the user; the work continues."""

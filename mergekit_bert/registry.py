@@ -140,7 +140,10 @@ _registries: list[Registry[Any]] = []
 
 
 def register(record: R) -> R:
-    """Add ``record`` (a task, kind, method …) to the registry of its class; see :meth:`Registry.add`."""
+    """Add ``record`` (a task, kind, method …) to the registry of its class; returns it.
+
+    Raises PluginError for a record of another class, or a name that exists already.
+    """
     for registry in _registries:
         if isinstance(record, registry.record):
             registry.add(record)

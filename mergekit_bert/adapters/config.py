@@ -134,8 +134,8 @@ class LowRankOptions(Options):
 class AdapterConfig(LowRankOptions):
     """The options of a LoRA.
 
-    ``basis`` says where ``A`` comes from: frozen rows of the orthogonal basis, random and trained, or frozen directions
-    that other tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`).
+    ``basis`` determines ``A``: frozen rows of the orthogonal basis, random and trained, or frozen directions that other
+    tasks hardly use (:mod:`mergekit_bert.adapters.avoiding`).
     """
 
     of: ClassVar[str] = "lora"

@@ -33,12 +33,12 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """The answer for one row.
+    """The prediction for one row.
 
-    ``label`` is the label as it stands in the data (a regression's value as text, several labels joined by ``|``),
-    ``name`` how a person reads it. ``value`` is the label's probability, or the regression's value inside the task's
-    range. ``outputs`` is what the head gave: logits, or the value before it was kept in range. ``probability`` is
-    that of the label, None where a kind has none.
+    ``label`` is the label as in the data (a regression's value as text, several labels joined by ``|``), ``name`` its
+    readable name. ``value`` is the label's probability, or the regression's value clamped to the task's range.
+    ``outputs`` are the head's outputs: logits, or the value before clamping. ``probability`` is that of the label, None
+    if the task's kind has none.
     """
 
     label: str

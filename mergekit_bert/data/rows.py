@@ -22,14 +22,14 @@ MAX_TEXT = 2 * 2**20
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts (one or two a row) and labels, as :data:`~mergekit_bert.data.kind.Label` has them."""
+    """Texts (one or two per row) and labels; ``where`` names the rows in messages."""
 
     texts: tuple[tuple[str, ...], ...]
     labels: tuple[Label, ...] | None
     where: str
 
     def __post_init__(self) -> None:
-        """Refuse what is no text: a value that is not a string, or half of a surrogate pair."""
+        """Raise DataError for a value that is not a string, or is not valid Unicode."""
         for number, row in enumerate(self.texts, start=1):
             for text in row:
                 try:
@@ -56,7 +56,7 @@ class Rows:
         return digest.hexdigest()
 
     def hashes(self) -> list[str]:
-        """Of the texts of each row, the first 8 bytes of their SHA-256 (hex); labels do not count."""
+        """The first 8 bytes of the SHA-256 (hex) of each row's texts, without labels."""
         return [hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] for texts in self.texts]
 
     def record(self) -> dict[str, Any]:

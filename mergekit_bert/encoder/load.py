@@ -30,7 +30,7 @@ class Encoder:
     """A frozen encoder in float32.
 
     ``fingerprint`` is the SHA-256 of its weights, ``tokenizer_fingerprint`` that of its vocabulary and rules,
-    ``max_length`` the most tokens it takes.
+    ``max_length`` the maximum number of tokens in a sequence.
     """
 
     name: str

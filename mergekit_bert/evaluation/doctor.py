@@ -105,7 +105,7 @@ class Diagnosis(Result):
         return f"Diagnosis({' + '.join(self.report.names)}, {checks} checks, {violated} violated)"
 
     def records(self) -> list[dict[str, Any]]:
-        """One record for each ordered pair of inputs, by the names of :data:`MATRICES`."""
+        """One record for each ordered pair of inputs, with all numbers of the pair."""
         names, matrices = self.report.names, self.report.matrices
         return [
             {"of": of, "beside": beside} | {name: _finite(float(matrix[i, j])) for name, matrix in matrices.items()}

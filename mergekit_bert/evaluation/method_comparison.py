@@ -108,9 +108,9 @@ class MethodComparison(Result):
     """The result of :func:`compare`: the scored merges, best first, and why others were refused.
 
     ``full`` has the scores of full fine-tuning by task and ``overall``, None unless all are recorded. ``refused`` maps
-    the names of refused merges to the reasons. ``on`` is which rows were scored (``DEV`` or ``HELD_OUT`` of
-    :mod:`~mergekit_bert.evaluation.held_out`), ``rows`` their number by task. ``missing`` lists the commands that
-    record missing scores of full fine-tuning on these rows; it is empty if they cannot be recorded.
+    the names of refused merges to the reasons. ``on`` is which rows were scored (``"dev"`` or ``"held-out"``), ``rows``
+    their number by task. ``missing`` lists the commands that record missing scores of full fine-tuning on these rows;
+    it is empty if they cannot be recorded.
     """
 
     merges: Sequence[ComparisonRow]
