@@ -291,6 +291,8 @@ def merge(
     base: Base | None = None,
     size: float | None = None,
     keep_inputs: bool = False,
+    calibrate: Sequence[str] = (),
+    calibrate_rows: int | None = None,
     lazy: bool = False,
     folder: Location | None = None,
     progress: bool = False,
@@ -307,6 +309,7 @@ def merge(
     ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
     a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
     fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
+    ``calibrate`` names steps after the merge, on ``calibrate_rows`` of each task, as in :func:`calibrate`.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
@@ -322,6 +325,8 @@ def merge(
         base=base,
         size=size,
         keep_inputs=keep_inputs,
+        calibrate=read_steps(",".join(calibrate)),
+        calibrate_rows=calibrate_rows,
     )
     unfinished = Path(folder) if folder is not None else None
     return request.resolved().run(folder=unfinished, lazy=lazy, show=progress)

@@ -149,6 +149,18 @@ def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pyte
         mb.merge(files, "distill", base=bert)
 
 
+def test_a_merge_with_its_calibration_is_one_call(home: Path, bert: mb.Encoder) -> None:
+    files = [home / f"adapters/{task}.safetensors" for task in TASKS]
+    at_once = mb.merge(files, "ties", data=home / "data", calibrate=["scales", "heads"], calibrate_rows=12, base=bert)
+    inputs = mb.merge(files, "ties", base=bert)
+    assert isinstance(inputs, Merged)
+    steps = ["scales", "heads"]
+    after = mb.calibrate(inputs, home / "data", steps=steps, rows=12, inputs=files, base=bert)
+    mb.save(at_once, home / "one.safetensors", force=True)
+    mb.save(after, home / "two.safetensors", force=True)
+    assert (home / "one.safetensors").read_bytes() == (home / "two.safetensors").read_bytes()
+
+
 DISTILL = ("--method", "distill", *METHODS["distill"])
 UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
     "folder": (
