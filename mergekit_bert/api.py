@@ -49,7 +49,7 @@ from mergekit_bert.evaluation.method_comparison import (
 from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
 from mergekit_bert.files import SUFFIX, remove
 from mergekit_bert.formats.dense import write_dense
-from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.formats.file import write_model
 from mergekit_bert.formats.format import FORMATS, open_model
 from mergekit_bert.formats.inputs import read_inputs
 from mergekit_bert.models.composition import Ensemble, Merged, Stored, as_composition, as_merged
@@ -214,9 +214,12 @@ def finetune(
 
 
 @checked
-def load(path: Location) -> Stored:
-    """Read an adapter, merged or ensemble file, or a model folder."""
-    return read_model(Path(path))
+def load(path: Location, *, base: Base | None = None, task: AnyTask | None = None) -> Stored:
+    """Read a model of any format: an adapter, merged or ensemble file, a PEFT folder, or the folder of a whole model.
+
+    ``base`` and ``task`` are for a PEFT folder that does not record them.
+    """
+    return open_model(Path(path), _named(base), get_task(task) if task is not None else None)
 
 
 @checked
@@ -290,6 +293,8 @@ def merge(
     base: Base | None = None,
     size: float | None = None,
     keep_inputs: bool = False,
+    calibrate: Sequence[str] = (),
+    calibrate_rows: int | None = None,
     lazy: bool = False,
     folder: Location | None = None,
     progress: bool = False,
@@ -306,7 +311,8 @@ def merge(
     ``"synthetic"`` for generated texts. ``texts`` replace the rows of some tasks: lists of texts, or plain text files,
     one row per line, two texts separated by a tab. ``size`` is the maximum size of the file in MiB: the largest rank
     that fits is used. ``keep_inputs`` stores the adapters in the model too, so that inputs can be added and removed
-    later. ``folder`` is where a method that learns keeps its checkpoints: repeating the call resumes from there.
+    later. ``calibrate`` names steps after the merge, as in :func:`calibrate`, on ``calibrate_rows`` rows of each task.
+    ``folder`` is where a method that learns keeps its checkpoints: repeating the call resumes from there.
     ``lazy`` merges each site on demand without keeping it in memory, for :func:`export` of whole checkpoints.
     """
     named = Recipe(method) if isinstance(method, str) else method
@@ -321,6 +327,8 @@ def merge(
         base=base,
         size=size,
         keep_inputs=keep_inputs,
+        calibrate=read_steps(",".join(calibrate)),
+        calibrate_rows=calibrate_rows,
     )
     unfinished = Path(folder) if folder is not None else None
     return request.resolved().run(folder=unfinished, lazy=lazy, show=progress)
@@ -419,7 +427,7 @@ def calibrate(
     that it changes outputs as much as the Deltas of ``inputs`` (default: the inputs stored in the model) do on their
     own rows, which may be ``texts`` or synthetic as in :func:`merge`.
     """
-    taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
+    taken, read = read_steps(",".join(steps)), load(model, base=base) if isinstance(model, str | Path) else model
     found = as_merged(read, "`model`", f"{read.role()}, not merged", "a merged model", "choose a merge method")
     check_count("rows", rows)
     source = given_data("data", data, found.tasks, "train")
@@ -432,7 +440,7 @@ def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
     """A predictor for ``model`` or its file, ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
     if isinstance(model, Predictor):
         return model
-    found = load(model) if isinstance(model, str | Path) else model
+    found = load(model, base=base) if isinstance(model, str | Path) else model
     where = str(model) if isinstance(model, str | Path) else "model"
     return Predictor(found, None if found.stands_alone else encoder_of(where, found.base, base), where)
 

@@ -18,7 +18,7 @@ BASE_MODULES = (
     *("arguments", "model_methods"),
 )
 SUBPACKAGES = ("data", "encoder", "adapters", "models", "training", "composing", "formats", "evaluation")
-UPPER_LAYER = ("__init__", "request", "api", "quickstart", "cli")
+UPPER_LAYER = ("__init__", "__main__", "request", "api", "quickstart", "cli")
 LOOKS_UP = {"model_methods": {"__init__"}}
 """The methods of models are public functions, which are looked up in the package when they are called."""
 FILES = sorted(ROOT.rglob("*.py"))
