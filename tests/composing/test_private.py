@@ -194,8 +194,8 @@ def of_another_rank(path: Path) -> None:
     [
         (of_another_shape, f"site '{SITE}' of 'sst' has another shape than the shared one"),
         (of_another_length, "LayerNorm.bias' of 'sst' has another shape than the shared one"),
-        (of_another_rank, "private {.*'rank': 2.*}, where the tasks keep {'rank': 5"),
-        (edit_metadata(lambda m: m["merged"].pop("private")), "private {}, where the tasks keep {'rank': 2"),
+        (of_another_rank, "private {.*'rank': 2.*}, but the tasks keep {'rank': 5"),
+        (edit_metadata(lambda m: m["merged"].pop("private")), "private {}, but the tasks keep {'rank': 2"),
         (edit_metadata(lambda m: m["merged"]["private"].update(bytes=8)), "broken metadata \\(private"),
         (edit_tensors(lambda t: t.pop(OWN_A)), "is missing"),
     ],
@@ -210,7 +210,7 @@ def test_what_does_not_fit_in_a_file_is_told(three: list[Adapter], tmp_path: Pat
 def test_remainders_told_of_a_file_that_has_none_are_refused(three: list[Adapter], tmp_path: Path) -> None:
     write_model(tmp_path / "x", merged(three, "iso_c"))
     edit_metadata(lambda m: m["merged"].update(private={"rank": 2, "bytes": 8}))(tmp_path / "x")
-    with pytest.raises(ModelFileError, match="where the tasks keep nothing"):
+    with pytest.raises(ModelFileError, match="but the tasks keep no residuals"):
         read_model(tmp_path / "x")
 
 

@@ -208,7 +208,7 @@ def test_an_unfinished_run_needs_a_decision(bert: Encoder, tmp_path: Path, monke
     out = tmp_path / "a.safetensors"
     unfinished(bert, out, monkeypatch)
     before = everything(tmp_path)
-    with pytest.raises(TrainingError, match=r"a.run: an unfinished run; .*; give `resume` to go on or `force`"):
+    with pytest.raises(TrainingError, match=r"a.run: an unfinished run; .*; give `resume` to continue it or `force`"):
         train(bert, out)
     assert everything(tmp_path) == before
     train(bert, out, seed=5, control=FORCE)
