@@ -1,4 +1,4 @@
-"""Values that are made when they are asked for and kept by nobody: so a merge holds one site at a time."""
+"""Collections whose values are computed on every access and not cached, so that a merge has one site in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -7,19 +7,19 @@ V = TypeVar("V")
 
 
 class LazyMap(Mapping[str, V]):
-    """``make(key)`` for every key, anew at every access."""
+    """``make(key)`` for every key, computed on every access."""
 
     def __init__(self, keys: Iterable[str], make: Callable[[str], V]) -> None:
         """The keys are known, the values are not."""
         self._keys, self._make = dict.fromkeys(keys), make
 
     def __getitem__(self, key: str) -> V:
-        """Made now."""
+        """Compute the value."""
         self._keys[key]
         return self._make(key)
 
     def __contains__(self, key: object) -> bool:
-        """Told without making anything."""
+        """Without computing a value."""
         return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
@@ -32,7 +32,7 @@ class LazyMap(Mapping[str, V]):
 
 
 class LazyList(Sequence[V]):
-    """``make(item)`` for every item, anew at every access."""
+    """``make(item)`` for every item, computed on every access."""
 
     def __init__(self, items: Iterable[Any], make: Callable[[Any], V]) -> None:
         """The items are known, the values are not."""
@@ -43,7 +43,7 @@ class LazyList(Sequence[V]):
     @overload
     def __getitem__(self, place: slice) -> "LazyList[V]": ...
     def __getitem__(self, place: int | slice) -> "V | LazyList[V]":
-        """Made now; a slice is lazy too."""
+        """Compute the value; a slice is lazy too."""
         if isinstance(place, slice):
             return LazyList(self._items[place], self._make)
         return self._make(self._items[place])

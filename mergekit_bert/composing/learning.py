@@ -1,4 +1,4 @@
-"""Learning on rows without labels: what models answer to them, and the objective that methods share."""
+"""Learning on unlabelled rows: features and outputs of models, and the base class of the methods' objectives."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ _SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model gives for rows: the first token's features after the last layer, and the head's outputs.
+    """A model's results for rows: the features that the head uses, and the head's outputs.
 
-    ``hidden`` are the states after every layer but the last, of all tokens, row after row; empty if not asked for.
+    ``hidden`` are the states of all tokens after every layer but the last; empty if not requested.
     """
 
     features: Float[Tensor, "rows width"]
@@ -41,13 +41,13 @@ class Answers:
 
 
 class FeatureExtractor:
-    """A classifier whose features, and with ``hidden`` the states between its layers, can be read beside its outputs.
+    """A classifier that returns features and, with ``hidden``, the states between its layers, besides its outputs.
 
     ``local``: no gradient passes from a layer to those below it.
     """
 
     def __init__(self, model: Classifier, hidden: bool = False, local: bool = False) -> None:
-        """Listen at the layers and the end of the encoder; the model is the caller's own."""
+        """Register hooks at the layers and the end of the encoder; the caller must not share the model."""
         self.model, self.hidden = model, hidden
         self._seen: list[Tensor] = []
         self._states: list[Tensor] = []
@@ -102,31 +102,31 @@ def expert_answers(encoder: Encoder, part: Part, tokens: Tokens) -> Answers:
 
 
 class MergeObjective(Objective):
-    """What a merge makes small: the rate rises over a tenth of the steps, then falls; nothing is decayed or scored."""
+    """The objective of a merge: warm-up over a tenth of the steps, then linear decay; no weight decay, no score."""
 
     error = CompositionError
     if_diverged = "use a smaller lr (`options` lr=…)"
-    if_broken = "remove it: the merge then begins anew"
+    if_broken = "remove it to start the merge again"
 
     def __init__(
         self, title: str, parameters: Mapping[str, nn.Parameter], steps: int, lr: float, decided_by: Json
     ) -> None:
-        """``decided_by`` is everything that determines the run but the source code; under another it begins anew."""
+        """``decided_by`` is everything except the source code that determines the run; if it differs, it restarts."""
         self.title, self.parameters, self.steps, self.lr = title, parameters, steps, lr
         self.warmup = max(1, round(0.1 * steps))
         self.run = {"merge": fingerprint({"run": decided_by, "made_by": made_by()})}
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters alike."""
+        """All parameters in one group."""
         return [{"params": list(self.parameters.values()), "lr": self.lr}]
 
     def continues(self, path: Path, run: Mapping[str, Any]) -> bool:
-        """Whether it is the same merge; another's is passed over. Raises OutputError for that of a training run."""
+        """Whether the checkpoint is of the same merge; others are ignored. Raises OutputError for a training run's."""
         if "merge" not in run:
             raise OutputError(
                 str(path),
                 "the checkpoint of an unfinished training run",
-                "a place of its own",
+                "another place for the merge",
                 "choose another `out`, or finish that run with `resume`",
             )
         return dict(run) == self.run
@@ -135,8 +135,8 @@ class MergeObjective(Objective):
 def descend(objective: MergeObjective, folder: Path | None = None, show: bool = False) -> list[float]:
     """Run ``objective``; returns the loss of every step.
 
-    A run that was killed goes on from its checkpoint in ``folder``, which is gone when it has ended. Raises
-    CompositionError for a loss that is not finite or a broken checkpoint.
+    An interrupted run resumes from its checkpoint in ``folder``, which is removed at the end. Raises CompositionError
+    for a loss that is not finite or a broken checkpoint.
     """
     losses = minimise(objective, folder, _SAVE_SECONDS, show=show).progress.losses
     if folder is not None:

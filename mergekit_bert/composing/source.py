@@ -1,4 +1,4 @@
-"""What decides a merge and its answers beside its inputs: kept work of another program or machine is not taken up."""
+"""The code version and machine that a merge's result depends on: checkpoints and caches of others are not used."""
 
 import functools
 import hashlib
@@ -16,16 +16,15 @@ _DECIDING = ("hardware.py", "data", "encoder", "adapters", "models", "training",
 
 
 _SESSION = secrets.token_hex(16)
-"""Stands for the source of a plug-in that has none: what it made is not taken up by another process."""
+"""Used for plug-ins whose source code is not available: their results are not reused by other processes."""
 
 
 def made_by() -> dict[str, str]:
-    """What a finished merge owes to the program and the machine, whatever it is of.
+    """Everything besides its inputs that the result of a merge depends on.
 
-    A SHA-256 over the source that decides its answers, versions, the processor, and a SHA-256 over the source of the
-    plug-ins of others that have been loaded, where there are any. The precision that ``auto`` picks
-    is not among these, since it is found by timing: another pick on the same machine would lose what is finished. A
-    method that picks one tells it in what it learned.
+    A SHA-256 of the relevant source code, versions, the processor, and a SHA-256 of the source of loaded third-party
+    plug-ins, if any. The precision chosen by ``auto`` is not included, because it is chosen by timing and finished
+    results would be lost if it changed. Methods that choose a precision record it in their trace.
     """
     foreign = sorted({text for record in added_records() for text in _sources(record)})
     return _program() | ({"plugins": hashlib.sha256("\0".join(foreign).encode()).hexdigest()} if foreign else {})

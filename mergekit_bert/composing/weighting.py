@@ -1,8 +1,8 @@
-"""Weights that are learned: the merged model as a differentiable function of them, over the frozen encoder.
+"""Learned weights: the merged model as a differentiable function of the weights, on the frozen encoder.
 
-Beside every site stand the factors of all adapters, ``x Aᵀ`` times the weights, then ``Bᵀ``: a step costs little more
-than the bare encoder's, and nothing of the size of ``W`` is made. What is learned multiplies the weights that the user
-gave, so that those scale the result.
+Every site also computes ``x Aᵀ`` with the factors of all adapters, times the weights, times ``Bᵀ``: a step costs little
+more than with the bare encoder, and no matrix of the size of ``W`` is formed. The learned weights are multiplied with
+those that the user gave, so that these scale the result.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from mergekit_bert.option import option
 from mergekit_bert.training.objective import Term
 
 _LAST = 10
-"""The last loss is the mean over so many steps."""
+"""Number of final steps whose mean is reported as the last loss."""
 
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """What all methods that learn weights can be told."""
+    """The options of all methods that learn weights."""
 
     start: float = option(0.3, "Weight of every adapter before the first step.")
     steps: int = option(100, "Steps of the optimizer.", low=0)
@@ -46,7 +46,7 @@ class WeightOptions:
 
 
 class _Shifted(Classifier):
-    """A classifier some of whose parameters are worked out anew in every forward pass."""
+    """A classifier that computes some of its parameters in every forward pass."""
 
     def __init__(self, inner: Classifier, values: Callable[[], dict[str, Tensor]]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Blend:
         return (self.weights * self._own).sum(1) / self._own.sum(1)
 
     def model(self, part: Part, own: TaskSpecific) -> Classifier:
-        """The merged model under what is one task's own; it reads the weights in every forward pass."""
+        """The merged model with one task's parameters; it reads the weights in every forward pass."""
         folded = fold(self.encoder, own)
         inner = classifier(folded, part.task, part.head)
         model = _Shifted(inner, partial(self._shifted, dict(folded.model.named_parameters())))
@@ -119,7 +119,7 @@ class Blend:
         return {name: old[name] + change for name, change in changes.items()}
 
     def _beside(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        """What adds ``Σ λi Δi x`` to the output of a linear layer."""
+        """A forward hook that adds ``Σ λi Δi x`` to the output of a linear layer."""
         device, column = self.weights.device, self.column[site]
         parts = {
             place: factors(finite_delta(merge_input, site))
@@ -139,7 +139,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Student:
-    """One task: its part as it was trained, the merged model under its head, and its rows."""
+    """The merged model with one task's head, the task's trained part, and its rows."""
 
     part: Part
     model: Classifier
@@ -147,13 +147,13 @@ class Student:
 
 
 Loss = Callable[[list[int]], Float[Tensor, ""]]
-"""Of some rows of a task, their mean."""
+"""The mean loss of some rows of a task, by index."""
 
 
 def learn_weights(
     context: LearningContext, title: str, cell: Callable[[str], str], loss_of: Callable[[Student], Loss]
 ) -> Learned:
-    """Weights for every adapter and cell of sites that make the sum of the tasks' losses small."""
+    """Weights for every adapter and cell of sites that minimise the sum of the tasks' losses."""
     options: WeightOptions = context.options
     # Sorted, so that the order of the inputs does not change any sum.
     merge_inputs = sorted(context.merge_inputs, key=lambda merge_input: merge_input.name)
@@ -205,7 +205,7 @@ class _TasksLoss(MergeObjective):
 
 
 def _term(loss: Loss, run: list[int], share: float, weights: Tensor) -> Term:
-    """A part of a step's loss, which always has a gradient: zero where no weight has a say in it."""
+    """A part of a step's loss that always has a gradient: zero if it does not depend on any weight."""
     return lambda: share * loss(run) + 0 * weights.sum()
 
 

@@ -1,4 +1,4 @@
-"""A method within a method: Deltas are changed, merged by another method, and the result is changed back."""
+"""Methods that transform the Deltas, merge them by another method, and transform the result back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ INNER = ("task_arithmetic", "ties", "breadcrumbs", "tsv", "iso_c", "iso_cts", "w
 
 
 def merge_within(site: Site, enter: Enter) -> Delta:
-    """Enter, merge by ``site.options.inner``, leave."""
+    """Transform the site, merge by ``site.options.inner``, and transform the result back."""
     here = _present(site)
     if not here.deltas:
         return zero(site.deltas[0].shape)

@@ -1,6 +1,6 @@
-"""Plain Hugging Face folders: a whole model for one task, which ``AutoModelForSequenceClassification`` loads as it is.
+"""Plain Hugging Face folders: a whole model for one task, which ``AutoModelForSequenceClassification`` can load.
 
-Beside transformers' files lies ``mbert.json``: the task, the base and the provenance, so that mbert can score it too.
+The additional file ``mbert.json`` records the task, the base and the provenance, so that mbert can score the model.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class _Seen(Schema):
 
 
 class _Record(Schema):
-    """The layout of ``mbert.json``: what every folder says, and what a merge or an adapter adds."""
+    """The schema of ``mbert.json``: fields of every folder, and those added for a merge or an adapter."""
 
     format: int
     kind: Name = "full"
@@ -141,16 +141,16 @@ class Loaded:
 
     @property
     def encoder(self) -> Encoder:
-        """Raises CompositionError: there is none that several tasks share."""
+        """Raise CompositionError: the model has one task and contains its encoder."""
         raise CompositionError(self.where, "a model folder", "a file of several tasks", "call predict")
 
     @property
     def shared(self) -> Encoder:
-        """As :attr:`encoder`."""
+        """See :attr:`encoder`."""
         return self.encoder
 
     def own_parts(self) -> Sequence[Any]:
-        """None."""
+        """No task-specific parameters."""
         return ()
 
     def ready(self, task: Task) -> Ready:
@@ -161,9 +161,9 @@ class Loaded:
 
 
 def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
-    """Write ``model`` whole, its weights in float32.
+    """Write the whole ``model``, its weights in float32.
 
-    A regression's range goes into the last layer, so that the folder's output is the value itself, and the model's too.
+    A regression's range is folded into the last layer, of ``model`` too, so that the output is the value itself.
     """
     head = {name: weight.detach() for name, weight in model.head().items()}
     with folder_in_parts(path, head, encoder, task, record) as put:
@@ -176,9 +176,9 @@ def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, re
 def folder_in_parts(
     path: Path, head: Mapping[str, Tensor], encoder: Encoder, task: Task, record: Mapping[str, Any]
 ) -> Iterator[Callable[[str, Tensor], None]]:
-    """The same, for a model that is never there as a whole: yields ``put(name, weight)`` for the encoder's parameters.
+    """Write a model parameter by parameter, without having it in memory: yields ``put(name, weight)``.
 
-    They come in any order, in float32. Raises OutputError for a value that is not finite.
+    The encoder's parameters can be put in any order, in float32. Raises OutputError for a value that is not finite.
     """
     model, head_record = bare_head(encoder.config, task, head, nn.Identity()), head_of(head)
     scale_head(model, task)
@@ -235,14 +235,14 @@ def read_folder(path: Path) -> FullModel:
     where = str(path / RECORD)
     remedy = "give a folder written by `mbert finetune` or `mbert merge --dense`"
     if not (path / RECORD).is_file():
-        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy)
+        raise ModelFileError(where, "no such file", "a model folder of mbert", remedy)
     try:
         value = read_mapping(path / RECORD)
         if value.get("format") != _FORMAT:
             raise DocumentError(f"format version {value.get('format')!r}")
         record = validate(_Record, value)
     except OSError as error:
-        raise ModelFileError(where, "no such file", "a model folder of mbert's", remedy) from error
+        raise ModelFileError(where, "no such file", "a model folder of mbert", remedy) from error
     except (DocumentError, SchemaError, MbertError) as error:
         raise ModelFileError(where, f"broken ({error})", "a record as mbert writes it", remedy) from error
     return FullModel(path, record.task, record.max_length, record.base, value)

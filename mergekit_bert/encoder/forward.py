@@ -1,4 +1,4 @@
-"""The forward pass over many rows: the one place where rows become outputs, for training's checks and all else."""
+"""The forward pass over many rows, used for all predictions, scores and checks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def forward_rows(
     dtype: torch.dtype = torch.float32,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Float[np.ndarray, "rows out"]:
-    """Outputs of every row, in the rows' order; ``tick`` is told how many rows are done."""
+    """Outputs of every row, in the rows' order; ``tick`` is called with the number of finished rows."""
     device = next(model.parameters()).device
     outputs: dict[int, np.ndarray] = {}
     with torch.inference_mode(), autocast(dtype, device):
@@ -44,7 +44,7 @@ def outputs_of(model: Classifier, batch: Batch) -> Float[Tensor, "rows out"]:
 
 
 def embed_rows(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "sequences width"]:
-    """The mean of the last states of every sequence, row by row: what a head that reads all tokens makes outputs of."""
+    """The mean of the last hidden states of every sequence, row by row: the input of a head that reads all tokens."""
     vectors: dict[int, np.ndarray] = {}
     with torch.inference_mode():
         for batch in tokens.in_order():
@@ -55,7 +55,7 @@ def embed_rows(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "sequence
 
 
 def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows out"]:
-    """Outputs of every row as transformers computes them, padded: what packed ones are checked against."""
+    """Outputs of every row computed by transformers with padding, to check packed ones."""
     device, batch = next(model.parameters()).device, tokens.batch(list(range(len(tokens))))
     _check_tokens(model.encoder, batch)
     with torch.inference_mode():
@@ -65,10 +65,10 @@ def padded_outputs(model: Classifier, tokens: Tokens) -> Float[np.ndarray, "rows
 
 
 def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...] = (), every_token: bool = False) -> Any:
-    """What an encoder's tree gives for the sequences of ``batch``, for a head to read.
+    """The encoder's outputs for the sequences of ``batch``, as input of a head.
 
-    Whose the rows are is said by ``adapters`` (rising). ``every_token``: the last state of a sequence is the mean of
-    its tokens, ``(sequences, 1, width)``.
+    ``adapters`` are the numbers of the rows' adapters, in rising order. ``every_token``: the last state of a sequence
+    is the mean of its tokens, ``(sequences, 1, width)``.
     """
     counts = batch.counts if adapters else ()
     owners = tuple(owner for owner, count in zip(adapters, counts, strict=True) for _ in range(count))
@@ -80,7 +80,7 @@ def encode(encoder: nn.Module, batch: Batch, adapters: tuple[int, ...] = (), eve
 
 
 def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int, ...], every_token: bool) -> Any:
-    """Run ``model`` without padding where the architecture allows it."""
+    """Run ``model`` without padding if the architecture allows it."""
     _check_tokens(encoder, batch)
     device = next(model.parameters()).device
     layout = packing.Layout(batch.lengths, device, adapters, every_token)
@@ -93,7 +93,7 @@ def _run(model: nn.Module, encoder: nn.Module, batch: Batch, adapters: tuple[int
 
 
 def _check_tokens(encoder: Any, batch: Batch) -> None:
-    """Raise EncoderError for a token that the encoder has no embedding of: its tokenizer is another model's."""
+    """Raise EncoderError for a token without an embedding, because the tokenizer belongs to another model."""
     sizes = {
         "input_ids": encoder.get_input_embeddings().num_embeddings,
         "token_type_ids": getattr(encoder.config, "type_vocab_size", 0),

@@ -1,8 +1,7 @@
-"""What a head is: from what the encoder gives for the texts of a row to the outputs of its task.
+"""The interface of heads, which compute the outputs of a task from the encoder's last states.
 
-Everything that differs between heads is said here, once for each head, in one file of
-:mod:`mergekit_bert.encoder.heads`; no other module asks which head it has. A regression's head gives its value on
-0…1; the task's range scales it.
+Everything that differs between heads is in the head's file in :mod:`mergekit_bert.encoder.heads`; no other module
+checks which head it has. A regression's head returns a value in 0…1, which is scaled to the task's range.
 """
 
 import copy
@@ -25,10 +24,10 @@ NATIVE = "native"
 
 
 class Classifier(nn.Module, ABC):
-    """An encoder tree of its own under a head: ``forward(**inputs)`` gives outputs of shape (rows, outputs).
+    """An encoder's module tree with a head: ``forward(**inputs)`` returns outputs of shape (rows, outputs).
 
-    The parameters of the encoder begin with ``encoder_prefix``, those of the head with ``head_prefix``. A row is
-    ``sequences`` token sequences. ``every_token``: the head reads all tokens, not the first of a sequence alone.
+    The names of the encoder's parameters begin with ``encoder_prefix``, those of the head with ``head_prefix``. A row
+    is ``sequences`` token sequences. ``every_token``: the head reads all tokens, not only the first of each sequence.
     """
 
     encoder_prefix: str
@@ -43,7 +42,7 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def features(self, states: Float[Tensor, "_ _ width"]) -> Float[Tensor, "rows features"]:
-        """What the head reads of the last layer's states, in a forward pass under way."""
+        """The part of the last layer's states that the head uses, during a forward pass."""
 
     def head(self) -> dict[str, nn.Parameter]:
         """The head's parameters by name."""
@@ -70,10 +69,10 @@ class Classifier(nn.Module, ABC):
 
 
 class Head(ABC):
-    """A head. Its tensors are called ``<name>.<tensor>``, which tells whose they are; the native head's as they are.
+    """A head. Its tensors are named ``<name>.<tensor>``; those of the native head have transformers' names.
 
-    ``apart``: the texts of a row are encoded as sequences of their own, not together as one. ``every_token`` is that of
-    its classifiers; a head that reads all tokens reads no pooler of the encoder's.
+    ``apart``: the texts of a row are encoded as separate sequences, not together as one. ``every_token`` is that of its
+    classifiers; a head that reads all tokens does not use the encoder's pooler.
     """
 
     name: str
@@ -85,33 +84,33 @@ class Head(ABC):
     """Whether it is transformers' own, which ``AutoModelForSequenceClassification`` loads."""
 
     def check(self, task: Task) -> None:  # noqa: B027 (most heads answer every task)
-        """Raise TrainingError for a task that it cannot answer."""
+        """Raise TrainingError for a task that it does not support."""
 
     def reads(self, name: str) -> bool:
-        """Whether its outputs depend on the encoder's site or parameter called so."""
+        """Whether its outputs depend on the encoder's site or parameter ``name``."""
         return not (self.every_token and of_the_head(name))
 
     @abstractmethod
     def over(self, config: Any, task: Task, under: nn.Module) -> Classifier:
-        """A classifier for ``task`` over any module, as it fits on encoders of ``config``, its values not yet set."""
+        """A classifier for ``task`` on the module ``under``, for encoders of ``config``, uninitialised."""
 
     def output_layer(self, model: Classifier) -> nn.Linear | None:
-        """The linear layer that gives the outputs of ``model``: in a folder, a regression's range is folded into it.
+        """The linear layer that computes the outputs of ``model``: for folders, a regression's range is folded into it.
 
-        None where none does: the folder's outputs are then on 0…1, and whoever reads it scales them.
+        None if there is none: the folder's outputs are then in 0…1 and scaled by the reader.
         """
         return None
 
     @abstractmethod
     def prefix(self, model: Classifier) -> str:
-        """How the names of the encoder's weights begin in a Hugging Face folder."""
+        """The prefix of the encoder's weights in a Hugging Face folder."""
 
     @abstractmethod
     def write_config(self, folder: Path, model: Classifier, encoder: nn.Module, task: Task) -> None:
-        """Write what a Hugging Face folder has beside the encoder's weights and the tokenizer."""
+        """Write the files of a Hugging Face folder other than the encoder's weights and the tokenizer."""
 
     def start(self, model: Classifier, task: Task, config: Any, source: torch.Generator) -> None:
-        """Set the values of a fresh head."""
+        """Initialise a new head."""
         for name, parameter in model.head().items():
             reset(name, parameter, config, source)
 
@@ -136,6 +135,6 @@ HEADS: Registry[Head] = Registry(
 
 
 def head_of(tensors: Iterable[str]) -> Head:
-    """The head whose tensors are called so."""
+    """The head that has tensors of these names."""
     owners = {name.partition(".")[0] for name in tensors}
     return HEADS.get(next((name for name in HEADS.names() if owners == {name}), NATIVE))

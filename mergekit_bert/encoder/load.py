@@ -1,7 +1,7 @@
 """Encoders: a Hugging Face model and its tokenizer, frozen, with fingerprints of both.
 
-An :class:`Encoder` is never edited. Whoever wants a changed model takes
-:func:`~mergekit_bert.encoder.classifier.classifier`, a module tree of its own that shares the encoder's tensors.
+An :class:`Encoder` is never edited. For a changed model, :func:`~mergekit_bert.encoder.classifier.classifier` makes a
+copy of the module tree that shares the encoder's tensors.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Encoder:
 
     @property
     def pad_token(self) -> int:
-        """The id of the padding token (0 where the tokenizer has none: padding is masked in any case)."""
+        """The id of the padding token (0 if the tokenizer has none, because padding is masked anyway)."""
         return int(self.tokenizer.pad_token_id or 0)
 
     @property
@@ -60,7 +60,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Base:
-    """Which encoder a model was made from: a name for people, fingerprints for certainty."""
+    """The identity of the encoder that a model was trained on: its name and fingerprints."""
 
     name: BaseName
     fingerprint: Sha256
@@ -102,7 +102,7 @@ def open_base(name: str | Path) -> Pretrained:
 def load_encoder(name: str | Path) -> Encoder:
     """Load ``minilm``, a local folder or a Hub name; raises EncoderError or MissingExtraError.
 
-    Nothing in the folder is run, and it is refused where it asks for more than its weights account for.
+    No code in the folder is run, and a folder that describes a larger model than its weights is refused.
     """
     found = open_base(name)
     with global_seed_kept():
@@ -126,7 +126,7 @@ def load_encoder(name: str | Path) -> Encoder:
 
 
 def try_out(model: Any, tokenizer: Any) -> None:
-    """Encode a word: a configuration that fits the weights' shapes may still be one that cannot run."""
+    """Encode a word, because a configuration that fits the shapes of the weights may still fail to run."""
     with torch.inference_mode():
         model(**tokenizer("a", return_tensors="pt").to(default_device()))
 
@@ -153,7 +153,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def longest(model: nn.Module, config: Any, tokenizer: Any) -> int:
-    """The model's positions less those that its family (RoBERTa's) never gives to a token: padding_idx and below."""
+    """The number of positions, without those that RoBERTa-like models never use: padding_idx and below."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -162,7 +162,7 @@ def longest(model: nn.Module, config: Any, tokenizer: Any) -> int:
 
 
 def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], config: Any) -> None:
-    """Give weights that the checkpoint lacks (a pooler, say) values that are the same at every load."""
+    """Initialise weights that the checkpoint lacks (such as a pooler) with the same values at every load."""
     parameters = dict(model.named_parameters())
     lacking = sorted(name for name in parameters if f"{prefix}.{name}" in missing)
     if len(lacking) > len(parameters) / 2:
@@ -177,7 +177,7 @@ def _fill_missing(name: str, model: nn.Module, prefix: str, missing: set[str], c
         reset(key, parameters[key], config, source)
     if lacking:
         warnings.warn(
-            f"base {name!r}: the checkpoint lacks {', '.join(lacking)}; fixed random values stand in",
+            f"base {name!r}: the checkpoint lacks {', '.join(lacking)}; fixed random values are used instead",
             MbertWarning,
             stacklevel=3,
         )

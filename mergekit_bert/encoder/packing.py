@@ -1,12 +1,12 @@
-"""Packing: rows end to end without padding, ``(1, tokens, width)``, through transformers' own modules.
+"""Packing: concatenated rows without padding, ``(1, tokens, width)``, in transformers' own modules.
 
-A transformers model is told of row boundaries in two places, and no architecture is copied. Attention, the only part
-in which tokens meet, is a function registered with transformers' attention interface. And where the head
-reads the first token of each row alone, the last layer drops the others as soon as attention is over: from there on
-tensors have the shape ``(rows, 1, width)``, which the pooler and the head take for rows of one token.
+No architecture is reimplemented; row boundaries matter in two places only. Attention, the only operation across tokens,
+is a function registered with transformers' attention interface. And if the head uses only the first token of each row,
+the last layer drops the others right after attention: from there on tensors have the shape ``(rows, 1, width)``, which
+the pooler and the head treat as rows of one token.
 
-The layout of a forward pass is an argument of :func:`laid_out`, carried to those places by a context variable, never by
-a module, so that threads do not disturb each other.
+The layout of a forward pass is an argument of :func:`laid_out`. A context variable passes it to these places, not the
+modules, so that threads do not affect each other.
 """
 
 import contextlib
@@ -27,30 +27,30 @@ ATTENTION = "mbert"
 """The name of our attention in transformers' interface."""
 
 _PACKED = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"}
-"""Model types in which tokens meet in attention alone and a head reads the first one. All others are padded."""
+"""Model types in which only attention works across tokens and the head reads the first token. Others are padded."""
 
 _COUNTED = {"roberta", "xlm-roberta", "camembert"}
-"""Model types that count positions from ``padding_idx + 1``, passing over tokens that are the padding token."""
+"""Model types whose positions start at ``padding_idx + 1`` and skip padding tokens."""
 
 _NEAR = 0.75
-"""Rows are attended to together if none is shorter than this share of the longest among them."""
+"""Rows share an attention block if none is shorter than this share of the longest."""
 
 _POST_ATTENTION = ("attention.output", "sa_layer_norm")
-"""What follows attention in a layer and takes all that later parts need: BERT's family, DistilBERT."""
+"""The module after attention in a layer: BERT and similar models, DistilBERT."""
 
 _SELF_ATTENTION = ("attention.self", "attn", "attention")
-"""What calls the attention function in a layer: BERT's family, ModernBERT, DistilBERT."""
+"""The module that calls the attention function in a layer: BERT and similar models, ModernBERT, DistilBERT."""
 
 PREFIX = "prefix"
-"""The name under which a module of attention has a child that gives what its rows see before their tokens."""
+"""The name of the child of an attention module that returns the prefixes of the rows."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of near length as one padded block for attention, ``(rows, heads, width, …)``.
+    """Rows of similar length as one padded block for attention, ``(rows, heads, width, …)``.
 
-    ``rows`` are their places in the batch. ``slots`` says which of the batch's ``tokens · heads`` vectors lies in each
-    slot of the block (in a padded slot, the row's first). ``keep`` is False where a slot is padded; None where none is.
+    ``rows`` are their indices in the batch. ``slots`` has the index of the batch's ``tokens · heads`` vectors for each
+    slot of the block (for padding, the row's first). ``keep`` is False for padding; None if there is no padding.
     """
 
     rows: Int[Tensor, "rows"]
@@ -60,7 +60,7 @@ class Block:
 
 
 class Prefix(NamedTuple):
-    """Keys and values that each row sees before those of its tokens; ``keep``: which are its own (None: all)."""
+    """Keys and values that precede those of each row's tokens; ``keep``: which of them the row has (None: all)."""
 
     keys: Float[Tensor, "rows heads length width"]
     values: Float[Tensor, "rows heads length width"]
@@ -87,9 +87,9 @@ def runs(adapters: Sequence[int]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a batch lie, and, where many adapters meet, whose they are: ``adapters`` by number, rising.
+    """The lengths of a batch's rows and, if it mixes adapters, the adapter of each row: ``adapters``, in rising order.
 
-    ``every_token``: the head reads all tokens, and none is dropped.
+    ``every_token``: the head reads all tokens, so none is dropped.
     """
 
     lengths: tuple[int, ...]
@@ -161,7 +161,7 @@ _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 @contextlib.contextmanager
 def laid_out(layout: Layout) -> Iterator[None]:
-    """Inside the block, this thread's forward passes take rows that lie as ``layout`` says."""
+    """Inside the block, this thread's forward passes use ``layout``."""
     token = _LAYOUT.set(layout)
     try:
         yield
@@ -170,22 +170,22 @@ def laid_out(layout: Layout) -> Iterator[None]:
 
 
 def pieces(x: Float[Tensor, "... width"]) -> list[Piece]:
-    """Whose the vectors of ``x`` are in this forward pass: packed tokens, or one vector a row."""
+    """The vectors of ``x`` by adapter in this forward pass: packed tokens, or one vector per row."""
     layout = _LAYOUT.get()
     if layout is None or not layout.adapters:
-        raise RuntimeError("a routed module needs a layout that says whose the rows are")
+        raise RuntimeError("a routed module needs a layout with adapters")
     count = x.shape[:-1].numel()
     if count == len(layout.positions):
         return layout.token_pieces
     if layout.every_token and count == 1:  # BERT's pooler, which no head reads then
         return []
     if count != len(layout.lengths):
-        raise RuntimeError(f"a routed module got {count} vectors, not one a row or one a token")
+        raise RuntimeError(f"a routed module got {count} vectors, expected one per row or one per token")
     return layout.row_pieces
 
 
 def owned(count: int) -> list[Piece]:
-    """Whose ``count`` tokens or rows are in this forward pass: all adapter 0's where no layout names adapters."""
+    """``count`` tokens or rows by adapter in this forward pass: all adapter 0's if the layout has no adapters."""
     layout = _LAYOUT.get()
     if layout is None or not layout.adapters:
         return [Piece(0, 0, count)]
@@ -193,7 +193,7 @@ def owned(count: int) -> list[Piece]:
 
 
 def enable(model: nn.Module) -> None:
-    """Prepare a transformers encoder for packed rows, where its architecture allows it. Padded rows still work."""
+    """Prepare a transformers encoder for packed rows, if its architecture allows it. Padded rows still work."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
@@ -225,7 +225,7 @@ def enabled(model: nn.Module) -> bool:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The encoder's layers, the lowest first; none where they cannot be told."""
+    """The encoder's layers, the lowest first; empty if they cannot be identified."""
     config: Any = model.config
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
     return list(stacks[0]) if len(stacks) == 1 else []

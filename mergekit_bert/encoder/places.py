@@ -1,4 +1,4 @@
-"""Where an encoder's files lie: in the embedded package, in a folder, or, for a name on the Hub, in its cache."""
+"""Locates an encoder's files: in the embedded package, in a folder, or, for a name on the Hub, in its cache."""
 
 import importlib.util
 import os
@@ -32,10 +32,10 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "*.codes", "model*.safetensors")
 
 
 def base_folder(name: str | Path) -> Path:
-    """The folder of ``minilm``, of a local folder or of a Hub name, downloaded where it is not cached.
+    """The folder of ``minilm``, of a local folder, or of a name on the Hub, downloaded unless it is cached.
 
-    Of a Hub name only configuration, tokenizer and safetensors are taken, no code and no pickles. Raises EncoderError
-    or MissingExtraError.
+    From the Hub only configuration, tokenizer and safetensors are downloaded, no code and no pickles. Raises
+    EncoderError or MissingExtraError.
     """
     if str(name) == MINILM:
         return minilm_folder()
@@ -60,7 +60,7 @@ def _snapshot(name: str) -> Path:
 
 
 def minilm_folder() -> Path:
-    """Where the embedded default lies; every file in it is checked by SHA-256 before use."""
+    """The folder of the embedded default encoder; every file in it is checked by SHA-256 before use."""
     package = importlib.util.find_spec(_MINILM_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(

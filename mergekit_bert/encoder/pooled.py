@@ -1,4 +1,4 @@
-"""Heads on pooled tokens: the mean of a sequence's last states, and whatever makes outputs of the means of a row."""
+"""Heads on mean-pooled tokens: a module computes the outputs from the means of a row's sequences."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -78,7 +78,7 @@ class PooledHead(Head):
         return head.linear if isinstance(head, Linear) else None
 
     def prefix(self, model: Classifier) -> str:
-        """The encoder stands by itself."""
+        """No prefix: the folder contains the encoder alone."""
         return ""
 
     def write_config(self, folder: Path, model: Classifier, encoder: nn.Module, task: Task) -> None:
@@ -99,12 +99,12 @@ class PooledHead(Head):
 
 
 class PairHead(PooledHead):
-    """A head that compares two texts, each encoded by itself: its module takes their means, (rows, 2, width)."""
+    """A head that compares two texts, encoded separately: its module takes their means, (rows, 2, width)."""
 
     apart = True
 
     def check(self, task: Task) -> None:
-        """Raise TrainingError for a task that has not two texts."""
+        """Raise TrainingError unless the task has two texts."""
         if len(task.text) != 2:
             columns = ", ".join(task.text)
             raise TrainingError(

@@ -27,7 +27,7 @@ _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 _LOADING = RLock()
 """Held while transformers is quiet: how loud it is, is one setting for all threads."""
 _CALLS_A_TENSOR, _CALLS = 32, 2**12
-"""How many operations building a model may take: about 6 a tensor, and half of the tensors may be missing."""
+"""Limit of operations for building a model: about 6 are needed per tensor, and half of the tensors may be missing."""
 _TOKENIZER = re.compile(r"\w{1,60}(Tokenizer|TokenizerFast|Backend)")
 _SPARE = 2**24
 """Values that a model may have beyond those of its weights: buffers, a head."""
@@ -35,7 +35,7 @@ _SPARE = 2**24
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A vetted folder: its configuration, and its weights as they lie on disk; ``where`` is what messages call it."""
+    """A vetted folder: its configuration, and its weights on disk; ``where`` is its name in messages."""
 
     folder: Path
     where: str
@@ -56,7 +56,7 @@ class Pretrained:
         return shell
 
     def load(self) -> tuple[Any, set[str]]:
-        """The model in float32 on the CPU, and the names of those parameters that the folder does not hold."""
+        """The model in float32 on the CPU, and the names of parameters that are missing in the folder."""
         shell = self.shell()
         with quiet_transformers(), one_line(self.where):
             shell, info = type(shell).from_pretrained(
@@ -98,7 +98,7 @@ class Pretrained:
 
 
 def open_pretrained(folder: Path, where: str) -> Pretrained:
-    """Read what ``folder`` says of itself; raises EncoderError."""
+    """Vet ``folder`` and read its configuration; raises EncoderError."""
     with quiet_transformers(), one_line(where):
         vetted, tensors = vet_folder(folder, where), StoredTensors(folder)
         return Pretrained(folder, where, vetted, tensors, _config(folder, where, vetted, tensors))
@@ -150,7 +150,7 @@ def _check_tokenizer_class(where: str, name: str | None) -> None:
 
 
 def _check_shapes(where: str, shell: Any, tensors: StoredTensors) -> None:
-    """Raise EncoderError where the weights on disk do not account for the model that the configuration describes."""
+    """Raise EncoderError unless the weights on disk account for the model that the configuration describes."""
     prefix = f"{shell.base_model_prefix}."
     shapes = {present_name(name).removeprefix(prefix): shape for name, shape in tensors.shapes.items()}
     missing = sum(buffer.numel() for buffer in shell.buffers())
@@ -169,7 +169,7 @@ def _check_shapes(where: str, shell: Any, tensors: StoredTensors) -> None:
 
 
 def present_name(name: str) -> str:
-    """A parameter's name as transformers has it now."""
+    """A parameter's current name in transformers."""
     for old, new in _OLD_NAMES.items():
         name = name.replace(old, new)
     return name
@@ -180,7 +180,7 @@ class _TooLargeError(Exception):
 
 
 class _Limited(TorchFunctionMode):
-    """Ends the building of a model after so many operations of torch's."""
+    """Stops building a model after a number of torch operations."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ def told_as(kind: type[MbertError]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' report of the head that it had to make up (mbert brings its own)."""
+    """Silence transformers, which reports newly initialised heads (mbert has its own)."""
     from transformers.utils import logging
 
     with _LOADING:

@@ -1,4 +1,4 @@
-"""Ready: a task's classifier with all that it takes to answer rows of texts."""
+"""A task's classifier with everything needed to predict rows of texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mergekit_bert.encoder.head import Classifier
 
 @dataclass(frozen=True)
 class Ready:
-    """A classifier, what makes tokens of rows (cut at ``max_length``), and what puts outputs in the task's units."""
+    """A classifier; ``tokens`` tokenises rows, truncated to ``max_length``, ``units`` scales outputs to task units."""
 
     model: Classifier
     tokens: Callable[[Rows], Tokens]

@@ -21,11 +21,11 @@ TARGETS = {
     "attention": ("query", "key", "value", "qkv", "attention_out"),
     "all-linear": None,
 }
-"""Target sets by name. Where q, k and v are one layer (ModernBERT), it counts as each of them."""
+"""Target sets by name. If q, k and v are one layer (ModernBERT), it counts as each of them."""
 
 
 def of_the_head(name: str) -> bool:
-    """Whether a site or parameter comes after the layers and feeds one task's head alone: BERT's pooler."""
+    """Whether a site or parameter comes after the layers and is used only by the head: BERT's pooler."""
     return name.startswith("pooler.")
 
 

@@ -1,4 +1,4 @@
-"""What a model folder must be before transformers sees it: whoever wrote the folder is not trusted.
+"""Checks of untrusted model folders before transformers reads them.
 
 transformers does what a folder says: it imports code that the folder names, fetches kernels, opens other files and
 bases, unpickles, and builds as many layers as ``config.json`` asks for. Here the folder's small files are read and
@@ -44,7 +44,7 @@ _FILE = re.compile(r"vocab|merges|\w+_(files?|object)")
 
 @dataclass(frozen=True)
 class Vetted:
-    """What the small files of a folder say: its ``config.json`` and, {} where there is none, its tokenizer's."""
+    """The configurations in a folder: ``config.json`` and the tokenizer's ({} if there is none)."""
 
     config: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
@@ -56,9 +56,9 @@ class Vetted:
 
 
 def vet_folder(folder: Path, where: str) -> Vetted:
-    """Check every file that transformers would read, apart from weights; returns what they say.
+    """Check every file that transformers would read except weights; returns the configurations.
 
-    ``where`` is what messages call the folder. Raises EncoderError.
+    ``where`` is the folder's name in messages. Raises EncoderError.
     """
     _vet_files(folder, where)
     config = read_object(folder / CONFIG, where)

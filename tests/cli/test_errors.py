@@ -249,7 +249,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "file that is text": (("predict", "file", "good"), r"file: not readable as safetensors"),
     "missing file": (("inspect", "none.safetensors"), r"none.safetensors: no such file; expected a .safetensors file"),
     "folder given as file": (("eval", "adapters"), r"adapters/mbert.json: no such file; expected a model folder"),
-    "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert's"),
+    "base given as model": (("inspect", "BASE"), r"mbert.json: no such file; expected a model folder of mbert"),
     "adapter is a folder": (
         ("merge", "adapters", "--out", "m.safetensors"),
         r"adapters: it is a folder with neither adapter_config.json",

@@ -130,7 +130,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(tmp_path: Path, f
     BROKEN[fault](tensors, told)
     write_tensors(tmp_path / CHECKPOINT, tensors, told)
     with pytest.raises(
-        CompositionError, match=r"checkpoint.safetensors: .*; remove it: the merge then begins anew"
+        CompositionError, match=r"checkpoint.safetensors: .*; remove it to start the merge again"
     ) as caught:
         run(tmp_path)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,6 @@
-"""The head that transformers' ``…ForSequenceClassification`` of the architecture puts on its encoder.
+"""The head of the architecture's ``…ForSequenceClassification`` in transformers.
 
-A model with it is a plain Hugging Face folder once it is written whole.
+A whole model with this head is written as a plain Hugging Face folder.
 """
 
 from pathlib import Path
