@@ -100,9 +100,9 @@ def _folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def default_out(task: Task, kind: str) -> Path:
+def default_out(task: Task, family: str) -> Path:
     """``adapters/<task>.safetensors``; the name of a head alone includes its type, and merges of a folder skip it."""
-    name = f"{task.name}.{kind}" if FAMILIES.get(kind).head_alone else task.name
+    name = f"{task.name}.{family}" if FAMILIES.get(family).head_alone else task.name
     return ADAPTERS / f"{name}{SUFFIX}"
 
 
@@ -127,13 +127,13 @@ def _place(out: str | Path | None, task: Task, control: manifest.Control) -> Ite
     try:
         yield path, dataclasses.replace(control, force=True)
     finally:
-        for one in (path, manifest.run_folder(path)):
-            remove(one)
+        for leftover in (path, manifest.run_folder(path)):
+            remove(leftover)
 
 
-def _check_options(options: Mapping[str, Any], *kinds: type[Options] | type[TrainConfig]) -> None:
+def _check_options(options: Mapping[str, Any], *records: type[Options] | type[TrainConfig]) -> None:
     """Raise UnknownNameError for an option that is a field of none of ``kinds``."""
-    names = list(dict.fromkeys(one.name for kind in kinds for one in dataclasses.fields(kind)))
+    names = list(dict.fromkeys(field.name for record in records for field in dataclasses.fields(record)))
     for name in options:
         if name not in names:
             raise unknown("training option", name, names)
@@ -141,7 +141,7 @@ def _check_options(options: Mapping[str, Any], *kinds: type[Options] | type[Trai
 
 def _split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of :class:`TrainConfig`, and the rest."""
-    loop = {one.name: options[one.name] for one in dataclasses.fields(TrainConfig) if one.name in options}
+    loop = {field.name: options[field.name] for field in dataclasses.fields(TrainConfig) if field.name in options}
     return loop, {name: value for name, value in options.items() if name not in loop}
 
 
@@ -336,14 +336,14 @@ def merge(
 
 def _read_all(inputs: Sequence[AnyInput], base: Base | None) -> list[MergeInput]:
     """Models and paths as merge inputs, on their base where they need it."""
-    found: list[MergeInput] = []
+    merge_inputs: list[MergeInput] = []
     load = functools.cache(load_encoder)
-    for one in inputs:
-        if isinstance(one, str | Path):
-            found += read_inputs(Path(one), _named(base), load)
+    for model in inputs:
+        if isinstance(model, str | Path):
+            merge_inputs += read_inputs(Path(model), _named(base), load)
         else:
-            found += inputs_of(one, "the inputs", _named(base), load)
-    return found
+            merge_inputs += inputs_of(model, "the inputs", _named(base), load)
+    return merge_inputs
 
 
 @checked

@@ -67,7 +67,7 @@ Private = Annotated[
 Rows = Annotated[
     int | None,
     typer.Option(
-        help="Rows per task, for methods that need rows.", show_default="the method's own number", min=1, max=MOST
+        help="Rows per task, for methods that need rows.", show_default="the method's default", min=1, max=MOST
     ),
 ]
 CalibrateRows = Annotated[

@@ -1,10 +1,10 @@
-"""Distillation as a merge: merged factors that give each task the answers of its expert.
+"""Distillation as a merge: the merged factors are fitted to the answers of each task's expert.
 
-Start from a data-free merge, then fit the merged factors on rows without labels so that the states of all tokens after
-every layer (as in TinyBERT, Jiao et al. 2020, arXiv 1909.10351), the features that the head reads, and the outputs are
-those of each task's expert. A row's states say far more than what the head reads of it. A gradient passes through all
-layers, or with ``local`` through one: Xu et al. 2025 (ProDistill, arXiv 2502.12706) fit layer by layer, one after the
-other from the lowest; here all are fitted at once. Every task keeps its head and what lies between the layers and it.
+Start from a data-free merge, then fit the merged factors on unlabelled rows so that the states of all tokens after
+every layer (as in TinyBERT, Jiao et al. 2020, arXiv 1909.10351), the features that the head uses, and the outputs match
+those of each task's expert. The states of all tokens carry far more information than the features. Gradients pass
+through all layers, or with ``local`` through one: Xu et al. 2025 (ProDistill, arXiv 2502.12706) fit one layer after the
+other from the lowest; here all are fitted at once. Every task keeps its head and the pooler before it.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ from mergekit_bert.training.objective import Term
 
 _STARTS = ("task_arithmetic", "tsv", "ties", "fedavg", "orthoada")
 _SAMPLE = 64
-"""Rows of a task that tell how much its expert's answers vary."""
+"""Rows of a task on which the variance of its expert's answers is measured."""
 _KEPT_BYTES = 2**28
-"""Experts' answers are kept, all of them, where they take no more than this; else each step asks for its own."""
+"""The experts' answers for all rows are computed in advance if they take at most this; otherwise in every step."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Expert:
-    """What a task's expert says of its rows: kept from the beginning, or asked for."""
+    """The answers of a task's expert for its rows: computed in advance, or on demand."""
 
     extractor: FeatureExtractor
     tokens: Tokens
@@ -80,7 +80,7 @@ class _Expert:
             return self.extractor(self.tokens.batch(run))
 
     def keeping(self) -> "_Expert":
-        """The same with the answers for all rows, asked for in an order that no run changes."""
+        """The same expert with the answers for all rows computed in advance, always in the same order."""
         kept = {}
         for batch in self.tokens.in_order():
             found = self._ask(batch.index)
@@ -121,17 +121,17 @@ class _Student:
         return [partial(self._loss, run, options, len(index)) for run in self.expert.tokens.cut(index)]
 
     def _loss(self, run: list[int], options: _Options, rows: int) -> Float[Tensor, ""]:
-        truth = self.expert(run)
-        with autocast(self.expert.dtype, truth.features.device):
-            found = self.extractor(self.expert.tokens.batch(run))
+        expected = self.expert(run)
+        with autocast(self.expert.dtype, expected.features.device):
+            answers = self.extractor(self.expert.tokens.batch(run))
         of_outputs, of_features, of_states = self.spreads
-        loss = options.features * functional.mse_loss(found.features, truth.features) / of_features
+        loss = options.features * functional.mse_loss(answers.features, expected.features) / of_features
         if options.outputs:
             loss = loss + options.outputs * kind_of(self.task).distance(
-                self.task, found.outputs, truth.outputs, of_outputs
+                self.task, answers.outputs, expected.outputs, of_outputs
             )
-        if found.hidden:
-            pairs = zip(found.hidden, truth.hidden, of_states, strict=True)
+        if answers.hidden:
+            pairs = zip(answers.hidden, expected.hidden, of_states, strict=True)
             apart = torch.stack([functional.mse_loss(one, two) / spread for one, two, spread in pairs])
             loss = loss + options.layers * apart.mean()
         return loss * (len(run) / rows)
@@ -158,7 +158,7 @@ def _learn(context: LearningContext) -> Learned:
     factors = {site: _balanced(site, delta, context.rank) for site, delta in deltas.items()}
     if options.steps == 0 or not any(delta.rank for delta in factors.values()):
         return Learned(deltas=factors)
-    parts = {task: one.part(task) for one in context.merge_inputs for task in one.parts}
+    parts = {task: merge_input.part(task) for merge_input in context.merge_inputs for task in merge_input.parts}
     tokens = {task: _tokens(context, part) for task, part in parts.items()}
     dtype = pick_precision(options.precision, default_device())
     known = copies(context.encoder.model, dtype)
@@ -185,7 +185,7 @@ def _learn(context: LearningContext) -> Learned:
     }
     tail = losses[-10:]
     trace = {
-        "rows": {task: len(one) for task, one in tokens.items()},
+        "rows": {task: len(rows) for task, rows in tokens.items()},
         "fingerprints": {task: context.rows[task].fingerprint() for task in tokens},
         "first_loss": losses[0],
         "last_loss": sum(tail) / len(tail),
@@ -232,10 +232,10 @@ def _student(
         )
         for task, part in parts.items()
     }
-    found = {f"{site}.{name}": parameter for site, both in placed.items() for name, parameter in both.items()}
-    for parameter in found.values():
+    parameters = {f"{site}.{name}": parameter for site, both in placed.items() for name, parameter in both.items()}
+    for parameter in parameters.values():
         parameter.requires_grad_(True)  # a classifier freezes all that it is given
-    return extractors, found
+    return extractors, parameters
 
 
 def _expert(
