@@ -109,7 +109,7 @@ class Adapter(Patched, AdapterMethods):
         if self.weights is None:
             raise CompositionError(
                 f"adapter {self.name!r}",
-                f"a {self.type} adapter without its base, on whose weights its changes depend",
+                f"a {self.type} adapter without its base, although its changes depend on the base's weights",
                 f"the base {self.base.name!r}",
                 "put it on its base: adapter.on(load_encoder(base))",
             )

@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         (*DISTILL, "--data", "half", "--texts", "sts=pairs.tsv"),
         r"'sst': none in half; .*--data DIR, or --texts sst=FILE",
     ),
-    "no rows at all": (DISTILL, r"rows of sst, sts missing; expected unlabelled rows .*\(--data or --texts\)"),
+    "no rows at all": (DISTILL, r"rows of sst, sts missing; expected unlabelled rows .*\(--data or --texts;"),
     "a line with a tab": ((*DISTILL, *TEXTS[2:], "--texts", "sst=bad.txt"), r"bad.txt, line 1: 2 texts .* expected 1 "),
     "a file that is not there": ((*DISTILL, *TEXTS[2:], "--texts", "sst=none"), r"none: no such file"),
     "an unknown task": (

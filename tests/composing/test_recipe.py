@@ -144,7 +144,7 @@ def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
         (Recipe("regmean", "core"), CompositionError, "`space=core`: regmean is not defined there; expected one of"),
         (Recipe("ties", options={"density": 2}), CompositionError, "option 'density' of ties: 2; expected a number"),
         (Recipe("ties", options={"dense": 2}), UnknownNameError, "option of ties: 'dense'"),
-        (Recipe("fedavg", options={"density": 2}), CompositionError, "no such option; expected none"),
+        (Recipe("fedavg", options={"density": 2}), CompositionError, "no such option; expected no options"),
         (Recipe("fedavg", rank=0), CompositionError, "`rank`: 0; expected a whole number from 1 to 65536"),
         (Recipe("fedavg", rank=10**400), CompositionError, "`rank`: 10+…; expected a whole number from 1 to 65536"),
         (Recipe("fedavg", private=-1), CompositionError, "`private`: -1; expected a whole number from 0 to 65536"),
