@@ -31,7 +31,8 @@ class Options:
     """The options of a family of adapters: none, unless its own record, a subclass, has some.
 
     ``of`` are mbert's families that have them, for help texts; empty for all. ``recorded`` are options of other
-    families that files of this one name as well, always with these values.
+    families that files of this one name as well, always with these values. The properties are what is asked of every
+    record; a family that leaves one of them to the user has an option (a field) of that name, with a default.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -44,9 +45,37 @@ class Options:
 
         check_types(self)
 
+    @property
+    def targets(self) -> str:
+        """Where a family's sites are: a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`)."""
+        return "all-linear"
+
+    @property
+    def dropout(self) -> float:
+        """The share of its inputs that an adapter beside a linear layer does not see in training."""
+        return 0.0
+
+    @property
+    def basis(self) -> str:
+        """Where the tensor comes from that a basis gives and freezes; ``random``: from nowhere, it is trained."""
+        return "random"
+
+    @property
+    def rank(self) -> int:
+        """The rank of a site's Delta, which is how many rows of a basis it takes; 0 where no option says it."""
+        return 0
+
     def at(self: Own, site: str) -> Own:
         """The options that hold at ``site``."""
         return self
+
+    def renamed(self: Own, names: Mapping[str, str]) -> Own:
+        """The same options where sites (the keys of ``names``) have other names."""
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """What `mbert inspect` shows of them, by the name of the row."""
+        return {one.name: str(getattr(self, one.name)) for one in dataclasses.fields(self)}
 
     def to_json(self) -> dict[str, Any]:
         """For a file's metadata; patterns only where there are any, as pairs, since the first that matches counts."""
@@ -128,6 +157,25 @@ class LowRankOptions(Options):
             return self
         rank, alpha = matching(self.rank_pattern, site, self.rank), matching(self.alpha_pattern, site, self.alpha)
         return dataclasses.replace(self, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+    def renamed(self: LowRank, names: Mapping[str, str]) -> LowRank:
+        """The same options where sites (the keys of ``names``) have other names."""
+        return dataclasses.replace(
+            self,
+            rank_pattern=carried(self.rank_pattern, self.rank, names),
+            alpha_pattern=carried(self.alpha_pattern, self.alpha, names),
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Rank and alpha in one row, the targets and the basis, and what a family has beside LoRA's options."""
+        usual = {one.name for one in dataclasses.fields(AdapterConfig)}
+        stabilized = ", rank-stabilised" if self.rank_stabilized else ""
+        return {
+            "rank, alpha": f"{self.rank}, {self.alpha:g}{stabilized}",
+            "targets": self.targets,
+            "basis": self.basis,
+            **{name: text for name, text in super().facts().items() if name not in usual},
+        }
 
 
 @dataclass(frozen=True)

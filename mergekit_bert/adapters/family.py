@@ -33,13 +33,15 @@ class Peft:
     """How PEFT stores a family.
 
     ``type`` is its ``peft_type``; ``tensors`` gives the ending of each tensor's name, ``options`` the setting that each
-    option is; ``switches`` are the settings that are on. ``biases``: it has a place for biases that are trained whole.
+    option is; ``switches`` are the settings that are on. ``lacks`` are options that change the Delta and that PEFT has
+    no setting for. ``biases``: it has a place for biases that are trained whole.
     """
 
     type: str
     tensors: Mapping[str, str]
     options: Mapping[str, str]
     switches: frozenset[str] = frozenset()
+    lacks: tuple[str, ...] = ()
     biases: bool = False
 
 
@@ -50,7 +52,8 @@ class Sites:
     ``shapes`` names the tensors of a site and ``init`` makes them as training begins; ``delta`` is the change of the
     site's weight, differentiable in the tensors, and ``module`` the layer that trains them beside the frozen one.
     ``basis_tensor`` is the one that rows of a basis give and freeze, None where a basis cannot keep its Deltas apart.
-    ``needs_weight``: its Deltas cannot be made without the base's weights. The family's options name the ``targets``.
+    ``needs_weight``: its Deltas cannot be made without the base's weights. The options' ``targets`` say where the
+    sites are, see :class:`~mergekit_bert.adapters.config.Options`.
     """
 
     shapes: Callable[[Any, Size], dict[str, tuple[int, ...]]]

@@ -1,12 +1,13 @@
 """What the metadata of an adapter file may say: every field with its type and bounds, nothing beside them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mergekit_bert.adapters.basis import BasisRows
 from mergekit_bert.adapters.config import AdapterConfig, Options
 from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.statistics import check_kinds
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base
 from mergekit_bert.errors import UnknownNameError
@@ -24,6 +25,12 @@ def options_of(kind: str | None, value: Any) -> Options:
 
 OptionsOfType = Annotated[Options, BeforeValidator(lambda value, info: options_of(info.data.get("type"), value))]
 """An adapter's options, in a record that says its ``type`` before them."""
+
+
+def _known(statistic: str) -> str:
+    """``statistic``, a kind of statistics; raises UnknownNameError."""
+    check_kinds([statistic])
+    return statistic
 
 
 class StatisticRecord(Schema):
@@ -107,7 +114,7 @@ class AdapterRecord(Schema):
     basis: BasisRows | None
     training: TrainingRecord
     scores: dict[Name, Finite]
-    statistics: dict[Literal["gram", "fisher"], Annotated[dict[Name, StatisticRecord], Field(min_length=1)]] = Field(
-        default_factory=dict, min_length=1
-    )
+    statistics: dict[
+        Annotated[str, AfterValidator(_known)], Annotated[dict[Name, StatisticRecord], Field(min_length=1)]
+    ] = Field(default_factory=dict, min_length=1)
     extras: dict[Name, Shape] = Field(default_factory=dict, min_length=1)

@@ -14,7 +14,7 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.extra import NONE, Virtual
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
@@ -84,7 +84,7 @@ def train_adapter(
     options: Options = family.configured({}, adapter)
     rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
     head = HEADS.get(train.head)
-    found = find_sites(encoder, options.targets) if isinstance(options, LowRankOptions) else {}
+    found = find_sites(encoder, options.targets) if family.sites else {}
     sites = {site: size for site, size in found.items() if head.reads(site)}
     shifted = family.shifts(options, encoder.model) if family.shifts else []
     if not family.head_alone and not (sites or shifted or family.extras):
@@ -195,7 +195,7 @@ def _measured(
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: Options, sites: Mapping[str, Size]) -> BasisRows | None:
-    if not isinstance(adapter, AdapterConfig) or adapter.basis != "orthogonal" or not sites:
+    if adapter.basis != "orthogonal" or not sites:
         return None
     width = min(in_features for _, in_features in sites.values())
     return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)

@@ -71,5 +71,6 @@ RECORD = Family(
         type="LOHA",
         tensors={name: f"hada_{name}" for name in _TENSORS},
         options={"rank": "r", "alpha": "alpha", "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"},
+        lacks=("rank_stabilized",),
     ),
 )
