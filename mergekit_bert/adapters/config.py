@@ -12,6 +12,8 @@ from mergekit_bert.patterns import PatternError, check_patterns, matches_ending
 from mergekit_bert.registry import unknown
 from mergekit_bert.strict import STRICT, Before, from_pairs
 
+USUAL = "lora"
+"""The family that is trained where none is named."""
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")

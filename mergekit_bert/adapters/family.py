@@ -18,8 +18,9 @@ from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.linear import AdaptedLinear
+from mergekit_bert.arguments import from_text
 from mergekit_bert.errors import TrainingError
-from mergekit_bert.registry import Registry
+from mergekit_bert.registry import Registry, unknown
 
 Size = tuple[int, int]
 """(out_features, in_features) of a site."""
@@ -118,6 +119,17 @@ class Family:
                 remedy = f"drop `{name}`, or choose another `type`"
                 raise TrainingError(f"`{name}`", f"given for `type={self.name}`", some, remedy)
         return self.options(**given)
+
+    def read(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Values of its options that are given as texts; raises UnknownNameError, TrainingError or ArgumentError."""
+        own = [one.name for one in dataclasses.fields(self.options)]
+        for name in texts:
+            if not own:
+                where = f"option {name!r} of {self.name}"
+                raise TrainingError(where, "no such option", "none: it has no options", "drop it")
+            if name not in own:
+                raise unknown(f"option of {self.name}", name, own)
+        return {name: from_text(self.options, name, text) for name, text in texts.items()}
 
 
 def _not_default(record: Options) -> dict[str, Any]:

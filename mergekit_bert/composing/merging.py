@@ -71,7 +71,7 @@ def _checked(inputs: Sequence[Input], recipe: Recipe, given: MergeContext | None
     recipe, _ = with_method(recipe, merge_inputs, given is not None)
     recipe.check(merge_inputs)
     for one in merge_inputs:
-        if isinstance(one.deltas, dict):  # others are read, and checked, one by one
+        if not one.lazy:  # others are read, and checked, one by one
             for site in one.deltas:
                 finite_delta(one, site)
     return merge_inputs, recipe

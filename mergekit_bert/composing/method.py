@@ -16,7 +16,7 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import generator
-from mergekit_bert.option import told_range
+from mergekit_bert.option import read_pairs, told_range
 from mergekit_bert.registry import Registry, unknown
 
 ENSEMBLE = "ensemble"
@@ -160,14 +160,8 @@ def make_options(method: Method, given: Mapping[str, Any]) -> Any:
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """``["density=0.2"]`` as names and values (numbers where they are some); raises CompositionError."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, sign, value = (word.strip() for word in text.partition("="))
-        if not sign or not name or not value or name in found:
-            raise CompositionError("`options`", f"{text!r}", "NAME=VALUE, each name once", "correct it")
-        found[name] = _number(value)
-    return found
+    """``["density=0.2"]`` as names and values (numbers where they are some); raises ArgumentError."""
+    return {name: _number(value) for name, value in read_pairs(texts).items()}
 
 
 _LARGEST = 1e9
