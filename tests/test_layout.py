@@ -276,6 +276,13 @@ def test_every_public_name_is_there() -> None:
         mergekit_bert.nonsense  # noqa: B018
 
 
+def compared(node: ast.AST) -> list[ast.expr]:
+    """What a comparison or a match statement looks at."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    return [node.subject] if isinstance(node, ast.Match) else []
+
+
 def test_no_module_asks_which_kind_a_task_is_of() -> None:
     """Comparisons of ``.kind`` stand where kinds are looked up, and nowhere else."""
     allowed = (f"{PACKAGE}.data.kind", f"{PACKAGE}.data.kinds", f"{PACKAGE}.data.task")
@@ -284,10 +291,7 @@ def test_no_module_asks_which_kind_a_task_is_of() -> None:
         for module, tree in TREES.items()
         if not f"{module}.".startswith(tuple(f"{name}." for name in allowed))
         for node in ast.walk(tree)
-        if isinstance(node, ast.Compare | ast.MatchValue | ast.Match)
-        for side in (
-            [node.left, *node.comparators] if isinstance(node, ast.Compare) else [getattr(node, "subject", node)]
-        )
+        for side in compared(node)
         if isinstance(side, ast.Attribute) and side.attr == "kind"
     }
     assert asking == set()
