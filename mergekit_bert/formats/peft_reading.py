@@ -291,16 +291,16 @@ def _read_config(
     given = {option: getattr(folder.config, setting) for option, setting in family.peft.options.items()}
     whole = {f"{site}.weight" for site in linear_layers(encoder)}
     biases = set(shift_names(encoder.model, bias=True, layernorm=False))
+    own = {one.name for one in dataclasses.fields(family.options)}
+    seen = {
+        "basis": "random",
+        "targets": _targets(encoder, sites, folder.config.target_modules),
+        "train_bias": not biases.isdisjoint(changed),
+        "train_layernorm": not (biases | whole).issuperset(changed),
+    }
+    given |= {option: value for option, value in seen.items() if option in own}
     try:
-        config: Options = family.configured(
-            {
-                **{option: value for option, value in given.items() if value is not None},
-                "basis": "random",
-                "targets": _targets(encoder, sites, folder.config.target_modules),
-                "train_bias": not biases.isdisjoint(changed),
-                "train_layernorm": not (biases | whole).issuperset(changed),
-            }
-        )
+        config: Options = family.configured({option: value for option, value in given.items() if value is not None})
         return config.renamed(names)
     except MbertError as error:
         raise ModelFileError(

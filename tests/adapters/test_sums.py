@@ -156,16 +156,19 @@ def check_back(path: Path, encoder: mb.Encoder, one: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "options", "message"),
     [
-        ("bitfit", "type bitfit, which PEFT does not have"),
-        ("bitfit+layernorm", "type bitfit\\+layernorm, which PEFT does not have"),
-        ("loha+bitfit", "biases beside loha\\+bitfit, which PEFT has for LoRA alone"),
+        ("bitfit", {}, "type bitfit, which PEFT does not have"),
+        ("bitfit+layernorm", {}, "type bitfit\\+layernorm, which PEFT does not have"),
+        ("loha+bitfit", {}, "biases beside loha\\+bitfit, which PEFT has for LoRA alone"),
+        ("loha", {"rank_stabilized": True}, "a loha with rank_stabilized"),
     ],
 )
-def test_what_peft_has_no_place_for_is_refused(bert: mb.Encoder, tmp_path: Path, kind: str, message: str) -> None:
+def test_what_peft_has_no_place_for_is_refused(
+    bert: mb.Encoder, tmp_path: Path, kind: str, options: dict[str, bool], message: str
+) -> None:
     with pytest.raises(CompositionError, match=message):
-        write_peft(tmp_path / "p", random_adapter(bert, kind=kind), bert)
+        write_peft(tmp_path / "p", random_adapter(bert, kind=kind, **options), bert)
     assert not (tmp_path / "p").exists()
 
 

@@ -16,8 +16,8 @@ from mergekit_bert.formats.file import write_model
 from mergekit_bert.formats.peft_format import write_peft
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import Done, mbert
-from tests.composing.test_checkpoint import fine_tuned
 from tests.encoder.evil import MARK, Spoil, code, pickled, says
+from tests.formats.test_checkpoint import fine_tuned
 
 EVIL: dict[str, tuple[Spoil, str]] = {
     "code": (code(model_type="evil"), "asks for code of its own"),
