@@ -5,21 +5,27 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, Options
+from mergekit_bert.adapters.config import USUAL, AdapterConfig, Options
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.statistics import check_kinds
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base
-from mergekit_bert.errors import UnknownNameError
+from mergekit_bert.errors import MbertError, UnknownNameError
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 
 def options_of(kind: str | None, value: Any) -> Options:
-    """``value``, as a file keeps them, as the options of the family ``kind``; as LoRA's where that is none."""
+    """``value``, as a file keeps them, as the options of the family ``kind``; as LoRA's where that is none.
+
+    Raises UnknownNameError where there is no such family and they are not LoRA's.
+    """
     try:
-        record = FAMILIES.get(kind or "").options
-    except UnknownNameError:
-        record = AdapterConfig
+        record = FAMILIES.get(kind or USUAL).options
+    except UnknownNameError as error:
+        try:
+            return AdapterConfig.from_json(value)
+        except (MbertError, ValueError):
+            raise error from None
     return record.from_json(value)
 
 

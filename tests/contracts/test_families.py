@@ -403,3 +403,7 @@ def test_options_of_its_own_come_back_from_every_file(
     whole = mb.load(tmp_path / "dense" / "sst")
     assert isinstance(whole, FullModel)
     assert whole.record["config"]["inner"] == 5
+    monkeypatch.delitem(FAMILIES._added, "inner")
+    for path in ("a.safetensors", "m.safetensors", "dense/sst"):
+        with pytest.raises(ModelFileError, match="adapter type: 'inner'; expected one of bitfit, "):
+            mb.load(tmp_path / path)
