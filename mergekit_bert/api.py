@@ -50,7 +50,7 @@ from mergekit_bert.evaluation.method_comparison import (
 from mergekit_bert.evaluation.sources import find_sources, given_rows, tasks_of
 from mergekit_bert.files import SUFFIX, remove
 from mergekit_bert.formats.dense import write_dense
-from mergekit_bert.formats.file import read_model, write_model
+from mergekit_bert.formats.file import write_model
 from mergekit_bert.formats.format import FORMATS, open_model
 from mergekit_bert.formats.inputs import read_inputs
 from mergekit_bert.models.composition import Ensemble, Merged, Stored, as_composition, as_merged
@@ -212,9 +212,12 @@ def finetune(
 
 
 @checked
-def load(path: Location) -> Stored:
-    """Read an adapter, merged or ensemble file, or a model folder."""
-    return read_model(Path(path))
+def load(path: Location, *, base: Base | None = None, task: AnyTask | None = None) -> Stored:
+    """Read a model of any format: an adapter, merged or ensemble file, a PEFT folder, or the folder of a whole model.
+
+    ``base`` and ``task`` are for a PEFT folder that does not record them.
+    """
+    return open_model(Path(path), _named(base), get_task(task) if task is not None else None)
 
 
 @checked
@@ -288,6 +291,8 @@ def merge(
     base: Base | None = None,
     size: float | None = None,
     keep_inputs: bool = False,
+    calibrate: Sequence[str] = (),
+    calibrate_rows: int | None = None,
     lazy: bool = False,
     folder: Location | None = None,
     progress: bool = False,
@@ -304,6 +309,7 @@ def merge(
     ``texts`` are read instead of the rows of some tasks: lists of texts, or plain text files, one row a line, two texts
     a line with a tab between them. ``size`` is the most MiB that the file may take: the rank is then the largest that
     fits. ``keep_inputs`` keeps the adapters in the model, so that its file can be changed.
+    ``calibrate`` names steps after the merge, on ``calibrate_rows`` of each task, as in :func:`calibrate`.
     ``folder`` is where a method that learns keeps unfinished work, from which the same call goes on after a kill.
     ``lazy`` merges a site when it is asked for and keeps none: for :func:`export` of whole checkpoints.
     """
@@ -319,6 +325,8 @@ def merge(
         base=base,
         size=size,
         keep_inputs=keep_inputs,
+        calibrate=read_steps(",".join(calibrate)),
+        calibrate_rows=calibrate_rows,
     )
     unfinished = Path(folder) if folder is not None else None
     return request.resolved().run(folder=unfinished, lazy=lazy, show=progress)
@@ -417,7 +425,7 @@ def calibrate(
     each site to the size that the Deltas of ``inputs`` (those that it keeps, if none are given) have on their rows,
     which may be ``texts`` or synthetic as in :func:`merge`.
     """
-    taken, read = read_steps(",".join(steps)), load(model) if isinstance(model, str | Path) else model
+    taken, read = read_steps(",".join(steps)), load(model, base=base) if isinstance(model, str | Path) else model
     found = as_merged(read, "`steps`", "a model that is not merged", "a merged one", "choose a merge method")
     check_count("rows", rows)
     source = given_data("data", data, found.tasks, "train")
@@ -430,7 +438,7 @@ def predictor(model: Answering, *, base: Base | None = None) -> Predictor:
     """A predictor for ``model`` or its file: ``predictor(…).predict("sts", [("a", "b")])``. Threads may share it."""
     if isinstance(model, Predictor):
         return model
-    found = load(model) if isinstance(model, str | Path) else model
+    found = load(model, base=base) if isinstance(model, str | Path) else model
     where = str(model) if isinstance(model, str | Path) else "model"
     return Predictor(found, None if found.stands_alone else encoder_of(where, found.base, base), where)
 

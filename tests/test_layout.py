@@ -18,7 +18,7 @@ GROUND = (
     *("arguments", "model_methods"),
 )
 WINGS = ("data", "encoder", "adapters", "models", "training", "composing", "formats", "evaluation")
-ABOVE = ("__init__", "request", "api", "quickstart", "cli")
+ABOVE = ("__init__", "__main__", "request", "api", "quickstart", "cli")
 LOOKS_UP = {"model_methods": {"__init__"}}
 """The methods of models are public functions, which the package's own __init__ finds when they are called."""
 FILES = sorted(ROOT.rglob("*.py"))

@@ -12,7 +12,7 @@ EXAMPLE = "Example: mbert embed sts.safetensors --task sts --input texts.txt --o
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
+    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, a PEFT folder or a model folder.")],
     text: Annotated[list[str] | None, typer.Argument(help="Texts, a vector for each.", show_default="none")] = None,
     task: Annotated[str | None, typer.Option(help="Which of the file's tasks.", show_default="the only one")] = None,
     rows: Annotated[
@@ -41,7 +41,7 @@ def command(
         raise DataError("mbert embed", found, "texts, or --input FILE", "give one of them")
     texts = text or [line.rstrip("\r\n") for _, line in read_lines(rows or Path()) if line.strip()]
     with claimed(Output(out, force)):
-        vectors = api.embed(api.load(file), texts, task, base=base)
+        vectors = api.embed(api.load(file, base=base), texts, task, base=base)
         stream = io.BytesIO()
         np.save(stream, vectors, allow_pickle=False)
         with written(Output(out, force)) as (part,):

@@ -13,7 +13,7 @@ EXAMPLE = "Example: mbert eval merged.safetensors --data DIR --json scores.json"
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
+    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, a PEFT folder or a model folder.")],
     data: options.Data = None,
     task: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ EXAMPLE = 'Example: mbert predict merged.safetensors --task sts "A cat sleeps." 
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, or a model folder.")],
+    file: Annotated[Path, typer.Argument(help="An adapter, merged or ensemble file, a PEFT folder or a model folder.")],
     text: Annotated[
         list[str] | None, typer.Argument(help="One row: a text, or two texts for a pair task.", show_default="none")
     ] = None,
@@ -61,7 +61,7 @@ def _answer(file: Path, text: list[str] | None, rows: Path | None, task: str | N
     from mergekit_bert.errors import DataError
     from mergekit_bert.models.prediction import mixed_table, predict_table, the_task
 
-    model = api.load(file)
+    model = api.load(file, base=base)
     mixed = task is None and len(model.tasks) > 1 and not text
     columns = ("task",) if mixed else the_task(model, task).text
     if not text and rows is None and sys.stdin.isatty():

@@ -66,23 +66,23 @@ class TaskFields(Protocol):
         """The name of its kind."""
 
     @property
-    def text(self) -> tuple[str, ...]:
+    def text(self) -> Sequence[str]:
         """The columns of its texts."""
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self) -> Sequence[str]:
         """Labels as they stand in the data."""
 
     @property
-    def label_names(self) -> tuple[str, ...]:
+    def label_names(self) -> Sequence[str]:
         """Labels as a person reads them; empty: as they stand."""
 
     @property
-    def range(self) -> tuple[float, float] | None:
+    def range(self) -> Sequence[float] | None:
         """Bounds of a value."""
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
+    def thresholds(self) -> Sequence[float]:
         """The probability from which a row has each label; empty: 0.5."""
 
 
@@ -138,7 +138,7 @@ class Kind(ABC):
         """What labels a task has, for a listing."""
         return f"{len(task.labels)} classes"
 
-    def output_names(self, task: TaskFields) -> tuple[str, ...]:
+    def output_names(self, task: TaskFields) -> Sequence[str]:
         """What each number is called that the head gives for a row; a lone value has the empty name."""
         return task.labels
 

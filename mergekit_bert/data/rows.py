@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def read_rows(path: Path, task: Task, labelled: bool = True) -> Rows:
     return parse_rows(str(path), read_records(path, columns_of(task, labelled)), task, labelled)
 
 
-def columns_of(task: Task, labelled: bool) -> tuple[str, ...]:
+def columns_of(task: Task, labelled: bool) -> Sequence[str]:
     """The columns that rows of ``task`` must have."""
     return (*task.text, task.label) if labelled else task.text
 

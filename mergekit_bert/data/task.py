@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,6 +21,7 @@ from mergekit_bert.text import has_control_characters, printable
 _LONGEST = 500
 """Characters of a name or label."""
 _LONGEST_DESCRIPTION = 10_000
+_SEQUENCES = ("text", "metrics", "labels", "label_names", "range", "thresholds")
 
 
 def _not_in_files(value: Any) -> Any:
@@ -46,19 +47,20 @@ class Task:
 
     ``labels`` are the label values as they stand in the data, in the order of their indices; ``label_names``
     is how a person reads them. ``range`` bounds a regression's labels (None: unknown); ``thresholds`` are the
-    probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first.
-    ``files`` names the file of a split where it is not ``DIR/<name>/<split>.*``.
+    probabilities from which a row has each label, where it may have several. ``metrics`` come with the main one first;
+    without any, it is the first of the kind's. ``files`` names the file of a split where it is not
+    ``DIR/<name>/<split>.*``. Lists become tuples, and a single name the only one.
     """
 
     name: str
     kind: str
-    text: tuple[str, ...]
-    metrics: tuple[str, ...]
+    text: Sequence[str]
+    metrics: Sequence[str] = ()
     label: str = "label"
-    labels: tuple[str, ...] = ()
-    label_names: tuple[str, ...] = ()
-    range: tuple[float, float] | None = None
-    thresholds: tuple[float, ...] = ()
+    labels: Sequence[str] = ()
+    label_names: Sequence[str] = ()
+    range: Sequence[float] | None = None
+    thresholds: Sequence[float] = ()
     description: str = ""
     hub: Annotated[HubSource | None, Before(_not_in_files)] = None
     files: Annotated[tuple[tuple[str, str], ...], Before(_not_in_files)] = ()
@@ -67,6 +69,10 @@ class Task:
 
     def __post_init__(self) -> None:
         """Refuse a record that contradicts itself with DataError, a field of another type with ArgumentError."""
+        for name in _SEQUENCES:
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, name, value)
         check_types(self)
 
         def check(good: bool, key: str, found: object, expected: str) -> None:
@@ -77,9 +83,11 @@ class Task:
         check(plain, "name", self.name, "letters, digits, '-' and '_'")
         check(self.kind in KINDS.names(), "kind", self.kind, f"one of {', '.join(KINDS.names())}")
         kind = kind_of(self)  # whose metrics come with it
+        object.__setattr__(self, "metrics", self.metrics or kind.metrics[:1])
         fewest, most = kind.texts
         counted = "one or two" if kind.texts == (1, 2) else f"{fewest} to {most}"
         check(fewest <= len(self.text) <= most, "text", list(self.text), f"{counted} columns")
+        check(self.range is None or len(self.range) == 2, "range", self.range, "two numbers, (low, high)")
         columns = (*self.text, self.label)
         apart = len(set(columns)) == len(columns)
         check(apart, "text", list(self.text), f"columns that differ from each other and from the label {self.label!r}")
@@ -208,9 +216,9 @@ def read_task(path: Path) -> Task:
     for key, line in found.lines.items():
         if key not in _YAML_KEYS:
             raise DataError(f"{path}, line {line}", f"unknown key {key!r}", f"keys among {known}", "remove it")
-    for key in ("name", "kind", "text", "metric"):
+    for key in ("name", "kind", "text"):
         if key not in found.value:
-            raise DataError(str(path), f"no key {key!r}", "name, kind, text and metric at least", "add it")
+            raise DataError(str(path), f"no key {key!r}", "name, kind and text at least", "add it")
     return _task_from_yaml(path, found.value, found.lines)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.head import HEADS, NATIVE, Classifier, Head, head_of
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.errors import EncoderError
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -50,11 +49,3 @@ def head_shapes(config: Any, task: Task, head: Head | None = None) -> dict[str, 
     kind = head or HEADS.get(NATIVE)
     kind.check(task)
     return {name: tuple(parameter.shape) for name, parameter in kind.over(config, task, nn.Identity()).head().items()}
-
-
-def last_linear(model: Classifier) -> nn.Linear:
-    """The linear layer that gives the outputs."""
-    layers = [module for module in model.head_modules().values() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise EncoderError("head", "no linear layer", "a head that ends in one", "use another architecture")
-    return layers[-1]

@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,7 +24,8 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.documents import DocumentError, read_mapping
 from mergekit_bert.encoder import packing
-from mergekit_bert.encoder.classifier import bare_head, head_shapes, last_linear
+from mergekit_bert.encoder.classifier import bare_head, head_shapes
+from mergekit_bert.encoder.forward import scaled
 from mergekit_bert.encoder.head import Classifier, head_of
 from mergekit_bert.encoder.heads.native import NativeClassifier
 from mergekit_bert.encoder.load import Base, Encoder, longest, try_out
@@ -154,7 +157,7 @@ class Loaded:
         """The classifier in the folder, whose outputs are in the task's units."""
         model, tokenizer = load_folder(self.model)
         tokens = partial(folder_tokens, self.model, model, tokenizer)
-        return Ready(model, tokens, self.model.max_length, lambda outputs: outputs)
+        return Ready(model, tokens, self.model.max_length, partial(in_units, model, task=task))
 
 
 def write_folder(path: Path, model: Classifier, encoder: Encoder, task: Task, record: Mapping[str, Any]) -> None:
@@ -201,10 +204,9 @@ def _write_beside(part: Path, encoder: Encoder, task: Task, record: Mapping[str,
 
 
 def scale_head(model: Classifier, task: Task) -> None:
-    """Make the head give values in the task's own units, in place."""
-    factor, offset = kind_of(task).stretch(task)
-    if (factor, offset) != (1.0, 0.0):
-        layer = last_linear(model)
+    """Make the head give values in the task's own units, in place, where one linear layer gives its outputs."""
+    (factor, offset), layer = kind_of(task).stretch(task), _output_layer(model)
+    if (factor, offset) != (1.0, 0.0) and layer is not None:
         with torch.no_grad():
             layer.weight.mul_(factor)
             layer.bias.mul_(factor).add_(offset)
@@ -212,12 +214,20 @@ def scale_head(model: Classifier, task: Task) -> None:
 
 def unscale_head(model: Classifier, task: Task) -> None:
     """The inverse of :func:`scale_head`, in place."""
-    factor, offset = kind_of(task).stretch(task)
-    if (factor, offset) != (1.0, 0.0):
-        layer = last_linear(model)
+    (factor, offset), layer = kind_of(task).stretch(task), _output_layer(model)
+    if (factor, offset) != (1.0, 0.0) and layer is not None:
         with torch.no_grad():
             layer.weight.div_(factor)
             layer.bias.sub_(offset).div_(factor)
+
+
+def in_units(model: Classifier, outputs: Float[np.ndarray, "rows out"], task: Task) -> Float[np.ndarray, "rows out"]:
+    """Outputs of the ``model`` in a folder in the task's own units, if :func:`scale_head` could not see to it."""
+    return scaled(outputs, task) if _output_layer(model) is None else outputs
+
+
+def _output_layer(model: Classifier) -> nn.Linear | None:
+    return head_of(model.head()).output_layer(model)
 
 
 def read_folder(path: Path) -> FullModel:

@@ -95,6 +95,13 @@ class Head(ABC):
     def over(self, config: Any, task: Task, under: nn.Module) -> Classifier:
         """A classifier for ``task`` over any module, as it fits on encoders of ``config``, its values not yet set."""
 
+    def output_layer(self, model: Classifier) -> nn.Linear | None:
+        """The linear layer that gives the outputs of ``model``: in a folder, a regression's range is folded into it.
+
+        None where none does: the folder's outputs are then on 0…1, and whoever reads it scales them.
+        """
+        return None
+
     @abstractmethod
     def prefix(self, model: Classifier) -> str:
         """How the names of the encoder's weights begin in a Hugging Face folder."""

@@ -50,7 +50,7 @@ class PooledClassifier(Classifier):
 
 
 class Linear(nn.Module):
-    """Dropout and a linear layer."""
+    """Dropout and a linear layer; what a subclass computes ends in this layer, ``linear``."""
 
     def __init__(self, features: int, outputs: int) -> None:
         """From ``features`` to ``outputs``."""
@@ -71,6 +71,11 @@ class PooledHead(Head):
     """
 
     every_token = True
+
+    def output_layer(self, model: Classifier) -> nn.Linear | None:
+        """The layer of a :class:`Linear`; None for other modules."""
+        head = model.get_submodule(self.name)
+        return head.linear if isinstance(head, Linear) else None
 
     def prefix(self, model: Classifier) -> str:
         """The encoder stands by itself."""
@@ -111,15 +116,16 @@ class PairHead(PooledHead):
 
     @abstractmethod
     def compare(self, config: Any, task: Task) -> nn.Module:
-        """The module from the means of two texts to the outputs; its layer ``linear`` is the head's."""
+        """The module from the means of two texts, (rows, 2, width), to the outputs."""
 
     def over(self, config: Any, task: Task, under: nn.Module) -> Classifier:
         """An encoder and :meth:`compare`."""
         return PooledClassifier(under, self.name, self.compare(config, task), 2)
 
     def start(self, model: Classifier, task: Task, config: Any, source: torch.Generator) -> None:
-        """Like any head's; a single output, a value on 0…1, begins as the first feature: the cosine of the texts."""
+        """Like any head's; a single output of a :class:`Linear`, a value on 0…1, begins as the first feature."""
         super().start(model, task, config, source)
-        if task.outputs == 1:
+        layer = self.output_layer(model)
+        if task.outputs == 1 and layer is not None:
             with torch.no_grad():
-                model.head()[f"{self.name}.linear.weight"][0, 0] = 1.0
+                layer.weight[0, 0] = 1.0

@@ -16,7 +16,7 @@ from mergekit_bert.data.task import Task
 from mergekit_bert.evaluation.records import read_record, record_path
 from mergekit_bert.evaluation.result import MISSING
 from mergekit_bert.files import file_fingerprint
-from mergekit_bert.formats.file import read_model
+from mergekit_bert.formats.format import open_model
 from mergekit_bert.training.manifest import parameters_of
 
 _TRAINING = (
@@ -36,10 +36,13 @@ _TRAINING = (
 
 
 @checked
-def describe(path: Location) -> dict[str, Any]:
-    """Everything about the model at ``path``, as JSON; raises ModelFileError."""
+def describe(path: Location, *, base: Location | None = None) -> dict[str, Any]:
+    """Everything about the model at ``path``, as JSON; raises ModelFileError.
+
+    ``base`` is for a PEFT folder that does not record it.
+    """
     path = Path(path)
-    model = read_model(path)
+    model = open_model(path, None if base is None else str(base))
     size = sum(file.stat().st_size for file in path.glob("**/*") if file.is_file()) if path.is_dir() else None
     description: dict[str, Any] = {
         "file": str(path),

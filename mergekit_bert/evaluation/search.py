@@ -39,6 +39,8 @@ from mergekit_bert.progress import progress_bar
 from mergekit_bert.registry import unknown
 from mergekit_bert.schema import Finite, Schema, SchemaError, Sha256, validate
 
+_NOT_FINITE = -100.0
+"""Below any score: an error metric is negative."""
 SUFFIX = ".search.json"
 OVER = ("weights", "layers", "options")
 _FORMAT = 1
@@ -129,13 +131,13 @@ def recipe_at(
 
 
 def overall(model: Model, encoder: Encoder, tasks: Tasks) -> float:
-    """The overall score of the tasks' main metrics; 0 if an output is not finite."""
+    """The overall score of the tasks' main metrics; below any score if an output is not finite."""
     predictor = Predictor(model, encoder)
     scores = []
     for name, (task, rows) in tasks.items():
         outputs = predictor.outputs(name, rows)
         if not np.isfinite(outputs).all():
-            return 0.0
+            return _NOT_FINITE
         score = metric(task.metric).value(rows.label_column(task), kind_of(task).predicted(task, outputs))
         scores.append((task.metric, score))
     return overall_score(scores)

@@ -9,7 +9,7 @@ from typing import Any
 from mergekit_bert.adapters.attach import patched
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
-from mergekit_bert.encoder.folder import FILES, folder_in_parts, folder_tokens, load_folder, read_folder
+from mergekit_bert.encoder.folder import FILES, folder_in_parts, folder_tokens, in_units, load_folder, read_folder
 from mergekit_bert.encoder.forward import check_same_outputs, padded_outputs
 from mergekit_bert.encoder.load import Encoder, check_base
 from mergekit_bert.encoder.stored import StoredEncoder
@@ -83,4 +83,6 @@ def _check(path: Path, task: Task, expected: Predictor) -> None:
     folder = read_folder(path)
     loaded, tokenizer = load_folder(folder)
     tokens = folder_tokens(folder, loaded, tokenizer, rows)
-    check_same_outputs(str(path), expected.outputs(task.name, rows), padded_outputs(loaded, tokens))
+    check_same_outputs(
+        str(path), expected.outputs(task.name, rows), in_units(loaded, padded_outputs(loaded, tokens), task)
+    )

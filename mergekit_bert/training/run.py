@@ -26,9 +26,9 @@ from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import classifier
-from mergekit_bert.encoder.folder import FILES, FullModel, load_folder, read_folder, write_folder
-from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs
-from mergekit_bert.encoder.head import HEADS, Classifier, Head
+from mergekit_bert.encoder.folder import FILES, FullModel, in_units, load_folder, read_folder, write_folder
+from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs, scaled
+from mergekit_bert.encoder.head import HEADS, Head
 from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.errors import MbertWarning, TrainingError
 from mergekit_bert.hardware import (
@@ -140,7 +140,7 @@ def _adapter(
         head=values["head"],
         basis=basis,
         training=provenance(setting, outcome) | avoided,
-        scores={f"held_out_{setting.task.metric}": outcome.progress.best_score or 0.0},
+        scores={f"held_out_{setting.task.metric}": _best_score(outcome)},
         extras=_kept(FAMILIES.get(kind), encoder, values["extra"]),
     ).on(encoder)
 
@@ -173,11 +173,14 @@ def finetune(
             "base": dataclasses.asdict(Base.of(encoder)),
             "max_length": _max_length(encoder, train),
             "training": provenance(setting, outcome),
-            "scores": {f"held_out_{task.metric}": outcome.progress.best_score},
+            "scores": {f"held_out_{task.metric}": _best_score(outcome)},
         }
         with delivered(setting, hold, outcome) as part:
+            sample = _sample(setting.held_out)
+            expected = scaled(forward_rows(work.model, sample), task)  # before the model itself is scaled
             write_folder(part, work.model, encoder, task, record)
-            _check_outputs(part, work.model, load_folder(read_folder(part))[0], setting.held_out)
+            written = load_folder(read_folder(part))[0]
+            check_same_outputs(str(part), expected, in_units(written, padded_outputs(written, sample), task))
         finish(out, setting, outcome, work, meter)
         return read_folder(out)
 
@@ -328,10 +331,16 @@ def _check_reload(out: Path, trained: Adapter, encoder: Encoder, setting: Settin
     attach(beside, trained.type, trained.tensors, frozenset(), trained.config, generator(0))
     part = read_adapter(out).on(encoder).part(trained.name)
     folded = classifier(fold(encoder, part), part.task, part.head)
-    _check_outputs(out, beside, folded, setting.held_out)
+    sample = _sample(setting.held_out)
+    check_same_outputs(str(out), forward_rows(beside, sample), padded_outputs(folded, sample))
 
 
-def _check_outputs(out: Path, before: Classifier, after: Classifier, tokens: Tokens) -> None:
-    """Compare both models on a few rows."""
-    sample = dataclasses.replace(tokens, labels=None).take(range(min(_CHECKED_ROWS, len(tokens))))
-    check_same_outputs(str(out), forward_rows(before, sample), padded_outputs(after, sample))
+def _best_score(outcome: Outcome) -> float:
+    """What the best epoch scored: a supervised run has one."""
+    assert outcome.progress.best_score is not None
+    return outcome.progress.best_score
+
+
+def _sample(tokens: Tokens) -> Tokens:
+    """A few rows on which models are compared before and after they are written."""
+    return dataclasses.replace(tokens, labels=None).take(range(min(_CHECKED_ROWS, len(tokens))))

@@ -10,7 +10,7 @@ import pytest
 
 import mergekit_bert as mb
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.errors import CompositionError, DataError, UnknownNameError
+from mergekit_bert.errors import CompositionError, DataError, MbertWarning, UnknownNameError
 from mergekit_bert.models.composition import Merged
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import Done, mbert, unchanged
@@ -147,6 +147,19 @@ def test_plain_texts_from_python(home: Path, bert: mb.Encoder, monkeypatch: pyte
         mb.merge(files, "regmean", texts={"sst": "sst.txt"}, base=bert)
     with pytest.raises(CompositionError, match="unlabelled rows of every task"):
         mb.merge(files, "distill", base=bert)
+
+
+def test_a_merge_with_its_calibration_is_one_call(home: Path, bert: mb.Encoder) -> None:
+    files = [home / f"adapters/{task}.safetensors" for task in TASKS]
+    steps, data = ["scales", "heads"], home / "data"
+    inputs = mb.merge(files, "ties", base=bert)
+    assert isinstance(inputs, Merged)
+    with pytest.warns(MbertWarning, match="no record of whether the training"):
+        at_once = mb.merge(files, "ties", data=data, calibrate=steps, calibrate_rows=12, base=bert)
+        after = mb.calibrate(inputs, data, steps=steps, rows=12, inputs=files, base=bert)
+    mb.save(at_once, home / "one.safetensors", force=True)
+    mb.save(after, home / "two.safetensors", force=True)
+    assert (home / "one.safetensors").read_bytes() == (home / "two.safetensors").read_bytes()
 
 
 DISTILL = ("--method", "distill", *METHODS["distill"])

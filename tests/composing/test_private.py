@@ -37,8 +37,8 @@ from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import edit_metadata, edit_tensors, random_adapter
 from tests.cli.command import mbert
 from tests.composing.helpers import given, merge, merged, trio
-from tests.composing.test_checkpoint import fine_tuned
-from tests.composing.test_file import same_merged
+from tests.formats.test_checkpoint import fine_tuned
+from tests.formats.test_file import same_merged
 from tests.tiny import tiny_rows
 
 TASKS = ("sst", "sts", "para")

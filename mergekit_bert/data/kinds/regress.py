@@ -21,7 +21,8 @@ _FARTHEST, _NARROWEST = 1e9, 1e-6
 
 
 def _bounds(task: TaskFields) -> tuple[float, float]:
-    return task.range or (-_FARTHEST, _FARTHEST)
+    low, high = task.range or (-_FARTHEST, _FARTHEST)
+    return low, high
 
 
 class _Regress(Kind):

@@ -64,6 +64,9 @@ class _Native(Head):
                 module.to_empty(device=default_device())
         return NativeClassifier(shell)
 
+    def output_layer(self, model: Classifier) -> nn.Linear:
+        return [module for module in model.head_modules().values() if isinstance(module, nn.Linear)][-1]
+
     def prefix(self, model: Classifier) -> str:
         return model.encoder_prefix.removeprefix(model.head_prefix)
 
