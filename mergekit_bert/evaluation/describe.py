@@ -126,8 +126,8 @@ def _share(description: Mapping[str, Any]) -> str:
     """How many parameters were trained, of how many where the manifest beside the file says so."""
     if "total" not in description:
         return f"{description['trainable']:,} parameters"
-    fewer = f" ({description['reduction_percent']:.2f} % fewer)" if description["reduction_percent"] else ""
-    return f"{description['trainable']:,} of {description['total']:,} parameters{fewer}"
+    share = f" ({100 - description['reduction_percent']:.2f} %)" if description["reduction_percent"] else ""
+    return f"{description['trainable']:,} of {description['total']:,} parameters{share}"
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:
