@@ -71,6 +71,10 @@ class Options:
         """The options that hold at ``site``."""
         return self
 
+    def shifts(self, tree: Any) -> list[str]:
+        """The parameters of an encoder's tree that are trained whole as these options say, beside the family's own."""
+        return []
+
     def renamed(self: Own, names: Mapping[str, str]) -> Own:
         """The same options where sites (the keys of ``names``) have other names."""
         return self
@@ -147,6 +151,12 @@ class LowRankOptions(Options):
             check_patterns([*self.rank_pattern, *self.alpha_pattern])
         except PatternError as error:
             check(False, "targets", error, "regular expressions in rank_pattern and alpha_pattern")
+
+    def shifts(self, tree: Any) -> list[str]:
+        """Biases and norms, where ``train_bias`` and ``train_layernorm`` say so."""
+        from mergekit_bert.encoder.sites import shift_names
+
+        return shift_names(tree, self.train_bias, self.train_layernorm)
 
     @property
     def scale(self) -> float:

@@ -95,6 +95,11 @@ class Family:
         """Whether it changes nothing of the encoder."""
         return self.sites is None and self.shifts is None and not self.extras
 
+    def shifted(self, options: Options, tree: nn.Module) -> list[str]:
+        """The parameters of an encoder's ``tree`` that are trained whole, as the family or its ``options`` say."""
+        named = {*options.shifts(tree), *(self.shifts(options, tree) if self.shifts else ())}
+        return [parameter for parameter, _ in tree.named_parameters() if parameter in named]
+
     @property
     def needs_weight(self) -> bool:
         """Whether its Deltas cannot be made without the base's weights."""

@@ -83,7 +83,7 @@ def train_adapter(
     options: Options = family.configured({}, adapter)
     rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
     sites = sites_of(encoder, family, options, HEADS.get(train.head))
-    shifted = family.shifts(options, encoder.model) if family.shifts else []
+    shifted = family.shifted(options, encoder.model)
     if not family.head_alone and not (sites or shifted or family.extras):
         found_none = f"none in the base {encoder.name!r}"
         raise TrainingError(f"`type={family.name}`", found_none, family.description, "choose another `type`")

@@ -58,7 +58,7 @@ def adapter_trainable(
 ) -> Trainable:
     """An adapter of family ``kind`` at ``sites``, and a head; ``basis`` gives a tensor of every site and freezes it."""
     family, (model, source) = FAMILIES.get(kind), _fresh(encoder, task, train)
-    names = family.shifts(config, model.encoder) if family.shifts else []
+    names = family.shifted(config, model.encoder)
     shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
         site: family.sites.init(
