@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed  ## install, then the main job on the embedded def
 	$(BIN)/mbert quickstart
 
 test: lint types  ## install, lint, types, tests
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCE)

@@ -26,12 +26,24 @@ SETS: Mapping[str, Mapping[str, Any]] = {
         for seed in (0, 1, 2)
         for basis in ("orthogonal", "random")
     },
+    **{
+        f"{basis}-{heads}_{seed}": {"adapter": {"basis": basis}, "train": {"seed": seed}, "heads": heads}
+        for seed in (0, 1, 2)
+        for basis in ("orthogonal", "random")
+        for heads in ("mean", "apart")
+    },
     "avoid_0": {"avoid": True},
     "decay_0": {"train": {"weight_decay": 3.0}},
     "attention_0": {"adapter": {"targets": "attention"}},
 }
-"""``avoid``: from the second task on, a basis that avoids the tasks before it (OSRM). With the orthogonal basis weight
-decay is a penalty of the Delta's norm."""
+"""``heads``: mean for all tasks, or apart: matching for those of two texts, mean for the others. ``avoid``: from the
+second task on, a basis that avoids the tasks before it (OSRM). With the orthogonal basis weight decay is a penalty of
+the Delta's norm."""
+
+
+def head_of(heads: str, task: str) -> str:
+    """The head of a task in a set of such ``heads``."""
+    return "matching" if heads == "apart" and len(task_of(task).text) == 2 else "mean"
 
 
 def main(
@@ -62,14 +74,15 @@ def main(
             cut: dict[str, Any] = {"max_length": CUT[name]} if name in CUT else {}
             before = TASKS[: TASKS.index(name)] if options.get("avoid") else ()
             avoided = [path.parent / f"{other}.safetensors" for other in before]
-            basis = {"basis": "avoid"} if avoided else {}
+            basis: dict[str, Any] = {"basis": "avoid"} if avoided else {}
+            head: dict[str, Any] = {"head": head_of(options["heads"], name)} if "heads" in options else {}
             mb.train_adapter(
                 task_of(name),
                 out / "data",
                 path,
                 base=encoder,
                 adapter=dataclasses.replace(mb.AdapterConfig(), **options.get("adapter", {}), **basis),
-                train=dataclasses.replace(mb.TrainConfig(), **cut, **options.get("train", {})),
+                train=dataclasses.replace(mb.TrainConfig(), **cut, **head, **options.get("train", {})),
                 resume=True,
                 with_stats=["gram"],
                 avoid=avoided,

@@ -38,6 +38,7 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
     import mergekit_bert as mb
     from benchmarks import sides
     from mergekit_bert.adapters.basis import BasisRows
+    from mergekit_bert.adapters.family import FAMILIES
     from mergekit_bert.encoder.sites import find_sites
     from mergekit_bert.training.bench import tokens_of
     from mergekit_bert.training.config import ADAPTER_RATES
@@ -57,8 +58,9 @@ def main(data: Annotated[Path, typer.Option(help="Folder with sst/.")], rows: in
 
     encoder, task, adapter = mb.load_encoder("minilm"), mb.get_task("sst"), mb.AdapterConfig()
     train, sites = mb.TrainConfig(precision="bf16"), find_sites(encoder, adapter.targets)
-    tokens = tokens_of(encoder, task, mb.load_rows(task, "train", data).take(range(rows)), train)
-    work = adapter_trainable(encoder, task, "lora", adapter, sites, BasisRows(0, 0, adapter.rank), train)
+    family, taken = FAMILIES.get("lora"), mb.load_rows(task, "train", data).take(range(rows))
+    tokens = tokens_of(encoder, task, taken, family, adapter, train)
+    work = adapter_trainable(encoder, task, family.name, adapter, sites, BasisRows(0, 0, adapter.rank), train)
     objective = Supervised(work, TrainingRun(task, tokens, tokens, train, *ADAPTER_RATES, torch.bfloat16, Path(), {}))
     optimizer = make_optimizer(objective)
     each, shares, rates = list[float](), list[float](), matrix_rates()

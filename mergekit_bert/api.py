@@ -18,7 +18,7 @@ from pydantic import InstanceOf
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.base import encoder_of, on_base
-from mergekit_bert.adapters.config import RECORDS, Options
+from mergekit_bert.adapters.config import RECORDS, USUAL, Options
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.adapters.file import read_adapter
 from mergekit_bert.adapters.ledger import Ledger
@@ -152,7 +152,7 @@ def train_adapter(
     out: Location | None = None,
     *,
     base: Base = MINILM,
-    type: str = "lora",
+    type: str = USUAL,
     adapter: InstanceOf[Options] | None = None,
     train: InstanceOf[TrainConfig] | None = None,
     resume: bool = False,

@@ -73,6 +73,15 @@ def check_types(record: Any) -> None:
             raise _refused(kind.__name__, error, name) from error
 
 
+def from_text(kind: type[Any], name: str, text: str) -> Any:
+    """``text`` as a value of the field ``name`` of the dataclass ``kind``; raises ArgumentError."""
+    adapter = TypeAdapter(get_type_hints(kind)[name], config=ConfigDict(allow_inf_nan=False))
+    try:
+        return adapter.validate_strings(text)
+    except ValidationError as error:
+        raise _refused(kind.__name__, error, name) from error
+
+
 @functools.cache
 def _fields(kind: Any) -> Mapping[str, Any]:
     hints = get_type_hints(kind)  # without what files may say beyond the type

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
+from mergekit_bert.errors import ArgumentError
+
 
 def option(
     default: Any,
@@ -30,3 +32,14 @@ def allowed_values(metadata: Any, kind: type) -> str:
     if low is not None and high is not None:
         return f"{noun} from {low} to {high}"
     return noun if low is None else f"{noun} of at least {low}"
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, str]:
+    """``["density=0.2"]`` as names and values; raises ArgumentError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = (word.strip() for word in text.partition("="))
+        if not sign or not name or not value or name in found:
+            raise ArgumentError("`options`", f"{text!r}", "NAME=VALUE, each name once", "correct it")
+        found[name] = value
+    return found

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit_bert import api
+from mergekit_bert.adapters.config import USUAL
 from mergekit_bert.data.source import SAMPLE, load_rows
 from mergekit_bert.data.task import get_task
 from mergekit_bert.encoder.load import Encoder, load_encoder
@@ -81,7 +82,7 @@ def _train(role: str, task: str, data: str, path: Path, encoder: Encoder, seed: 
     if role == "full":
         api.finetune(task, data, path, base=encoder, train=train, resume=not force, force=force, progress=True)
     else:
-        kind = "probe" if role == "probe" else "lora"
+        kind = "probe" if role == "probe" else USUAL
         api.train_adapter(
             task, data, path, base=encoder, type=kind, train=train, resume=not force, force=force, progress=True
         )

@@ -21,6 +21,7 @@ from mergekit_bert.models.composition import Merged
 from mergekit_bert.models.prediction import Predictor
 from tests.adapters.helpers import random_adapter
 from tests.cli.command import mbert
+from tests.corpus import write_corpus
 from tests.tiny import tiny_rows
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ BATTERY = {
     "A task": ("test_tasks.py", "headlines", 10),
     "A kind of task": ("test_kinds.py", "ordinal", 13),
     "A family of adapters": ("test_families.py", "scaled", 30),
+    "A family with options of its own": ("test_families.py", "gains", 30),
     "A head": ("test_heads.py", "beside", 5),
 }
 """The checks of each example, its name, and how many of them there are at least."""
@@ -158,6 +160,60 @@ def test_an_installed_package_is_listed_and_merges(here: Path, tmp_path_factory:
     found = mb.load(here / "m.safetensors")
     assert isinstance(found, Merged)
     assert found.method == "median"
+
+
+def installed(place: Path, group: str, name: str, section: str) -> Path:
+    """A folder that has the example of ``section`` as an installed package with one entry point."""
+    (place / "my_package").mkdir()
+    (place / "my_package/__init__.py").write_text("")
+    (place / f"my_package/{name}.py").write_text(example(section))
+    about = place / "my_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = my_package.{name}:{name}\n")
+    return place
+
+
+def test_a_family_of_a_package_goes_the_whole_way_on_the_command_line(
+    tiny_folders: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Trained with an option that mbert has no flag for, inspected, merged with a LoRA, and answering beside it."""
+    place = installed(tmp_path_factory.mktemp("site"), "mbert.families", "gains", "A family with options of its own")
+    write_corpus(tmp_path / "data", ("sst", "sts"))
+    quick = ("--epochs", "1", "--batch-size", "8", "--hold-out", "0.2", "--precision", "fp32")
+    base = ("--base", str(tiny_folders["bert"]))
+    train = ("train-adapter", *base, *quick, "--task")
+    gains = ("sst", "--type", "gains", "--targets", "qv")
+    commands = (
+        (*train, *gains, "--set", "group=4"),
+        (*train, "sts", "--rank", "2"),
+        ("inspect", "adapters/sst.safetensors"),
+        ("merge", "adapters/sst.safetensors", "adapters/sts.safetensors", "--method", "fedavg", *base),
+        ("merge", "--method", "ensemble", "--out", "all.safetensors", *base),
+        ("eval", "merged.safetensors", *base),
+        ("predict", "all.safetensors", "--task", "sst", "good film", *base),
+        (*train, *gains, "--set", "groups=4", "--out", "x"),
+        (*train, *gains, "--set", "group=0", "--out", "x"),
+        (*train, *gains, "--set", "group=many", "--out", "x"),
+        (*train, *gains, "--set", "targets=qkv", "--out", "x"),
+        (*train, *gains, "--set", "group", "--out", "x"),
+        (*train, "sst", "--type", "bitfit", "--set", "group=4", "--out", "x"),
+    )
+    done = run("-c", COMMANDS, json.dumps(commands), paths=(place,), here=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert [one["code"] for one in results] == [0] * 7 + [1] * 6, results
+    assert re.search(r"group\s+4", results[2]["out"])
+    messages = (
+        "option of gains: 'groups'; expected one of targets, group; did you mean 'group'?",
+        "group: 0; expected a whole number of at least 1",
+        "--group of GainOptions: 'many' (str); expected ",
+        "--targets: given here and in --set; expected one of the two; drop one",
+        "--set: 'group'; expected NAME=VALUE, each name once",
+        "option 'group' of bitfit: no such option; expected none: it has no options",
+    )
+    for message, one in zip(messages, results[7:], strict=True):
+        assert message in one["err"], one
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,42 @@ def test_every_public_name_is_there() -> None:
         mergekit_bert.nonsense  # noqa: B018
 
 
+def compared(node: ast.AST) -> list[ast.expr]:
+    """What a comparison or a match statement looks at."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    return [node.subject] if isinstance(node, ast.Match) else []
+
+
+def test_no_module_asks_which_kind_a_task_is_of() -> None:
+    """Comparisons of ``.kind`` stand where kinds are looked up, and nowhere else."""
+    allowed = (f"{PACKAGE}.data.kind", f"{PACKAGE}.data.kinds", f"{PACKAGE}.data.task")
+    asking = {
+        (module, node.lineno)
+        for module, tree in TREES.items()
+        if not f"{module}.".startswith(tuple(f"{name}." for name in allowed))
+        for node in ast.walk(tree)
+        for side in compared(node)
+        if isinstance(side, ast.Attribute) and side.attr == "kind"
+    }
+    assert asking == set()
+
+
+def test_no_module_asks_which_delta_or_which_options_it_has() -> None:
+    """Families know their options, ``adapters.delta`` its two forms; others ask the object itself."""
+    kinds = {"LowRank", "Dense", "LowRankOptions", "AdapterConfig", "VirtualOptions", "PrefixOptions", "PromptOptions"}
+    allowed = (f"{PACKAGE}.adapters.delta", f"{PACKAGE}.adapters.families", f"{PACKAGE}.adapters.config")
+    asking = {
+        (module, node.lineno)
+        for module, tree in TREES.items()
+        if not f"{module}.".startswith(tuple(f"{name}." for name in allowed))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and dotted(node.func) in ("isinstance", "issubclass")
+        if kinds & {dotted(name).rpartition(".")[2] for name in ast.walk(node.args[1])}
+    }
+    assert asking == set()
+
+
 def test_no_module_asks_which_model_it_has() -> None:
     models = {"Adapter", "Merged", "Ensemble", "FullModel", "MergeInput", "Composition", "Patched"}
     asking = {

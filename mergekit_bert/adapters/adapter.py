@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.extra import shapes_of
 from mergekit_bert.adapters.family import FAMILIES, Family, Size, Tensors, extra_of
@@ -65,7 +65,7 @@ class Adapter(Patched, AdapterMethods):
         """One line."""
         tensors = (self.shifts, self.head, *self.tensors.values(), *self.extras.values())
         size = mebibytes(sum(tensor.nbytes for group in tensors for tensor in group.values()))
-        rank = f" of rank {self.config.rank}" if isinstance(self.config, LowRankOptions) else ""
+        rank = f" of rank {self.config.rank}" if self.config.rank else ""
         sites = f"{len(self.sites)} sites"
         return summary("Adapter", self.tasks, f"{self.type}{rank}", f"base {self.base.name!r}", sites, size)
 
@@ -132,7 +132,7 @@ class Adapter(Patched, AdapterMethods):
 
     def trainable(self) -> int:
         """The number of trained parameters, including the head and the stored tensors of extras."""
-        frozen = self.family.frozen(isinstance(self.config, AdapterConfig) and self.config.basis != "random")
+        frozen = self.family.frozen(self.config.basis != "random")
         sites = [tensor for one in self.tensors.values() for name, tensor in one.items() if name not in frozen]
         extras = [tensor for own in self.extras.values() for tensor in own.values()]
         return sum(tensor.numel() for tensor in [*sites, *self.shifts.values(), *extras, *self.head.values()])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mergekit_bert.adapters.config import LowRankOptions, Options
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import apply
 from mergekit_bert.adapters.family import FAMILIES, Tensors, extra_of
 from mergekit_bert.adapters.linear import AdaptedLinear, SeededDropout
@@ -42,7 +42,6 @@ def attach(
     sites, placed = FAMILIES.get(family).sites, {}
     for site, values in tensors.items():
         assert sites is not None
-        assert isinstance(config, LowRankOptions)
         linear = model.encoder.get_submodule(site)
         assert isinstance(linear, nn.Linear)
         adapted = sites.module(linear, values, frozen, config.at(site), source)

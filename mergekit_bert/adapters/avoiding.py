@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import Delta, Dense, svd
 from mergekit_bert.adapters.family import Size
 from mergekit_bert.encoder.load import Encoder, check_base
@@ -62,11 +62,10 @@ def check_avoided(
     others: Collection[Adapter], task: str, encoder: Encoder, config: Options, sites: Collection[str]
 ) -> None:
     """Raise TrainingError or ModelFileError unless an adapter of ``task`` can avoid ``others`` at ``sites``."""
-    basis = config.basis if isinstance(config, AdapterConfig) else "random"
-    if basis == "avoid" and not others:
+    if config.basis == "avoid" and not others:
         raise TrainingError("`basis=avoid`", "nothing to avoid", "adapters of other tasks", "name them with `avoid`")
-    if others and basis != "avoid":
-        raise TrainingError("`avoid`", f"`basis={basis}`", "`basis=avoid`", "add it, or drop `avoid`")
+    if others and config.basis != "avoid":
+        raise TrainingError("`avoid`", f"`basis={config.basis}`", "`basis=avoid`", "add it, or drop `avoid`")
     for one in others:
         where = f"`avoid={one.name}`"
         if one.name == task:
@@ -88,7 +87,6 @@ def avoiding(others: Sequence[Adapter], config: Options, sites: Mapping[str, Siz
     Sites that the head alone reads are never merged and have no Gram matrix: all directions are alike there. Raises
     BasisError where the others leave too few directions.
     """
-    assert isinstance(config, LowRankOptions)
     grams, deltas = [one.statistics["gram"] for one in others], [one.deltas() for one in others]
     rows = {}
     for site, (_, width) in sites.items():

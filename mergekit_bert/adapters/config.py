@@ -12,6 +12,8 @@ from mergekit_bert.patterns import PatternError, check_patterns, matches_ending
 from mergekit_bert.registry import unknown
 from mergekit_bert.strict import STRICT, Before, from_pairs
 
+USUAL = "lora"
+"""The family that is trained where none is named."""
 BASES = ("orthogonal", "random", "avoid")
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")
@@ -31,7 +33,9 @@ class Options:
     """The options of a family of adapters: none; families with options define a subclass.
 
     ``of`` lists mbert's families with these options, for help texts; empty for all. ``recorded`` are options of other
-    families that the files of this family record too, always with these values.
+    families that the files of this family record too, always with these values. The properties are
+    those that all records have; a family that lets the user choose one has an option (a field) of that name, with a
+    default.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -44,9 +48,41 @@ class Options:
 
         check_types(self)
 
+    @property
+    def targets(self) -> str:
+        """Where a family's sites are: a target set or a pattern (see :mod:`mergekit_bert.encoder.sites`)."""
+        return "all-linear"
+
+    @property
+    def dropout(self) -> float:
+        """The share of its inputs that an adapter beside a linear layer does not see in training."""
+        return 0.0
+
+    @property
+    def basis(self) -> str:
+        """Where the tensor comes from that a basis gives and freezes; ``random``: from nowhere, it is trained."""
+        return "random"
+
+    @property
+    def rank(self) -> int:
+        """The rank of a site's Delta, which is how many rows of a basis it takes; 0 where no option says it."""
+        return 0
+
     def at(self: Own, site: str) -> Own:
         """The options that hold at ``site``."""
         return self
+
+    def shifts(self, tree: Any) -> list[str]:
+        """The parameters of an encoder's tree that are trained whole as these options say, beside the family's own."""
+        return []
+
+    def renamed(self: Own, names: Mapping[str, str]) -> Own:
+        """The same options where sites (the keys of ``names``) have other names."""
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """What `mbert inspect` shows of them, by the name of the row."""
+        return {one.name: str(getattr(self, one.name)) for one in dataclasses.fields(self)}
 
     def to_json(self) -> dict[str, Any]:
         """For a file's metadata; patterns only where there are any, as pairs, since the first that matches counts."""
@@ -117,6 +153,12 @@ class LowRankOptions(Options):
         except PatternError as error:
             check(False, "targets", error, "regular expressions in rank_pattern and alpha_pattern")
 
+    def shifts(self, tree: Any) -> list[str]:
+        """Biases and norms, where ``train_bias`` and ``train_layernorm`` say so."""
+        from mergekit_bert.encoder.sites import shift_names
+
+        return shift_names(tree, self.train_bias, self.train_layernorm)
+
     @property
     def scale(self) -> float:
         """The factor before ``B @ A``."""
@@ -128,6 +170,25 @@ class LowRankOptions(Options):
             return self
         rank, alpha = matching(self.rank_pattern, site, self.rank), matching(self.alpha_pattern, site, self.alpha)
         return dataclasses.replace(self, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+    def renamed(self: LowRank, names: Mapping[str, str]) -> LowRank:
+        """The same options where sites (the keys of ``names``) have other names."""
+        return dataclasses.replace(
+            self,
+            rank_pattern=carried(self.rank_pattern, self.rank, names),
+            alpha_pattern=carried(self.alpha_pattern, self.alpha, names),
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Rank and alpha in one row, the targets and the basis, and what a family has beside LoRA's options."""
+        usual = {one.name for one in dataclasses.fields(AdapterConfig)}
+        stabilized = ", rank-stabilised" if self.rank_stabilized else ""
+        return {
+            "rank, alpha": f"{self.rank}, {self.alpha:g}{stabilized}",
+            "targets": self.targets,
+            "basis": self.basis,
+            **{name: text for name, text in super().facts().items() if name not in usual},
+        }
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.linear import AdaptedLinear
+from mergekit_bert.arguments import from_text
 from mergekit_bert.errors import TrainingError
-from mergekit_bert.registry import Registry
+from mergekit_bert.registry import Registry, unknown
 
 Size = tuple[int, int]
 """(out_features, in_features) of a site."""
@@ -33,13 +34,15 @@ class Peft:
     """How PEFT stores a family.
 
     ``type`` is its ``peft_type``; ``tensors`` gives the ending of each tensor's name, ``options`` the setting that each
-    option is; ``switches`` are the settings that are on. ``biases``: it has a place for biases that are trained whole.
+    option is; ``switches`` are the settings that are on. ``lacks`` are options that change the Delta and that PEFT has
+    no setting for. ``biases``: it has a place for biases that are trained whole.
     """
 
     type: str
     tensors: Mapping[str, str]
     options: Mapping[str, str]
     switches: frozenset[str] = frozenset()
+    lacks: tuple[str, ...] = ()
     biases: bool = False
 
 
@@ -50,7 +53,8 @@ class Sites:
     ``shapes`` names the tensors of a site and ``init`` makes them as training begins; ``delta`` is the change of the
     site's weight, differentiable in the tensors, and ``module`` the layer that trains them beside the frozen one.
     ``basis_tensor`` is the one that rows of a basis give and freeze, None where a basis cannot keep its Deltas apart.
-    ``needs_weight``: its Deltas cannot be made without the base's weights. The family's options name the ``targets``.
+    ``needs_weight``: its Deltas cannot be made without the base's weights. The options' ``targets`` say where the
+    sites are, see :class:`~mergekit_bert.adapters.config.Options`.
     """
 
     shapes: Callable[[Any, Size], dict[str, tuple[int, ...]]]
@@ -91,6 +95,11 @@ class Family:
         """Whether it changes nothing of the encoder."""
         return self.sites is None and self.shifts is None and not self.extras
 
+    def shifted(self, options: Options, tree: nn.Module) -> list[str]:
+        """The parameters of an encoder's ``tree`` that are trained whole, as the family or its ``options`` say."""
+        named = {*options.shifts(tree), *(self.shifts(options, tree) if self.shifts else ())}
+        return [parameter for parameter, _ in tree.named_parameters() if parameter in named]
+
     @property
     def needs_weight(self) -> bool:
         """Whether its Deltas cannot be made without the base's weights."""
@@ -116,6 +125,17 @@ class Family:
                 found = f"an option that `type={self.name}` does not have"
                 raise TrainingError(f"`{name}`", found, options, remedy)
         return self.options(**given)
+
+    def read(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Values of its options that are given as texts; raises UnknownNameError, TrainingError or ArgumentError."""
+        own = [one.name for one in dataclasses.fields(self.options)]
+        for name in texts:
+            if not own:
+                where = f"option {name!r} of {self.name}"
+                raise TrainingError(where, "no such option", "none: it has no options", "drop it")
+            if name not in own:
+                raise unknown(f"option of {self.name}", name, own)
+        return {name: from_text(self.options, name, text) for name, text in texts.items()}
 
 
 def _not_default(record: Options) -> dict[str, Any]:

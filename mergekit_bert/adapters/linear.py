@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import LowRank
 
 
@@ -51,10 +50,13 @@ class AdaptedLinear(nn.Module):
         linear: nn.Linear,
         tensors: Mapping[str, Tensor],
         frozen: frozenset[str],
-        config: LowRankOptions,
+        config: Any,
         source: torch.Generator,
     ) -> None:
-        """``tensors`` are the family's; those in ``frozen`` are not trained. ``linear`` is still in float32."""
+        """``tensors`` are the family's; those in ``frozen`` are not trained. ``linear`` is still in float32.
+
+        ``config`` is the family's record of options, as it holds at this site.
+        """
         super().__init__()
         self.linear, self.config = linear, config
         self.tensors = nn.ParameterDict(

@@ -34,6 +34,11 @@ class Patch:
     shifts: Tensors = field(default_factory=dict)
     extras: Extras = field(default_factory=dict)
 
+    @property
+    def lazy(self) -> bool:
+        """Whether its Deltas are read or made anew whenever they are asked for, which may take long."""
+        return not isinstance(self.deltas, dict)
+
     def described(self) -> dict[str, Any]:
         """Size, rank and norm of every Delta, size and norm of every shift and extra, as JSON."""
         sites = {

@@ -1,29 +1,42 @@
 """The schema of the metadata of adapter files: every field with its type and bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, Options
+from mergekit_bert.adapters.config import USUAL, AdapterConfig, Options
 from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.adapters.statistics import check_kinds
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.load import Base
-from mergekit_bert.errors import UnknownNameError
+from mergekit_bert.errors import MbertError, UnknownNameError
 from mergekit_bert.schema import Count, Finite, Length, Name, Schema, Seed, Sha256, Shape, Size
 
 
 def options_of(family: str | None, value: Any) -> Options:
-    """Recorded options as those of ``family``; as LoRA's if there is no such family."""
+    """Recorded options as those of ``family``; as LoRA's if there is no such family.
+
+    Raises UnknownNameError if there is no such family and they are not LoRA's options.
+    """
     try:
-        record = FAMILIES.get(family or "").options
-    except UnknownNameError:
-        record = AdapterConfig
+        record = FAMILIES.get(family or USUAL).options
+    except UnknownNameError as error:
+        try:
+            return AdapterConfig.from_json(value)
+        except (MbertError, ValueError):
+            raise error from None
     return record.from_json(value)
 
 
 OptionsOfType = Annotated[Options, BeforeValidator(lambda value, info: options_of(info.data.get("type"), value))]
 """An adapter's options, in a record with the field ``type`` before them."""
+
+
+def _known(statistic: str) -> str:
+    """``statistic``; raises UnknownNameError unless there is one of this name."""
+    check_kinds([statistic])
+    return statistic
 
 
 class StatisticRecord(Schema):
@@ -107,7 +120,7 @@ class AdapterRecord(Schema):
     basis: BasisRows | None
     training: TrainingRecord
     scores: dict[Name, Finite]
-    statistics: dict[Literal["gram", "fisher"], Annotated[dict[Name, StatisticRecord], Field(min_length=1)]] = Field(
-        default_factory=dict, min_length=1
-    )
+    statistics: dict[
+        Annotated[str, AfterValidator(_known)], Annotated[dict[Name, StatisticRecord], Field(min_length=1)]
+    ] = Field(default_factory=dict, min_length=1)
     extras: dict[Name, Shape] = Field(default_factory=dict, min_length=1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -112,6 +113,8 @@ def _show_warning(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 the user can fix it (one line says how), 2 usage."""
+    # Read when torch is loaded. Threads that wait spin otherwise, and on a busy machine take the cores from the others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.showwarning = _show_warning
     with standard_streams() as out:
         code = _run() or _end(out)

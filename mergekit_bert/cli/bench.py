@@ -4,20 +4,21 @@ from typing import Annotated
 
 import typer
 
-from mergekit_bert.adapters.config import AdapterConfig
+from mergekit_bert.adapters.config import RECORDS, USUAL, Options
 from mergekit_bert.cli import options
 from mergekit_bert.training.config import TrainConfig
 
 EXAMPLE = "Example: mbert bench --task sst --data DIR — or mbert bench alone, on the generated corpus."
 
 
-@options.flags(adapter=AdapterConfig, train=TrainConfig)
+@options.flags({"adapter": options.of_family}, adapter=RECORDS, train=TrainConfig)
 def command(
-    adapter: AdapterConfig,
+    adapter: Options,
     train: TrainConfig,
     task: Annotated[str, typer.Option(help="A built-in task (see `mbert tasks`) or a task's YAML file.")] = "sst",
     data: Annotated[str, typer.Option(help="Folder that holds <task>/train.tsv, or 'sample'.")] = "sample",
     base: options.Base = "minilm",
+    kind: options.Family = USUAL,
 ) -> None:
     """Measure training speed by precision and batch size, report the fastest setting, and estimate the time of a run.
 
@@ -28,6 +29,7 @@ def command(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from mergekit_bert.adapters.family import FAMILIES
     from mergekit_bert.data.source import load_rows
     from mergekit_bert.data.task import get_task
     from mergekit_bert.encoder.load import load_encoder
@@ -37,12 +39,12 @@ def command(
     from mergekit_bert.training.bench import BATCH_SIZES, measure, seconds_of_run, tokens_of
 
     set_threads(train.threads)
-    found, device = get_task(task), default_device()
+    found, family, device = get_task(task), FAMILIES.get(kind), default_device()
     encoder = load_encoder(base)
-    tokens = tokens_of(encoder, found, load_rows(found, "train", data), train)
+    tokens = tokens_of(encoder, found, load_rows(found, "train", data), family, adapter, train)
     rates = {name: matrix_rate(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     with progress_bar("bench", 2 * len(BATCH_SIZES), show=True) as bar:
-        speeds = measure(encoder, found, tokens, adapter, train, bar)
+        speeds = measure(encoder, found, tokens, family, adapter, train, bar)
     table = Table("precision", *(f"{size} rows a step" for size in BATCH_SIZES), box=SIMPLE_HEAD)
     for precision in rates:
         own = [one.tokens_per_second for one in speeds if one.precision == precision]

@@ -35,7 +35,7 @@ def command(
     base: options.ModelBase = None,
     force: options.Force = False,
 ) -> None:
-    """Convert an mbert file or a PEFT folder (LoRA, rsLoRA, DoRA) to a PEFT folder, mbert file or Hugging Face folders.
+    """Convert an mbert file or a PEFT folder to a PEFT folder, mbert file or Hugging Face folders.
 
     The output is read back and must give the same outputs. PEFT can store its own adapter families and low-rank
     changes; if a merge method makes dense changes, merge with --rank. In a PEFT folder that mbert writes, a regression

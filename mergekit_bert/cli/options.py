@@ -11,7 +11,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mergekit_bert.cli.spelling import in_flags
-from mergekit_bert.errors import CompositionError, DataError
+from mergekit_bert.errors import ArgumentError, CompositionError, DataError
+from mergekit_bert.option import read_pairs
+from mergekit_bert.registry import names_in
 
 MOST = 10**9
 """The largest number accepted for anything that is counted."""
@@ -79,6 +81,19 @@ CalibrateRows = Annotated[
         show_default=str(CALIBRATE_ROWS),
     ),
 ]
+_FAMILIES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
+Family = Annotated[
+    str, typer.Option("--type", help=f"Adapter family: {_FAMILIES}; or a sum of families, such as lora+bitfit.")
+]
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="An option of the family, NAME=VALUE: the way to those of other packages' families, which have no flags. "
+        "May be repeated.",
+        show_default="none",
+    ),
+]
 Base = Annotated[str, typer.Option(help="The encoder: 'minilm' (built in), a local folder, or a name on the Hub.")]
 ModelBase = Annotated[
     str | None,
@@ -120,25 +135,41 @@ def refuse_alone(these: Mapping[str, object], needed: str, given: object) -> Non
             raise CompositionError(option, f"no {needed}, and only that uses it", needed, "add it, or drop this")
 
 
+Choice = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, str]], Any]
+"""Makes a record from a command's other arguments, the flags that are on the command line, and the texts of --set."""
+
+
+def of_family(given: Mapping[str, Any], typed: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
+    """The options of the family that ``--type`` names."""
+    from mergekit_bert.adapters.family import FAMILIES
+
+    family = FAMILIES.get(given["kind"])
+    return family.configured({**typed, **family.read(texts)})
+
+
 def flags(
-    chosen: Mapping[str, Callable[[Mapping[str, Any]], Callable[[Mapping[str, Any]], Any]]] | None = None,
+    chosen: Mapping[str, Choice] | None = None,
     **configs: type[Any] | Sequence[type[Any]],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag per option of each config record; the command receives the records by keyword.
 
-    Where a keyword has several records, which are alternatives, ``chosen`` gives, from the other arguments, what makes
-    one from the flags that are on the command line.
+    Where a keyword has several records, which are alternatives, ``chosen`` makes the one that is meant. Such a command
+    has a flag ``--set`` besides, for options of records that are not among them.
     """
+    chosen = chosen or {}
     groups = {name: [one] if isinstance(one, type) else list(one) for name, one in configs.items()}
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(context: Any, **given: Any) -> None:
+            texts = read_pairs(given.pop("settings", None) or ())
             asked = {name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
             values = {name: {one: given.pop(one) for one in _option_fields(group)} for name, group in groups.items()}
             for name, options in values.items():
                 typed = {option: value for option, value in options.items() if option in asked}
-                given[name] = chosen[name](given)(typed) if chosen and name in chosen else groups[name][0](**typed)
+                if twice := sorted(typed.keys() & texts.keys()):
+                    raise ArgumentError(f"`{twice[0]}`", "given here and in `options`", "one of the two", "drop one")
+                given[name] = chosen[name](given, typed, texts) if name in chosen else groups[name][0](**typed)
             command(**given)
 
         hints = get_type_hints(command, include_extras=True)
@@ -148,6 +179,9 @@ def flags(
         parameters += [one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         for group in groups.values():
             parameters += _parameters(group)
+        if chosen:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter("settings", keyword, default=None, annotation=_Settings))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run

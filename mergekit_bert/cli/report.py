@@ -28,9 +28,9 @@ def after_training(
         f"wrote {path}: {training.examples} rows, best epoch {training.best_epoch} of {training.epochs} "
         f"(held-out {task.metric} {held:.3f}), {manifest.wall_seconds:.0f} s in {training.precision}"
     )
-    fewer = f" ({parameters.reduction_percent:.2f} % fewer)" if parameters.reduction_percent else ""
+    share = f" ({100 - parameters.reduction_percent:.2f} %)" if parameters.reduction_percent else ""
     say(
-        f"trained {parameters.trainable:,} of {parameters.total:,} parameters{fewer}, "
+        f"trained {parameters.trainable:,} of {parameters.total:,} parameters{share}, "
         f"peak memory {manifest.peak_memory_bytes / 2**20:.0f} MiB"
     )
     if adapter is not None and (basis := adapter.basis):

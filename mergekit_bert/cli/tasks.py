@@ -4,16 +4,21 @@ from typing import Annotated
 
 import typer
 
+from mergekit_bert.registry import names_in
+
+KINDS = ", ".join(names_in("mergekit_bert.data.kinds", "mbert.kinds"))
 EXAMPLE = "Example: mbert tasks — or mbert tasks trec.yml to check a task of your own."
 
 
 def command(
-    task: Annotated[str | None, typer.Argument(help="Show this task in full, by name or YAML file.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help=f"Show this task in full, by name or YAML file. Kinds: {KINDS}.")
+    ] = None,
 ) -> None:
     """List the built-in tasks, or show one in full.
 
-    A task of your own is a YAML file with the keys name, kind (classify, regress or multilabel), text (one or two
-    columns), label, labels or range, and metric. Use its path wherever a task name is expected.
+    A task of your own is a YAML file with the keys name, kind, text (one or two columns), label, labels or range, and
+    metric. Use its path wherever a task name is expected.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

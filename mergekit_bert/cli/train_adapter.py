@@ -1,28 +1,18 @@
 """``mbert train-adapter``: one small adapter for one task."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mergekit_bert.adapters.config import RECORDS, Options
+from mergekit_bert.adapters.config import RECORDS, USUAL, Options
 from mergekit_bert.cli import options
-from mergekit_bert.registry import names_in
 from mergekit_bert.training.config import TrainConfig
 
 EXAMPLE = "Example: mbert train-adapter --task sts --data DIR — writes adapters/sts.safetensors and scores it on dev."
-NAMES = ", ".join(names_in("mergekit_bert.adapters.families", "mbert.families"))
 
 
-def _configured(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Options]:
-    """What makes the options of the family that ``--type`` names."""
-    from mergekit_bert.adapters.family import FAMILIES
-
-    return FAMILIES.get(given["kind"]).configured
-
-
-@options.flags({"adapter": _configured}, adapter=RECORDS, train=TrainConfig)
+@options.flags({"adapter": options.of_family}, adapter=RECORDS, train=TrainConfig)
 def command(
     adapter: Options,
     train: TrainConfig,
@@ -36,9 +26,7 @@ def command(
     data: options.Data = None,
     base: options.Base = "minilm",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="adapters/<task>.safetensors")] = None,
-    kind: Annotated[
-        str, typer.Option("--type", help=f"Adapter family: {NAMES}; or a sum of families, such as lora+bitfit.")
-    ] = "lora",
+    kind: options.Family = USUAL,
     with_stats: Annotated[
         str,
         typer.Option(

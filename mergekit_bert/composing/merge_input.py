@@ -49,6 +49,11 @@ class MergeInput:
     kept: Mapping[str, Adapter] = field(default_factory=dict)
     encoder: Encoder | None = None
 
+    @property
+    def lazy(self) -> bool:
+        """Whether its Deltas are read from a file whenever they are asked for."""
+        return Patch(self.deltas).lazy
+
     def part(self, task: str) -> Part:
         """Everything needed to predict ``task``: shared and task-specific parameters."""
         record, specific = self.parts[task], self.own[task]

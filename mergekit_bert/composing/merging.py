@@ -71,7 +71,7 @@ def _checked(inputs: Sequence[Input], recipe: Recipe, context: MergeContext | No
     recipe, _ = with_method(recipe, merge_inputs, context is not None)
     recipe.check(merge_inputs)
     for merge_input in merge_inputs:
-        if isinstance(merge_input.deltas, dict):  # lazily read Deltas are checked when they are read
+        if not merge_input.lazy:  # lazily read Deltas are checked when they are read
             for site in merge_input.deltas:
                 finite_delta(merge_input, site)
     return merge_inputs, recipe

@@ -16,7 +16,7 @@ from mergekit_bert.data.rows import Rows
 from mergekit_bert.encoder.load import Encoder
 from mergekit_bert.errors import CompositionError
 from mergekit_bert.hardware import generator
-from mergekit_bert.option import allowed_values
+from mergekit_bert.option import allowed_values, read_pairs
 from mergekit_bert.registry import Registry, unknown
 
 ENSEMBLE = "ensemble"
@@ -158,14 +158,8 @@ def make_options(method: Method, given: Mapping[str, Any]) -> Any:
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """``["density=0.2"]`` as names and values, as numbers if possible; raises CompositionError."""
-    settings: dict[str, Any] = {}
-    for text in texts:
-        name, sign, value = (word.strip() for word in text.partition("="))
-        if not sign or not name or not value or name in settings:
-            raise CompositionError("`options`", f"{text!r}", "NAME=VALUE, each name once", "correct it")
-        settings[name] = _number(value)
-    return settings
+    """``["density=0.2"]`` as names and values (as numbers if possible); raises ArgumentError."""
+    return {name: _number(value) for name, value in read_pairs(texts).items()}
 
 
 _LARGEST = 1e9

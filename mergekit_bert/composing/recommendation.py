@@ -24,7 +24,7 @@ def recommend(
 
     ``rows`` is whether there are unlabelled rows, ``synthetic`` whether these are generated.
     """
-    if not all(isinstance(merge_input.deltas, dict) for merge_input in merge_inputs):
+    if any(merge_input.lazy for merge_input in merge_inputs):
         return (
             "task_arithmetic",
             "there are whole checkpoints among the inputs, and only a sum is fast for them",

@@ -9,7 +9,6 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.record import options_of
 from mergekit_bert.arguments import Location, checked
 from mergekit_bert.data.kind import kind_of
@@ -127,16 +126,16 @@ def _share(description: Mapping[str, Any]) -> str:
     """How many parameters were trained, of how many where the manifest beside the file says so."""
     if "total" not in description:
         return f"{description['trainable']:,} parameters"
-    fewer = f" ({description['reduction_percent']:.2f} % fewer)" if description["reduction_percent"] else ""
-    return f"{description['trainable']:,} of {description['total']:,} parameters{fewer}"
+    share = f" ({100 - description['reduction_percent']:.2f} %)" if description["reduction_percent"] else ""
+    return f"{description['trainable']:,} of {description['total']:,} parameters{share}"
 
 
 def _task_table(parts: Mapping[str, Any]) -> Table:
     """The task and the adapter's options, one column per task."""
     table = Table("", *parts, title="tasks", box=SIMPLE_HEAD)
     columns = [_task_facts(part) for part in parts.values()]
-    for key in columns[0]:
-        table.add_row(key, *(column[key] for column in columns))
+    for key in dict.fromkeys(key for column in columns for key in column):
+        table.add_row(key, *(column.get(key, MISSING) for column in columns))
     return table
 
 
@@ -156,17 +155,11 @@ def _task_facts(part: Mapping[str, Any]) -> dict[str, str]:
         "labels": labels or _summary(task),
         "metrics": ", ".join(task["metrics"]),
         "type": part.get("type", part.get("kind", MISSING)),
-        "rank, alpha": MISSING,
-        "targets": MISSING,
-        "basis": MISSING,
     }
-    options = options_of(part.get("type"), config) if config is not None else None
-    if isinstance(options, LowRankOptions):
-        stabilized = ", rank-stabilised" if options.rank_stabilized else ""
-        facts |= {"rank, alpha": f"{options.rank}, {options.alpha:g}{stabilized}", "targets": options.targets}
-        others = [avoided.split()[0] for avoided in part["training"].get("avoid", [])]
-        basis_name = options.to_json().get("basis", MISSING)
-        facts["basis"] = basis_name + (f" {', '.join(others)}" if others else "")
+    if config is not None:
+        facts |= options_of(part.get("type"), config).facts()
+    if others := [avoided.split()[0] for avoided in part.get("training", {}).get("avoid", [])]:
+        facts["basis"] = f"avoid {', '.join(others)}"
     if basis:
         facts["basis"] = f"rows {basis['start']} to {basis['start'] + basis['count'] - 1} of seed {basis['seed']}"
     return facts

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import LowRankOptions, Options, carried
+from mergekit_bert.adapters.config import Options
 from mergekit_bert.adapters.delta import Delta, Dense, norm
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.record import options_of
@@ -27,7 +27,7 @@ from mergekit_bert.encoder.heads.native import native_prefix
 from mergekit_bert.encoder.load import Base, Encoder
 from mergekit_bert.encoder.sites import TARGETS, find_sites, linear_layers, of_the_head, shift_names
 from mergekit_bert.errors import CompositionError, EncoderError, MbertError, ModelFileError
-from mergekit_bert.formats.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, LoraConfig, PeftFolder
+from mergekit_bert.formats.peft import AGAIN, CONFIG, PREFIX, AdapterRecord, PeftFolder
 from mergekit_bert.patterns import exactly
 
 _COPIES = (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.", r"\.original_module\.")
@@ -65,7 +65,7 @@ def adapter_of(
         shell = ""  # it was trained on the encoder itself, as AutoModel loads it
     if body:
         _leave_out_pooler(names, encoder, shell)
-    sites = _sites(folder, names, encoder, shell, shapes)
+    sites = _sites(folder, family, names, encoder, shell, shapes)
     changed = _changed(folder, names, encoder, shell, task, shapes, body)
     config = _read_config(folder, family, encoder, sites, shell, changed)
     for site, size in sites.items():
@@ -110,7 +110,11 @@ def _family(folder: PeftFolder) -> Family:
 
 
 def _switches(folder: PeftFolder) -> dict[str, bool]:
-    return {"use_dora": bool(folder.config.use_dora)} if isinstance(folder.config, LoraConfig) else {}
+    """Which switches are on, of those that tell families of the folder's kind apart."""
+    kinds = [one.peft for one in FAMILIES if one.peft and one.peft.type == folder.config.peft_type]
+    return {
+        name: bool(getattr(folder.config, name)) for name in sorted({name for one in kinds for name in one.switches})
+    }
 
 
 def _by_name(folder: PeftFolder, family: Family) -> _Names:
@@ -162,7 +166,12 @@ def _weight(encoder: Encoder, name: str) -> Tensor:
 
 
 def _sites(
-    folder: PeftFolder, names: _Names, encoder: Encoder, shell: str, head: Mapping[str, tuple[int, ...]]
+    folder: PeftFolder,
+    family: Family,
+    names: _Names,
+    encoder: Encoder,
+    shell: str,
+    head: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Size]:
     """The sites that have an adapter, in the encoder's order: those that the settings say."""
     layers, where, kind = linear_layers(encoder), str(folder.path), folder.config.title
@@ -176,7 +185,7 @@ def _sites(
             )
         if not module.startswith(shell) or module.removeprefix(shell) not in layers:
             raise ModelFileError(where, f"{kind} at {module!r}", f"linear layers of {encoder.name!r}", _NAME_BASE)
-    for site in layers if folder.config.peft_type != "LN_TUNING" else ():  # whose targets are saved whole
+    for site in layers if family.sites else ():  # without sites, the targets are saved whole
         module = f"{shell}{site}"
         if (wanted := folder.config.targets(module)) not in (None, module in names.factors):
             found, expected = (f"no {kind}", "some") if wanted else (kind, "none")
@@ -282,21 +291,17 @@ def _read_config(
     given = {option: getattr(folder.config, setting) for option, setting in family.peft.options.items()}
     whole = {f"{site}.weight" for site in linear_layers(encoder)}
     biases = set(shift_names(encoder.model, bias=True, layernorm=False))
+    own = {one.name for one in dataclasses.fields(family.options)}
+    seen = {
+        "basis": "random",
+        "targets": _targets(encoder, sites, folder.config.target_modules),
+        "train_bias": not biases.isdisjoint(changed),
+        "train_layernorm": not (biases | whole).issuperset(changed),
+    }
+    given |= {option: value for option, value in seen.items() if option in own}
     try:
-        config: LowRankOptions = family.configured(
-            {
-                **{option: value for option, value in given.items() if value is not None},
-                "basis": "random",
-                "targets": _targets(encoder, sites, folder.config.target_modules),
-                "train_bias": not biases.isdisjoint(changed),
-                "train_layernorm": not (biases | whole).issuperset(changed),
-            }
-        )
-        return dataclasses.replace(
-            config,
-            rank_pattern=carried(config.rank_pattern, config.rank, names),
-            alpha_pattern=carried(config.alpha_pattern, config.alpha, names),
-        )
+        config: Options = family.configured({option: value for option, value in given.items() if value is not None})
+        return config.renamed(names)
     except MbertError as error:
         raise ModelFileError(
             str(folder.path / CONFIG), f"broken ({error})", f"options of {family.name}", AGAIN
@@ -323,16 +328,16 @@ def _as_written(folder: PeftFolder, record: AdapterRecord, adapter: Adapter) -> 
         config = options_of(family.name, record.config.to_json())
     except (MbertError, ValueError) as error:
         raise ModelFileError(path, f"broken ({error})", f"options of {adapter.type}", "remove it") from error
-    if family.peft is not adapter.family.peft:
+    peft = family.peft
+    if peft is None or peft is not adapter.family.peft:
         raise ModelFileError(path, f"type {family.name}", f"{adapter.type}, as the other files say", "remove it")
     frozen = family.frozen(record.basis)
     for site, tensors in adapter.tensors.items():
         own, recorded = adapter.config.at(site), config.at(site)
-        assert isinstance(own, LowRankOptions)
-        assert isinstance(recorded, LowRankOptions)
         same_basis = record.basis is None or any(_is_basis(record.basis, site, tensors[name]) for name in frozen)
-        if (own.rank, own.scale) != (recorded.rank, recorded.scale) or not same_basis:
-            what = "rank or alpha" if same_basis else "basis"
+        different = [one for one in (*peft.options, *peft.lacks) if getattr(own, one) != getattr(recorded, one)]
+        if different or not same_basis:
+            what = " and ".join(different or ["basis"])
             raise ModelFileError(path, f"another {what} of {site!r}", "what the other files say", "remove it")
     return dataclasses.replace(
         adapter,

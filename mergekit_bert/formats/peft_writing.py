@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_bert.adapters.adapter import Adapter
-from mergekit_bert.adapters.config import LowRankOptions, carried
 from mergekit_bert.adapters.family import Peft
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import RECORD, scale_head
@@ -105,9 +104,9 @@ def _no_place(adapter: Adapter) -> str:
     biases = [name.removesuffix(".bias") for name in adapter.shifts if name.endswith(".bias")]
     if not peft.biases and any(f"{module}.weight" not in adapter.shifts for module in biases):
         return f"biases beside {adapter.type}, which PEFT has for LoRA alone"
-    if isinstance(config, LowRankOptions) and config.rank_stabilized and "rank_stabilized" not in peft.options:
-        return f"a rank-stabilised {adapter.type}"
-    return ""
+    usual = type(config)()
+    lacking = [name for name in peft.lacks if getattr(config, name) != getattr(usual, name)]
+    return f"a {adapter.type} with {', '.join(lacking)}" if lacking else ""
 
 
 def _common(adapter: Adapter, peft: Peft, targets: Sequence[str], saved: Sequence[str]) -> dict[str, Any]:
@@ -124,12 +123,7 @@ def _common(adapter: Adapter, peft: Peft, targets: Sequence[str], saved: Sequenc
 
 def _options(adapter: Adapter, peft: Peft, shell: str, biases: Sequence[str]) -> dict[str, Any]:
     """The options as PEFT's settings, and which biases are trained."""
-    config = adapter.config
-    if not isinstance(config, LowRankOptions):
-        return {}
-    names = {site: f"{shell}{site}" for site in adapter.sites}
+    config = adapter.config.renamed({site: f"{shell}{site}" for site in adapter.sites})
     values: dict[str, Any] = {setting: getattr(config, option) for option, setting in peft.options.items()}
-    values["rank_pattern"] = carried(config.rank_pattern, config.rank, names)
-    values["alpha_pattern"] = carried(config.alpha_pattern, config.alpha, names)
     beside = all(module in adapter.sites for module in biases)
     return values | ({"bias": "none" if not biases else "lora_only" if beside else "all"} if peft.biases else {})

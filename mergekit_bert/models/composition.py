@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, factors
+from mergekit_bert.adapters.families import lora
 from mergekit_bert.adapters.family import Tensors
 from mergekit_bert.adapters.patch import Part, Patch, TaskSpecific
 from mergekit_bert.adapters.patched import Patched
@@ -121,13 +122,18 @@ class Merged(Patched):
     def __repr__(self) -> str:
         """One line; without the size for a lazy merge, which would have to be computed for it."""
         size = ""
-        if isinstance(self.deltas, dict):
+        if not self.lazy:
             size = mebibytes(
                 sum(update.nbytes for update in (*self.deltas.values(), *self.shifts.values()))
                 + sum(specific.nbytes for specific in self.own.values())
             )
         base, sites = f"base {self.base.name!r}", f"{len(self.deltas)} sites"
         return summary("Merged", self.tasks, self.title if size else self.method, base, sites, size)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether its Deltas are read or made anew whenever they are asked for."""
+        return self.shared.lazy
 
     @property
     def title(self) -> str:
@@ -378,7 +384,7 @@ def low_rank(part: Part, base: Base, training: Mapping[str, Any]) -> Adapter:
         alpha_pattern={site: float(rank) for site, rank in exceptions.items()},
     )
     return Adapter(
-        type="lora",
+        type=lora.RECORD.name,
         config=config,
         task=part.task,
         base=base,

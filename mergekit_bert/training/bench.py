@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from mergekit_bert.adapters import patch
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.data.batches import Tokens, tokenise
+from mergekit_bert.adapters.config import Options
+from mergekit_bert.adapters.family import Family
+from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.head import HEADS
 from mergekit_bert.encoder.load import Encoder
-from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.hardware import default_device, pick_precision
 from mergekit_bert.training.config import ADAPTER_RATES, TrainConfig
 from mergekit_bert.training.loop import make_optimizer, step
 from mergekit_bert.training.supervised import Supervised, TrainingRun
-from mergekit_bert.training.trainable import adapter_trainable
+from mergekit_bert.training.trainable import adapter_trainable, sites_of, virtual_of
 
 BATCH_SIZES = (8, 16, 32, 64)
 _STEPS = 6
@@ -42,17 +43,18 @@ def measure(
     encoder: Encoder,
     task: Task,
     tokens: Tokens,
-    adapter: AdapterConfig,
+    family: Family,
+    adapter: Options,
     train: TrainConfig,
     tick: Callable[[int], None] = lambda done: None,
 ) -> list[Speed]:
-    """Train an adapter of ``task`` for a few steps in every precision and batch size; nothing is kept."""
-    sites, found = find_sites(encoder, adapter.targets), list[Speed]()
+    """Train an adapter of ``family`` for a few steps in every precision and batch size; nothing is kept."""
+    sites, found = sites_of(encoder, family, adapter, HEADS.get(train.head)), list[Speed]()
     basis = BasisRows(0, 0, adapter.rank) if adapter.basis != "random" else None
     for precision, size in itertools.product(("fp32", "bf16"), BATCH_SIZES):
         config = dataclasses.replace(train, precision=precision, batch_size=size)
         dtype = pick_precision(precision, default_device())
-        work = adapter_trainable(encoder, task, "lora", adapter, sites, basis, config)
+        work = adapter_trainable(encoder, task, family.name, adapter, sites, basis, config)
         objective = Supervised(work, TrainingRun(task, tokens, tokens, config, *ADAPTER_RATES, dtype, Path(), {}))
         optimizer, rates = make_optimizer(objective), []
         for number in range(_STEPS + 1):
@@ -64,10 +66,10 @@ def measure(
     return found
 
 
-def tokens_of(encoder: Encoder, task: Task, rows: Rows, train: TrainConfig) -> Tokens:
+def tokens_of(encoder: Encoder, task: Task, rows: Rows, family: Family, adapter: Options, train: TrainConfig) -> Tokens:
     """The rows as training sees them."""
-    length, apart = min(train.max_length, encoder.max_length), HEADS.get(train.head).apart
-    return tokenise(rows, task, encoder.tokenizer, length, encoder.pad_token, apart)
+    length, virtual = min(train.max_length, encoder.max_length), virtual_of(encoder, family, adapter)
+    return patch.tokens_of(encoder, task, rows, HEADS.get(train.head), length, virtual)
 
 
 def seconds_of_run(tokens: Tokens, train: TrainConfig, speeds: Sequence[Speed], precision: str) -> float:

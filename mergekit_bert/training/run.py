@@ -14,13 +14,13 @@ from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, fold
 from mergekit_bert.adapters.avoiding import FrozenRows, avoiding, by_identity, check_avoided
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions, Options
+from mergekit_bert.adapters.config import USUAL, Options
 from mergekit_bert.adapters.extra import NONE, Virtual
 from mergekit_bert.adapters.family import FAMILIES, Family, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.adapters.measuring import collect
-from mergekit_bert.adapters.patch import Patch, room_for_text, tokens_of, virtual_tokens
+from mergekit_bert.adapters.patch import Patch, room_for_text, tokens_of
 from mergekit_bert.adapters.statistics import Statistic, check_kinds
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.rows import Rows, hold_out
@@ -30,7 +30,6 @@ from mergekit_bert.encoder.folder import FILES, FullModel, in_units, load_folder
 from mergekit_bert.encoder.forward import check_same_outputs, forward_rows, padded_outputs, scaled
 from mergekit_bert.encoder.head import HEADS, Head
 from mergekit_bert.encoder.load import Base, Encoder
-from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.errors import MbertWarning, TrainingError
 from mergekit_bert.hardware import (
     default_device,
@@ -53,7 +52,7 @@ from mergekit_bert.training.manifest import (
     run_folder,
 )
 from mergekit_bert.training.supervised import TrainingRun, fit
-from mergekit_bert.training.trainable import adapter_trainable, full_trainable
+from mergekit_bert.training.trainable import adapter_trainable, full_trainable, sites_of, virtual_of
 
 _CHECKED_ROWS = 8
 _NEW = ("balance", "head")
@@ -67,7 +66,7 @@ def train_adapter(
     task: Task,
     rows: Rows,
     out: Path,
-    kind: str = "lora",
+    kind: str = USUAL,
     adapter: Options | None = None,
     train: TrainConfig | None = None,
     control: Control | None = None,
@@ -83,10 +82,8 @@ def train_adapter(
     family, train, control = FAMILIES.get(kind), train or TrainConfig(), control or Control()
     options: Options = family.configured({}, adapter)
     rates = (family.lr or ADAPTER_RATES[0], family.head_lr or ADAPTER_RATES[1])
-    head = HEADS.get(train.head)
-    found = find_sites(encoder, options.targets) if isinstance(options, LowRankOptions) else {}
-    sites = {site: size for site, size in found.items() if head.reads(site)}
-    shifted = family.shifts(options, encoder.model) if family.shifts else []
+    sites = sites_of(encoder, family, options, HEADS.get(train.head))
+    shifted = family.shifted(options, encoder.model)
     if not family.head_alone and not (sites or shifted or family.extras):
         raise TrainingError(
             f"base {encoder.name!r}",
@@ -97,7 +94,7 @@ def train_adapter(
     others = {name: one.on(encoder) for name, one in by_identity(avoid).items()}
     check_avoided(others.values(), task.name, encoder, options, sites)
     avoided = {"avoid": list(others)} if others else {}
-    virtual = virtual_tokens({extra.name: extra.shapes(options, extra.size(encoder)) for extra in family.extras})
+    virtual = virtual_of(encoder, family, options)
     described = {"type": family.name, "adapter": options.to_json()}
     described |= ({"statistics": sorted(set(with_stats))} if with_stats else {}) | avoided
     with claim(out, control) as hold:
@@ -202,7 +199,7 @@ def _measured(
 
 
 def _basis_rows(encoder: Encoder, out: Path, adapter: Options, sites: Mapping[str, Size]) -> BasisRows | None:
-    if not isinstance(adapter, AdapterConfig) or adapter.basis != "orthogonal" or not sites:
+    if adapter.basis != "orthogonal" or not sites:
         return None
     width = min(in_features for _, in_features in sites.values())
     return Ledger(out.parent).take(encoder.fingerprint, out.stem, adapter.rank, width)

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from mergekit_bert.adapters.attach import attach, attach_extras, set_head_dropout, unfreeze
 from mergekit_bert.adapters.avoiding import FrozenRows
 from mergekit_bert.adapters.config import Options
-from mergekit_bert.adapters.family import FAMILIES, Size
+from mergekit_bert.adapters.extra import Virtual
+from mergekit_bert.adapters.family import FAMILIES, Family, Size
+from mergekit_bert.adapters.patch import virtual_tokens
 from mergekit_bert.data.task import Task
 from mergekit_bert.encoder.classifier import fresh_classifier
-from mergekit_bert.encoder.head import HEADS, Classifier
+from mergekit_bert.encoder.head import HEADS, Classifier, Head
 from mergekit_bert.encoder.load import Encoder
+from mergekit_bert.encoder.sites import find_sites
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.config import TrainConfig
 
@@ -33,6 +36,17 @@ class Trainable:
     source: torch.Generator
 
 
+def sites_of(encoder: Encoder, family: Family, config: Options, head: Head) -> dict[str, Size]:
+    """The linear layers that an adapter of ``family`` stands beside: those that ``head`` reads, none without sites."""
+    found = find_sites(encoder, config.targets) if family.sites else {}
+    return {site: size for site, size in found.items() if head.reads(site)}
+
+
+def virtual_of(encoder: Encoder, family: Family, config: Options) -> Virtual:
+    """The virtual tokens that an adapter of ``family`` adds to a sequence."""
+    return virtual_tokens({extra.name: extra.shapes(config, extra.size(encoder)) for extra in family.extras})
+
+
 def adapter_trainable(
     encoder: Encoder,
     task: Task,
@@ -44,7 +58,7 @@ def adapter_trainable(
 ) -> Trainable:
     """An adapter of ``family`` at ``sites``, and a head; ``basis`` provides a frozen tensor for every site."""
     record, (model, source) = FAMILIES.get(family), _fresh(encoder, task, train)
-    names = record.shifts(config, model.encoder) if record.shifts else []
+    names = record.shifted(config, model.encoder)
     shifts = unfreeze(model.encoder, [name for name in names if HEADS.get(train.head).reads(name)])
     values = {
         site: record.sites.init(

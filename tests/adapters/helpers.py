@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.basis import BasisRows
-from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions
+from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.extra import Extra
 from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.task import Task, get_task
@@ -65,8 +65,8 @@ def random_adapter(
         """What its noise is in proportion to: a vector of norms, which are small and far from zero, to itself."""
         return value if value.dim() == 1 else 1.0
 
-    sites = find_sites(encoder, config.targets) if isinstance(config, LowRankOptions) else {}
-    basis = BasisRows(0, start, rank) if isinstance(config, AdapterConfig) and config.basis == "orthogonal" else None
+    sites = find_sites(encoder, config.targets) if record.sites else {}
+    basis = BasisRows(0, start, rank) if config.basis == "orthogonal" else None
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for site, size in sites.items():
         rows = basis.matrix(site, size[1]) if basis else None

@@ -1,5 +1,6 @@
 """The options of an adapter: the scale, values out of range, and those that a file says."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from mergekit_bert.adapters.config import AdapterConfig
-from mergekit_bert.errors import TrainingError, UnknownNameError
+from mergekit_bert.adapters.family import FAMILIES
+from mergekit_bert.errors import ArgumentError, TrainingError, UnknownNameError
+from mergekit_bert.option import read_pairs
 from mergekit_bert.schema import SchemaError, validate
 from tests.hang import HANGS, in_time
 
@@ -108,3 +111,46 @@ def test_a_pattern_that_would_hang_does_not() -> None:
         for layer in range(100):
             assert config.at(f"encoder.layer.{layer}.attention.output.dense").rank == 12
     assert config.at("encoder.layer.0.query!").rank == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("lora", {"rank, alpha": "3, 32, rank-stabilised", "targets": "qv", "basis": "orthogonal"}),
+        ("loha", {"rank, alpha": "3, 32, rank-stabilised", "targets": "qv", "basis": "random"}),
+        ("prefix", {"length": "4", "projection": "False"}),
+        (
+            "loha+prefix",
+            {
+                "rank, alpha": "3, 32, rank-stabilised",
+                "targets": "qv",
+                "basis": "random",
+                "length": "4",
+                "projection": "False",
+            },
+        ),
+        ("bitfit", {}),
+    ],
+)
+def test_all_that_a_family_has_is_shown(kind: str, facts: dict[str, str]) -> None:
+    family = FAMILIES.get(kind)
+    own = {one.name for one in dataclasses.fields(family.options)}
+    given = {"rank": 3, "rank_stabilized": True, "targets": "qv", "length": 4}
+    assert family.configured({name: value for name, value in given.items() if name in own}).facts() == facts
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("rank=8", 8), ("alpha=1e1", 10.0), ("rank_stabilized=true", True), ("targets=12", "12")]
+)
+def test_an_option_is_read_from_a_text_by_its_own_type(text: str, value: object) -> None:
+    name, _, _ = text.partition("=")
+    (found,) = FAMILIES.get("loha").read(read_pairs([text])).values()
+    assert (found, type(found)) == (value, type(value))
+    assert getattr(FAMILIES.get("loha").configured({name: found}), name) == value
+
+
+@pytest.mark.parametrize("text", ["rank=8.5", "rank=many", "alpha=nan", "rank_stabilized=2", "rank_pattern=query"])
+def test_a_text_of_another_type_is_refused(text: str) -> None:
+    name, _, value = text.partition("=")
+    with pytest.raises(ArgumentError, match=f"`{name}` of LowRankOptions: '{value}'"):
+        FAMILIES.get("loha").read(read_pairs([text]))

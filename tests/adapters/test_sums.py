@@ -74,10 +74,9 @@ def test_a_sum_shifts_what_its_parts_shift_in_the_encoders_order(bert: mb.Encode
     family = FAMILIES.get(EVERY)
     assert family.shifts is not None
     expected = shift_names(bert.model, bias=True, layernorm=True)
-    assert family.shifts(family.options(), bert.model) == expected
+    assert family.shifted(family.options(), bert.model) == expected
     lora = FAMILIES.get("lora")
-    assert lora.shifts is not None
-    assert lora.shifts(lora.options(train_bias=True, train_layernorm=True), bert.model) == expected
+    assert lora.shifted(lora.options(train_bias=True, train_layernorm=True), bert.model) == expected
 
 
 def test_lora_and_bitfit_train_what_lora_with_biases_trains(bert: mb.Encoder, tmp_path: Path) -> None:
@@ -158,16 +157,19 @@ def check_back(path: Path, encoder: mb.Encoder, one: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "options", "message"),
     [
-        ("bitfit", "type bitfit, which PEFT does not have"),
-        ("bitfit+layernorm", "type bitfit\\+layernorm, which PEFT does not have"),
-        ("loha+bitfit", "biases beside loha\\+bitfit, which PEFT has for LoRA alone"),
+        ("bitfit", {}, "type bitfit, which PEFT does not have"),
+        ("bitfit+layernorm", {}, "type bitfit\\+layernorm, which PEFT does not have"),
+        ("loha+bitfit", {}, "biases beside loha\\+bitfit, which PEFT has for LoRA alone"),
+        ("loha", {"rank_stabilized": True}, "a loha with rank_stabilized"),
     ],
 )
-def test_what_peft_has_no_place_for_is_refused(bert: mb.Encoder, tmp_path: Path, kind: str, message: str) -> None:
+def test_what_peft_has_no_place_for_is_refused(
+    bert: mb.Encoder, tmp_path: Path, kind: str, options: dict[str, bool], message: str
+) -> None:
     with pytest.raises(CompositionError, match=message):
-        write_peft(tmp_path / "p", random_adapter(bert, kind=kind), bert)
+        write_peft(tmp_path / "p", random_adapter(bert, kind=kind, **options), bert)
     assert not (tmp_path / "p").exists()
 
 

@@ -154,8 +154,10 @@ def test_a_merge_with_its_calibration_is_one_call(home: Path, bert: mb.Encoder) 
     steps, data = ["scales", "heads"], home / "data"
     inputs = mb.merge(files, "ties", base=bert)
     assert isinstance(inputs, Merged)
-    with pytest.warns(MbertWarning, match="no record of whether the training"):
+    known = "no record of whether the training"
+    with pytest.warns(MbertWarning, match=known):
         at_once = mb.merge(files, "ties", data=data, calibrate=steps, calibrate_rows=12, base=bert)
+    with pytest.warns(MbertWarning, match=known):
         after = mb.calibrate(inputs, data, steps=steps, rows=12, inputs=files, base=bert)
     mb.save(at_once, home / "one.safetensors", force=True)
     mb.save(after, home / "two.safetensors", force=True)

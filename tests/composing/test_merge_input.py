@@ -54,3 +54,11 @@ def test_a_merge_is_known_again_in_its_file(one: Merged, tmp_path: Path) -> None
 def test_a_merge_of_whole_checkpoints_has_no_files_to_be_known_by(one: Merged) -> None:
     bare = dataclasses.replace(one, parts={task: {**part, "sha256": ""} for task, part in one.parts.items()})
     assert len(set(of_merged(bare).identify().values())) == 3
+
+
+def test_it_says_whether_its_deltas_are_read_on_demand(bert: mb.Encoder) -> None:
+    for lazy in (False, True):
+        model = mb.merge(trio(bert, targets="qv"), "fedavg", lazy=lazy)
+        assert isinstance(model, Merged)
+        assert (model.lazy, of_merged(model).lazy, model.shared.lazy) == (lazy,) * 3
+    assert not of_adapter(trio(bert)[0]).lazy

@@ -15,6 +15,7 @@ import mergekit_bert as mb
 from mergekit_bert.adapters.adapter import Adapter
 from mergekit_bert.adapters.attach import attach, attach_extras, fold
 from mergekit_bert.adapters.basis import BasisRows
+from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import Delta
 from mergekit_bert.adapters.family import FAMILIES, Family, Sites, Size
 from mergekit_bert.adapters.file import read_adapter, write_adapter
@@ -23,6 +24,7 @@ from mergekit_bert.adapters.patch import Patch, check_part
 from mergekit_bert.encoder.classifier import classifier
 from mergekit_bert.encoder.folder import FullModel
 from mergekit_bert.encoder.forward import outputs_of
+from mergekit_bert.encoder.sites import of_the_head
 from mergekit_bert.errors import CompositionError, ModelFileError, TrainingError
 from mergekit_bert.hardware import generator
 from mergekit_bert.training.manifest import Control
@@ -59,13 +61,21 @@ def weight_of(kind: Family, size: Size) -> Tensor:
     return torch.randn(size, generator=generator(3))
 
 
+def own(kind: Family, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options ``given`` that the family has."""
+    names = {one.name for one in dataclasses.fields(kind.options)}
+    return {name: value for name, value in given.items() if name in names}
+
+
 def made(kind: Family, options: dict[str, Any], size: Size, seed: int = 0, basis: bool = False) -> dict[str, Tensor]:
     rows = BasisRows(0, 0, options["rank"]).matrix("site", size[1]) if basis else None
-    return sites_of(kind).init(kind.options(**options), size, rows, partial(weight_of, kind, size), generator(seed))
+    return sites_of(kind).init(
+        kind.options(**own(kind, options)), size, rows, partial(weight_of, kind, size), generator(seed)
+    )
 
 
 def delta_of(kind: Family, values: dict[str, Tensor], options: dict[str, Any], size: Size) -> Delta:
-    return sites_of(kind).delta(values, kind.options(**options), partial(weight_of, kind, size))
+    return sites_of(kind).delta(values, kind.options(**own(kind, options)), partial(weight_of, kind, size))
 
 
 def random_values(kind: Family, options: dict[str, Any], size: Size) -> dict[str, Tensor]:
@@ -91,7 +101,7 @@ def test_it_makes_the_tensors_that_it_names(sited: Family, options: dict[str, An
     kind = sited
     for basis in (False, True) if kind.frozen(basis=True) else (False,):
         values = made(kind, options, size, basis=basis)
-        shapes = sites_of(kind).shapes(kind.options(**options), size)
+        shapes = sites_of(kind).shapes(kind.options(**own(kind, options)), size)
         assert {name: tuple(value.shape) for name, value in values.items()} == shapes
         assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
         assert kind.frozen(basis) <= shapes.keys()
@@ -111,8 +121,7 @@ def test_a_basis_is_one_of_its_options_only_where_it_has_a_tensor_for_it(kind: F
 
 
 def test_its_options_come_back_from_json(kind: Family) -> None:
-    given = {"rank": 3, "alpha": 2.0, "alpha_pattern": {"a": 3.0}} if kind.sites else {}
-    one = kind.configured(given)
+    one = kind.configured(own(kind, {"rank": 3, "alpha": 2.0, "alpha_pattern": {"a": 3.0}}))
     two = kind.options.from_json(json.loads(json.dumps(one.to_json())))
     assert two == one
     assert type(two) is kind.options
@@ -121,7 +130,7 @@ def test_its_options_come_back_from_json(kind: Family) -> None:
 def test_options_of_another_family_are_taken_where_they_mean_something(kind: Family) -> None:
     assert kind.configured({}, mb.AdapterConfig()) == kind.options()
     given = mb.AdapterConfig(rank=5, basis="random", train_bias=True)
-    if kind.sites:
+    if issubclass(kind.options, LowRankOptions):
         found = kind.configured({"alpha": 3.0}, given)
         assert (found.rank, found.alpha, found.train_bias) == (5, 3.0, True)
     else:
@@ -195,6 +204,17 @@ def test_beside_the_weights_with_dropout_its_delta_alone_sees_it(sited: Family, 
         layer.dropout.source.set_state(generator(5).get_state())
         expected = linear(x) + layer.dropout(x) @ adapter.deltas()[site].dense().T
         np.testing.assert_allclose(found.detach(), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_it_merges_with_a_lora_into_the_sum_of_their_deltas(kind: Family, bert: mb.Encoder) -> None:
+    one = random_adapter(bert, "sst", kind=kind.name, basis="random")
+    two = random_adapter(bert, "sts", basis="random", targets="qv")
+    merged = mb.merge([one, two], "task_arithmetic", {"sst": 0.5, "sts": -2.0}, base=bert)
+    parts = [(0.5, one.deltas()), (-2.0, two.deltas())]
+    assert merged.deltas.keys() == {site for _, deltas in parts for site in deltas if not of_the_head(site)}
+    for site, delta in merged.deltas.items():
+        expected = sum(weight * deltas[site].dense() for weight, deltas in parts if site in deltas)
+        np.testing.assert_allclose(delta.dense(), expected, atol=1e-5)
 
 
 def test_its_file_gives_it_back(kind: Family, bert: mb.Encoder, tmp_path: Path) -> None:
@@ -385,3 +405,7 @@ def test_options_of_its_own_come_back_from_every_file(
     whole = mb.load(tmp_path / "dense" / "sst")
     assert isinstance(whole, FullModel)
     assert whole.record["config"]["inner"] == 5
+    monkeypatch.delitem(FAMILIES._added, "inner")
+    for path in ("a.safetensors", "m.safetensors", "dense/sst"):
+        with pytest.raises(ModelFileError, match="adapter type: 'inner'; expected one of bitfit, "):
+            mb.load(tmp_path / path)

@@ -1,10 +1,10 @@
-"""What every registered merge method keeps to, in every space it is defined in, for every adapter type."""
+"""What every registered merge method keeps to in every space it is defined in, and some of them for every family."""
 
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -36,6 +36,17 @@ ALONE = [
     if METHODS.get(name).learn is None and METHODS.get(name).survey is None and not METHODS.get(name).needs
 ]
 """Where what is done at a site depends on nothing else."""
+BY_ITSELF = [
+    (name, space)
+    for name, space in PAIRS
+    if METHODS.get(name).learn is None and not {"gram", "fisher"} & set(METHODS.get(name).needs)
+]
+"""Where one site and its Deltas are all that is needed."""
+ONE_OF_EACH = ("task_arithmetic", "ties", "tsv", "regmean", "distill")
+"""A linear method, one on entries, one by decomposition, one with statistics and one that learns.
+
+What a family brings into a merge meets nothing else in other methods: these merge every family, and all merge LoRA.
+"""
 ANY_BASIS = [(name, space) for name, space in PAIRS if "basis" not in METHODS.get(name).needs]
 
 
@@ -122,12 +133,18 @@ def test_its_own_weights_are_one_finite_number_for_each(method: Method, three: l
         assert all(math.isfinite(weight) for weight in weights)
 
 
-@pytest.mark.parametrize(
-    ("kind", "weight"), [("lora", 1.0), ("lora", 0.5), ("probe", 1.0), *((kind, -2.0) for kind in FAMILIES.names())]
-)
-def test_one_adapter_stays_itself_times_its_weight(
-    pair: tuple[Method, str], bert: mb.Encoder, kind: str, weight: float
-) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
+def test_one_adapter_stays_itself_times_its_weight(pair: tuple[Method, str], bert: mb.Encoder, weight: float) -> None:
+    _stays_itself(pair, bert, "lora", weight)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("kind", FAMILIES.names())
+def test_one_adapter_of_any_family_stays_itself_times_its_weight(bert: mb.Encoder, name: str, kind: str) -> None:
+    _stays_itself((METHODS.get(name), "full"), bert, kind, -2.0)
+
+
+def _stays_itself(pair: tuple[Method, str], bert: mb.Encoder, kind: str, weight: float) -> None:
     one = random_adapter(bert, "sst", kind=kind, targets="qv", train_layernorm=True)
     if "basis" in pair[0].needs and one.sites and one.basis is None:
         with pytest.raises(BasisError, match="sst trained without an orthogonal basis"):
@@ -307,34 +324,33 @@ def test_values_that_are_not_finite_are_refused(pair: tuple[Method, str], bert: 
         blend(pair, bert, adapters)
 
 
-def _one_site(method: Method, deltas: Sequence[Delta], space: str) -> Iterator[Delta]:
-    """The merged Delta of a site that stands alone, under the default options; none where a method needs more."""
-    if method.learn is None and not {"gram", "fisher"} & set(method.needs):
-        inner, leave = SPACES[space].enter(deltas)
-        names = [f"t{n}" for n in range(len(deltas))]
-        site = Site("site", names, inner, [1.0] * len(deltas), make_options(method, dict(method.one_stays or {})))
-        survey = method.survey([site]) if method.survey is not None else None
-        yield leave(method.merge(dataclasses.replace(site, survey=survey)))
+def _one_site(method: Method, deltas: Sequence[Delta], space: str) -> Delta:
+    """The merged Delta of a site that stands alone, under the options that leave one adapter as it is."""
+    inner, leave = SPACES[space].enter(deltas)
+    names = [f"t{n}" for n in range(len(deltas))]
+    site = Site("site", names, inner, [1.0] * len(deltas), make_options(method, dict(method.one_stays or {})))
+    survey = method.survey([site]) if method.survey is not None else None
+    return leave(method.merge(dataclasses.replace(site, survey=survey)))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_site_of_one_or_two_entries_is_merged(pair: tuple[Method, str], shape: tuple[int, int], count: int) -> None:
-    deltas = [LowRank(torch.full((shape[0], 1), 2.0), torch.full((1, shape[1]), 3.0)), Dense(torch.ones(shape))][:count]
-    for found in _one_site(pair[0], deltas, pair[1]):
+@pytest.mark.parametrize("pair", BY_ITSELF, ids="-".join, indirect=True)
+def test_a_site_of_one_or_two_entries_is_merged(pair: tuple[Method, str]) -> None:
+    for shape, count in itertools.product([(1, 1), (1, 2), (2, 1)], (1, 2)):
+        low = LowRank(torch.full((shape[0], 1), 2.0), torch.full((1, shape[1]), 3.0))
+        found = _one_site(pair[0], [low, Dense(torch.ones(shape))][:count], pair[1])
         assert found.shape == shape
         assert found.dense().isfinite().all()
         if count == 1 and pair[0].one_stays is not None:
             np.testing.assert_allclose(found.dense(), torch.full(shape, 6.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("pair", BY_ITSELF, ids="-".join, indirect=True)
 def test_dense_deltas_are_merged_as_their_factors_are(pair: tuple[Method, str], three: list[Adapter]) -> None:
     site = next(iter(three[0].sites))
     factors = [one.deltas()[site] for one in three]
-    low = list(_one_site(pair[0], factors, pair[1]))
-    full = list(_one_site(pair[0], [Dense(one.dense()) for one in factors], pair[1]))
-    for one, two in zip(low, full, strict=True):
-        np.testing.assert_allclose(one.dense(), two.dense(), atol=2e-5)
+    low = _one_site(pair[0], factors, pair[1])
+    full = _one_site(pair[0], [Dense(one.dense()) for one in factors], pair[1])
+    np.testing.assert_allclose(low.dense(), full.dense(), atol=2e-5)
 
 
 def test_the_merged_file_gives_the_model_back(pair: tuple[Method, str], bert: mb.Encoder, tmp_path: Path) -> None:

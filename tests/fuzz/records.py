@@ -10,12 +10,12 @@ from typing import Any
 from unittest.mock import patch
 
 import mergekit_bert as mb
-from mergekit_bert import api
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.ledger import Ledger
 from mergekit_bert.cli.report import after_training
 from mergekit_bert.composing import learning
 from mergekit_bert.composing.merging import MergeContext, merge, merge_inputs_of
+from mergekit_bert.composing.source import made_by
 from mergekit_bert.data.rows import Rows
 from mergekit_bert.data.task import Task, get_task
 from mergekit_bert.encoder.load import Base
@@ -257,7 +257,7 @@ def _comparison(shop: Workshop, folder: Path) -> None:
         found = method_comparison.MethodComparison(
             comparison_rows(results, tasks), None, {}, "dev", {"sst": 12, "sts": 12}
         )
-    made = {"comparison": comparison_fingerprint(inputs, shop.encoder, tasks), "made_by": api.made_by()}
+    made = {"comparison": comparison_fingerprint(inputs, shop.encoder, tasks), "made_by": made_by()}
     write_json(folder / "table.json", {**method_comparison.to_json(found), **made})
 
 

@@ -2,12 +2,27 @@
 
 import pytest
 
+import mergekit_bert as mb
+from mergekit_bert.adapters.family import FAMILIES
 from mergekit_bert.data.batches import Tokens
 from mergekit_bert.data.task import Task
+from mergekit_bert.training import bench
 from mergekit_bert.training.bench import Speed, seconds_of_run
 from mergekit_bert.training.config import TrainConfig
+from tests.tiny import tiny_rows
 
 SPEEDS = [Speed("fp32", 8, 10.0), Speed("fp32", 64, 20.0), Speed("bf16", 8, 40.0), Speed("bf16", 64, 100.0)]
+
+
+@pytest.mark.parametrize("kind", ["bitfit", "dora", "lora", "loha+prefix", "probe", "prompt"])
+def test_every_family_can_be_measured(bert: mb.Encoder, sst: Task, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(bench, "BATCH_SIZES", (2, 4))
+    family, train = FAMILIES.get(kind), TrainConfig(max_length=40)
+    options = family.options()
+    tokens = bench.tokens_of(bert, sst, tiny_rows(sst, 12), family, options, train)
+    speeds = bench.measure(bert, sst, tokens, family, options, train)
+    expected = [(precision, size) for precision in ("fp32", "bf16") for size in (2, 4)]
+    assert [(one.precision, one.batch_size) for one in speeds] == expected
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,6 @@ RECORD = Family(
     source="arXiv 2402.09353",
     options=LowRankOptions,
     sites=Sites(shapes=_shapes, init=_init, delta=_delta, module=_Beside, needs_weight=True),
-    shifts=lora.shifts,
     peft=replace(
         lora.PEFT, tensors={**lora.PEFT.tensors, "m": "lora_magnitude_vector"}, switches=frozenset({"use_dora"})
     ),

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from mergekit_bert.adapters.config import LowRankOptions
 from mergekit_bert.adapters.delta import Delta, Dense, LowRank, factors
-from mergekit_bert.adapters.families import lora
 from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
 
@@ -66,10 +65,10 @@ RECORD = Family(
     sites=Sites(
         shapes=_shapes, init=_init, delta=lambda tensors, config, weight: _delta(tensors, config), module=_Beside
     ),
-    shifts=lora.shifts,
     peft=Peft(
         type="LOHA",
         tensors={name: f"hada_{name}" for name in _TENSORS},
         options={"rank": "r", "alpha": "alpha", "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"},
+        lacks=("rank_stabilized",),
     ),
 )

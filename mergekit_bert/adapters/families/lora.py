@@ -8,14 +8,13 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mergekit_bert.adapters.config import AdapterConfig, LowRankOptions
 from mergekit_bert.adapters.delta import LowRank
 from mergekit_bert.adapters.family import Family, Peft, Sites, Size, Tensors, Weight
 from mergekit_bert.adapters.linear import AdaptedLinear, adapted_linear
-from mergekit_bert.encoder.sites import shift_names
 
 
 def shapes(config: LowRankOptions, size: Size) -> dict[str, tuple[int, ...]]:
@@ -37,11 +36,6 @@ def init(
 def low_rank(tensors: Tensors, config: LowRankOptions) -> LowRank:
     """``scale · B @ A``."""
     return LowRank(config.scale * tensors["B"], tensors["A"])
-
-
-def shifts(config: LowRankOptions, tree: nn.Module) -> list[str]:
-    """The biases and norms that the options ask for."""
-    return shift_names(tree, config.train_bias, config.train_layernorm)
 
 
 class _Beside(AdaptedLinear):
@@ -79,6 +73,5 @@ RECORD = Family(
         module=_Beside,
         basis_tensor="A",
     ),
-    shifts=shifts,
     peft=PEFT,
 )

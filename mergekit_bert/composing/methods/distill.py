@@ -21,6 +21,7 @@ from torch.nn import functional
 from mergekit_bert.adapters.attach import attach, cast_frozen, copies, fold
 from mergekit_bert.adapters.config import AdapterConfig
 from mergekit_bert.adapters.delta import Delta, LowRank, delta_of, svd
+from mergekit_bert.adapters.families import lora
 from mergekit_bert.adapters.patch import Part, Patch
 from mergekit_bert.composing.learning import Answers, FeatureExtractor, MergeObjective, descend
 from mergekit_bert.composing.linear import weighted_sum
@@ -220,7 +221,7 @@ def _student(
     model = classifier(shared, first.task, first.head)
     config = AdapterConfig(rank=1, alpha=1.0)  # a scale of 1: the factors are the Delta
     values = {site: delta.tensors() for site, delta in factors.items() if delta.rank}
-    placed = attach(model, "lora", values, frozenset(), config, generator(0))
+    placed = attach(model, lora.RECORD.name, values, frozenset(), config, generator(0))
     cast_frozen(model.encoder, dtype, known)
     tree = dataclasses.replace(shared, model=model.encoder)
     owns = {task: own for one in context.merge_inputs for task, own in one.own.items()}
