@@ -267,7 +267,7 @@ for make in (
     lambda: mb.AdapterConfig(rank_pattern={"q": "2"}),
     lambda: mb.Recipe(weights=[("sst", 1)]),
     lambda: mb.Recipe(layers={"q": 1}),
-    lambda: mb.Task("t", "classify", "sentence", ("f1",)),
+    lambda: mb.Task("t", "classify", ("sentence", 3), ("f1",)),
     lambda: mb.Task(3, "classify", ("sentence",), ("f1",)),
 ):
     try:

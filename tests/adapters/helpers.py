@@ -80,7 +80,7 @@ def random_adapter(
             for name, value in made.items()
         }
     parameters = dict(encoder.model.named_parameters())
-    shifted = record.shifts(config, encoder.model) if record.shifts else []
+    shifted = record.shifted(config, encoder.model)
     return Adapter(
         type=record.name,
         config=config,
