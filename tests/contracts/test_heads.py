@@ -274,7 +274,9 @@ def test_a_folder_answers_in_the_range_of_its_task(bert: mb.Encoder, head: Head,
     assert mb.predictor(again, base=bert).outputs("stars", rows) == pytest.approx(expected, abs=2e-4)
 
 
-def test_a_head_without_a_layer_of_outputs_is_scaled_by_who_reads_it(bert: mb.Encoder, tmp_path: Path) -> None:
+def test_a_head_without_a_layer_of_outputs_is_scaled_by_who_reads_it(
+    bert: mb.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The dot product of two projections (Eq. 2 of the seed study): no layer could take the range's offset."""
 
     class Dot(torch.nn.Module):
@@ -292,6 +294,7 @@ def test_a_head_without_a_layer_of_outputs_is_scaled_by_who_reads_it(bert: mb.En
         def compare(self, config: Any, task: mb.Task) -> torch.nn.Module:
             return Dot(config.hidden_size)
 
+    monkeypatch.setattr(HEADS, "_added", {})
     mb.register(Projected())
     for stream in (False, True):
         test_a_folder_answers_in_the_range_of_its_task(bert, Projected(), stream, tmp_path / str(stream))
