@@ -126,7 +126,7 @@ def test_threads_do_not_disturb_each_other(bert: mb.Encoder) -> None:
 
 def test_a_routed_module_asks_whose_the_rows_are(bert: mb.Encoder) -> None:
     tree = attach_routed(bert, [random_adapter(bert, "sst").part("sst")])
-    with pytest.raises(RuntimeError, match="whose the rows are"):
+    with pytest.raises(RuntimeError, match="needs a layout with adapters"):
         tree(**bert.tokenizer("good film", return_tensors="pt"))
 
 
