@@ -113,8 +113,9 @@ def _show_warning(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 the user can fix it (one line says how), 2 usage."""
-    # Read when torch is loaded. Threads that wait spin otherwise, and on a busy machine take the cores from the others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded. OpenMP threads spin long while they wait, and on a busy machine take others' cores.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     warnings.showwarning = _show_warning
     with standard_streams() as out:
         code = _run() or _end(out)
