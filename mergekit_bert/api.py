@@ -452,7 +452,8 @@ def predict(
     """Predictions of ``model`` for ``texts``; ``task`` may be omitted if the model has one task.
 
     One text (for a task of two texts, a tuple of two) gives one prediction; a list of them, a dict of columns, a table
-    of pandas or datasets, Rows or the path of a file gives a list. Raises DataError naming the row for anything else.
+    of pandas or datasets, Rows or the ``Path`` of a file gives a list. A string is always a text, also if a file has
+    that name. Raises DataError naming the row for anything else.
     """
     answering = predictor(model, base=base)
     found = the_task(answering.model, task)

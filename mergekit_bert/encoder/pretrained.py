@@ -1,8 +1,8 @@
 """Loads a folder's configuration, tokenizer and model: the only module that calls the loaders of transformers.
 
-No code and no pickle of a folder is ever run, nothing is asked of the user, and nothing is allocated before the
-shapes of the weights on disk account for it: transformers gets a configuration that was read and vetted here
-(:mod:`~mergekit_bert.encoder.vetting`), and tensors instead of the folder. Whatever goes wrong is one line.
+Code and pickles in a folder are never executed, the user is never prompted, and memory is allocated only after the
+shapes of the weights on disk have been compared with the configuration. transformers gets a configuration that
+:mod:`~mergekit_bert.encoder.vetting` has checked, and tensors instead of the folder. Errors are one line.
 """
 
 import contextlib

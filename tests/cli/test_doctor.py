@@ -85,7 +85,7 @@ def test_what_exists_is_overwritten_by_force_alone(home: Path, tmp_path: Path) -
         assert done.code == 1
         assert str(path) in done.err
         assert "--force" in done.err
-        assert "invariant" not in done.out, "it is told before any work"
+        assert "invariant" not in done.out, "the error comes before any work"
         assert path.read_text() == "mine"
         assert mbert("doctor", *FEW, option, path, "--force", here=home).code == 0
         assert path.read_bytes() != b"mine"
